@@ -1,0 +1,51 @@
+// The only place that reads environment variables.
+// SPDX-License-Identifier: Apache-2.0
+#include "core/env.h"
+
+#include <array>
+#include <cstdlib>
+#include <string_view>
+
+#include "core/check.h"
+
+namespace hadal::env {
+namespace {
+
+constexpr std::array<Variable, 3> kTable = {{
+    {"HADAL_ISA", "", "CPU kernels to use: portable, avx2 or avx512; empty picks the best that runs"},
+    {"HADAL_TRACE", "0", "1 adds source file, line and expression to errors"},
+    {"HADAL_SABOTAGE", "",
+     "plants a named fault, to show that scripts/resume_check.sh notices it: rng, microbatch, counts, "
+     "position"},
+}};
+
+std::string read(const char* name) {
+  for (const Variable& variable : kTable) {
+    if (std::string_view(variable.name) != name) continue;
+    const char* value = std::getenv(name);
+    return value != nullptr ? value : variable.fallback;
+  }
+  HADAL_UNREACHABLE(concat("environment variable ", name, " is not in the table"));
+}
+
+std::string read_one_of(const char* name, std::initializer_list<std::string_view> allowed) {
+  const std::string value = read(name);
+  std::string list;
+  for (std::string_view option : allowed) {
+    if (value == option) return value;
+    if (!option.empty()) list += concat(list.empty() ? "" : ", ", option);
+  }
+  HADAL_FAIL(name, " is '", value, "'; use one of: ", list);
+}
+
+}  // namespace
+
+std::span<const Variable> table() { return kTable; }
+
+std::string isa() { return read_one_of("HADAL_ISA", {"", "portable", "avx2", "avx512"}); }
+bool trace() { return read("HADAL_TRACE") == "1"; }
+std::string sabotage() {
+  return read_one_of("HADAL_SABOTAGE", {"", "rng", "microbatch", "counts", "position"});
+}
+
+}  // namespace hadal::env

@@ -1,0 +1,22 @@
+// Environment variables: one table, printed by `hadal env`. Debugging only, never model behaviour.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <span>
+#include <string>
+
+namespace hadal::env {
+
+struct Variable {
+  const char* name;
+  const char* fallback;
+  const char* meaning;
+};
+
+std::span<const Variable> table();
+
+std::string isa();       // HADAL_ISA: "", "portable", "avx2" or "avx512"
+bool trace();            // HADAL_TRACE: errors also print their place in the source
+std::string sabotage();  // HADAL_SABOTAGE: a named fault for the tests of scripts/resume_check.sh
+
+}  // namespace hadal::env

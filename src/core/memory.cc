@@ -1,0 +1,109 @@
+// Pool: size classes with free lists over aligned system memory.
+// SPDX-License-Identifier: Apache-2.0
+#include "core/memory.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+namespace hadal {
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+
+size_t align_up(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+// Four classes per power of two: at most a quarter is wasted and sizes that differ slightly share.
+size_t size_class(size_t bytes) {
+  bytes = std::max<size_t>(bytes, 256);
+  const size_t step = std::bit_floor(bytes - 1) / 4;
+  return align_up((bytes + step - 1) / step * step);
+}
+
+}  // namespace
+
+size_t tensor_bytes(DType dtype, const Shape& shape) {
+  return align_up(static_cast<size_t>(shape.num_elements()) * dtype_size(dtype));
+}
+
+Block::Block(Block&& other) noexcept
+    : pool_(std::exchange(other.pool_, nullptr)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      capacity_(std::exchange(other.capacity_, 0)),
+      used_(std::exchange(other.used_, 0)) {}
+
+Block& Block::operator=(Block&& other) noexcept {
+  if (this != &other) {
+    if (pool_ != nullptr) pool_->give_back(data_, capacity_);
+    pool_ = std::exchange(other.pool_, nullptr);
+    data_ = std::exchange(other.data_, nullptr);
+    size_ = std::exchange(other.size_, 0);
+    capacity_ = std::exchange(other.capacity_, 0);
+    used_ = std::exchange(other.used_, 0);
+  }
+  return *this;
+}
+
+Block::~Block() {
+  if (pool_ != nullptr) pool_->give_back(data_, capacity_);
+}
+
+Tensor Block::tensor(DType dtype, Shape shape) {
+  const size_t bytes = tensor_bytes(dtype, shape);
+  HADAL_CHECK(used_ + bytes <= size_, "a block of ", size_, " bytes has ", size_ - used_,
+              " left and was asked for ", bytes, ": its _bytes function is wrong");
+  Tensor view(static_cast<char*>(data_) + used_, dtype, shape);
+  used_ += bytes;
+  return view;
+}
+
+Pool::~Pool() {
+  for (auto& [capacity, list] : free_)
+    for (void* data : list) std::free(data);
+}
+
+Block Pool::take(size_t bytes) {
+  const size_t capacity = size_class(bytes);
+  std::vector<void*>& list = free_[capacity];
+  Block block;
+  if (!list.empty()) {
+    block.data_ = list.back();
+    list.pop_back();
+  } else {
+    const size_t alignment = capacity >= kHugePage ? kHugePage : kAlignment;
+    const size_t rounded = (capacity + alignment - 1) / alignment * alignment;
+    block.data_ = std::aligned_alloc(alignment, rounded);
+    HADAL_CHECK(block.data_ != nullptr, "out of memory: could not get ", capacity >> 20,
+                " MiB; use a smaller batch or model");
+    if (capacity >= kHugePage) madvise(block.data_, rounded, MADV_HUGEPAGE);
+    ++system_allocations_;
+  }
+#ifndef NDEBUG
+  // NOTE: all-ones is NaN in every float type: a result that was never written shows up in tests.
+  std::memset(block.data_, 0xff, capacity);
+#endif
+  block.pool_ = this;
+  block.size_ = capacity;
+  block.capacity_ = capacity;
+  in_use_ += capacity;
+  peak_ = std::max(peak_, in_use_);
+  return block;
+}
+
+Block Pool::take_tensor(DType dtype, Shape shape, Tensor* out) {
+  Block block = take(tensor_bytes(dtype, shape));
+  *out = block.tensor(dtype, shape);
+  return block;
+}
+
+void Pool::give_back(void* data, size_t capacity) {
+  free_[capacity].push_back(data);
+  in_use_ -= capacity;
+}
+
+}  // namespace hadal
