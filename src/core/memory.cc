@@ -88,7 +88,7 @@ Block Pool::take(size_t bytes) {
   std::memset(block.data_, 0xff, capacity);
 #endif
   block.pool_ = this;
-  block.size_ = capacity;
+  block.size_ = bytes;
   block.capacity_ = capacity;
   in_use_ += capacity;
   peak_ = std::max(peak_, in_use_);

@@ -1,0 +1,141 @@
+// Batch and Step: host sequences to device tensors.
+// SPDX-License-Identifier: Apache-2.0
+#include "model/batch.h"
+
+#include <algorithm>
+
+#include "model/bytes.h"
+#include "ops/rope.h"
+
+namespace hadal {
+namespace {
+
+// What one Packed and its token arrays are filled from.
+struct Host {
+  std::vector<int32_t> offsets = {0}, positions, rows, ids, targets;
+  int64_t max_len = 0;
+
+  void end_sequence() {
+    max_len = std::max<int64_t>(max_len, static_cast<int64_t>(positions.size()) - offsets.back());
+    offsets.push_back(static_cast<int32_t>(positions.size()));
+  }
+  int64_t num_tokens() const { return static_cast<int64_t>(positions.size()); }
+  int64_t num_targets() const {
+    return static_cast<int64_t>(targets.size()) - std::count(targets.begin(), targets.end(), -1);
+  }
+};
+
+Tensor upload(Block& memory, const std::vector<int32_t>& values) {
+  Tensor t = memory.tensor(DType::kI32, {static_cast<int64_t>(values.size())});
+  std::copy(values.begin(), values.end(), t.data<int32_t>());
+  return t;
+}
+
+size_t host_bytes(const Config& c, const Host& h, DType stat) {
+  ByteCount n;
+  for (const auto* list : {&h.offsets, &h.positions, &h.rows, &h.ids, &h.targets})
+    n.add(DType::kI32, {static_cast<int64_t>(list->size())});
+  return n.add(stat, {h.num_tokens(), c.qk_rope_head_dim}).add(DType::kF64, {c.qk_rope_head_dim / 2}).total();
+}
+
+Packed upload_packed(Context& ctx, const Config& c, Block& memory, const Host& h, DType stat) {
+  Packed seq;
+  seq.num_tokens = h.num_tokens();
+  seq.num_seqs = static_cast<int64_t>(h.offsets.size()) - 1;
+  seq.max_len = h.max_len;
+  seq.offsets = upload(memory, h.offsets);
+  seq.positions = upload(memory, h.positions);
+  seq.rope = memory.tensor(stat, {seq.num_tokens, c.qk_rope_head_dim});
+  const std::vector<double> frequencies = rope_inv_freq(c);
+  const Tensor inv_freq = memory.tensor(DType::kF64, {c.qk_rope_head_dim / 2});
+  std::copy(frequencies.begin(), frequencies.end(), inv_freq.data<double>());
+  ops::rope_table(ctx, seq.positions, inv_freq, rope_magnitude(c), seq.rope);   // [T, Dr]
+  return seq;
+}
+
+// Depth k of the sequences; depth 0 is the main model. first_row[s]: where s begins in depth k-1, or
+// -1; on return, where it begins in depth k.
+Host host_depth(const std::vector<Sequence>& sequences, int64_t k, std::vector<int64_t>& first_row) {
+  Host h;
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    const Sequence& sequence = sequences[s];
+    const int64_t n = static_cast<int64_t>(sequence.ids.size()) - k;
+    const int64_t begin = h.num_tokens();
+    if (n <= 0) {
+      first_row[s] = -1;
+      continue;
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      h.positions.push_back(static_cast<int32_t>(i));
+      h.rows.push_back(static_cast<int32_t>(first_row[s] + i));
+      h.ids.push_back(sequence.ids[static_cast<size_t>(i + k)]);
+      h.targets.push_back(sequence.targets[static_cast<size_t>(i + k)]);
+    }
+    h.end_sequence();
+    first_row[s] = begin;
+  }
+  return h;
+}
+
+}  // namespace
+
+Batch make_batch(Context& ctx, const Config& c, const std::vector<Sequence>& sequences, int64_t num_mtp,
+                 DType act) {
+  HADAL_CHECK(!sequences.empty(), "a batch needs at least one sequence");
+  for (const Sequence& s : sequences)
+    HADAL_CHECK(!s.ids.empty() && s.ids.size() == s.targets.size(), "a sequence has ", s.ids.size(),
+                " tokens and ", s.targets.size(), " targets; it needs as many of each, one or more");
+  HADAL_CHECK(num_mtp >= 0 && num_mtp <= c.num_nextn_predict_layers, num_mtp,
+              " MTP depths were asked for, the model has ", c.num_nextn_predict_layers);
+  const DType stat = stat_dtype(act);
+  std::vector<int64_t> first_row(sequences.size(), 0);
+  std::vector<Host> depths;
+  size_t bytes = 0;
+  for (int64_t k = 0; k <= num_mtp; ++k) {
+    depths.push_back(host_depth(sequences, k, first_row));
+    bytes += host_bytes(c, depths.back(), stat);
+  }
+  Batch batch;
+  batch.memory = ctx.memory.take(bytes);
+  for (size_t k = 0; k < depths.size(); ++k) {
+    const Host& h = depths[k];
+    Batch::Depth d;
+    d.seq = upload_packed(ctx, c, batch.memory, h, stat);
+    d.rows = upload(batch.memory, h.rows);
+    d.ids = upload(batch.memory, h.ids);
+    d.targets = upload(batch.memory, h.targets);
+    d.num_targets = h.num_targets();
+    if (k > 0) {
+      batch.mtp.push_back(d);
+      continue;
+    }
+    batch.seq = d.seq;
+    batch.ids = d.ids;
+    batch.targets = d.targets;
+    batch.num_targets = d.num_targets;
+  }
+  return batch;
+}
+
+Step make_step(Context& ctx, const Config& c, const std::vector<int32_t>& ids,
+               const std::vector<int64_t>& starts, const std::vector<int64_t>& lengths, DType act) {
+  HADAL_CHECK(starts.size() == lengths.size(), "a step has ", starts.size(), " starts and ",
+              lengths.size(), " lengths");
+  Host h;
+  h.ids = ids;
+  for (size_t s = 0; s < starts.size(); ++s) {
+    for (int64_t i = 0; i < lengths[s]; ++i)
+      h.positions.push_back(static_cast<int32_t>(starts[s] + i));
+    h.end_sequence();
+  }
+  HADAL_CHECK(h.num_tokens() == static_cast<int64_t>(ids.size()), "a step of ", h.num_tokens(),
+              " positions has ", ids.size(), " tokens");
+  Step step;
+  const DType stat = stat_dtype(act);
+  step.memory = ctx.memory.take(host_bytes(c, h, stat));
+  step.seq = upload_packed(ctx, c, step.memory, h, stat);
+  step.ids = upload(step.memory, h.ids);
+  return step;
+}
+
+}  // namespace hadal

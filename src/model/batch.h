@@ -1,0 +1,53 @@
+// Batch: one micro-batch as the model reads it, the shifted inputs of each MTP depth included.
+//
+//   T tokens   S sequences   k MTP depth (1, 2, ...)   Tk its tokens   Dr rope width
+//
+// Depth k sees, at position i of a sequence of n tokens, the state of depth k-1 at i and the token at
+// i+k, and predicts the target of position i+k; so it has n-k positions (report, 2.2). Sequences of
+// k tokens or fewer take no part in depth k.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/context.h"
+#include "core/packed.h"
+#include "model/config.h"
+
+namespace hadal {
+
+// A sequence on the host: targets[i] is the token to predict at i, -1 for none.
+struct Sequence {
+  std::vector<int32_t> ids, targets;
+};
+
+struct Batch {
+  struct Depth {
+    Packed seq;
+    Tensor rows;              // [Tk] i32   rows of depth k-1 (k = 1: of the main model)
+    Tensor ids;               // [Tk] i32
+    Tensor targets;           // [Tk] i32
+    int64_t num_targets = 0;  // targets that are not -1
+  };
+  Block memory;
+  Packed seq;
+  Tensor ids, targets;        // [T] i32  [T] i32
+  int64_t num_targets = 0;
+  std::vector<Depth> mtp;     // mtp[k-1] is depth k; seq.num_tokens may be 0
+};
+
+// `num_mtp` depths; rope tables in the statistics type of `act`.
+Batch make_batch(Context& ctx, const Config& config, const std::vector<Sequence>& sequences,
+                 int64_t num_mtp, DType act);
+
+// The tokens of a decode step: sequence s adds lengths[s] tokens after its first starts[s].
+struct Step {
+  Block memory;
+  Packed seq;
+  Tensor ids;                 // [T] i32
+};
+Step make_step(Context& ctx, const Config& config, const std::vector<int32_t>& ids,
+               const std::vector<int64_t>& starts, const std::vector<int64_t>& lengths, DType act);
+
+}  // namespace hadal

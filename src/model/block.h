@@ -1,0 +1,71 @@
+// One transformer layer: h = x + MLA(norm(x)); y = h + FFN(norm(h)), in stages attn / dispatch / mlp /
+// combine, so that two micro-batches can overlap (report, 3.2.1, figure 4).
+//
+//   T tokens   D model width
+//
+// forward(), backward_input() and backward_weight() call the stages in order; a dense layer has the
+// same stages, its dispatch and combine without a transfer. Norms are recomputed (3.2.3).
+// REQUIRES: x stays unchanged until attn_backward.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "model/mla.h"
+#include "model/mlp.h"
+#include "model/moe.h"
+
+namespace hadal::block {
+
+using Weights = Params<Operand>;
+using Grads = Params<Tensor>;
+
+// What one layer computes with.
+struct Layer {
+  const Config& config;
+  const Weights& w;
+  Exchange& exchange;
+  bool is_moe;
+};
+
+struct [[nodiscard]] Saved {
+  Packed seq;
+  Tensor x;                       // [T, D]   the caller's
+  Block memory;
+  Tensor h, attn_rstd, ffn_rstd;  // [T, D]  [T]  [T]
+  mla::Saved attn;
+  mlp::Saved mlp;                 // dense layers
+  moe::Saved moe;                 // the others
+  Block scratch;                  // between dispatch_forward and combine_forward
+  Tensor h_n, y_mlp;              // [T, D]  [T, D]
+};
+struct [[nodiscard]] Deferred {
+  Block memory;
+  Tensor x_n, h_n, dh, dy;        // [T, D] each
+  Tensor dattn_norm, dffn_norm;   // [D]  [D]
+  mla::Deferred attn;
+  mlp::Deferred mlp;
+  moe::Deferred moe;
+  bool is_moe = false;
+};
+
+Saved attn_forward(Context& ctx, const Layer& layer, const Packed& seq, In x);
+void dispatch_forward(Context& ctx, const Layer& layer, Saved& s);
+void mlp_forward(Context& ctx, const Layer& layer, Saved& s);
+void combine_forward(Context& ctx, const Layer& layer, Saved& s, Out y);
+
+Deferred combine_backward(Context& ctx, const Layer& layer, Saved& s, In dy);
+void mlp_backward(Context& ctx, const Layer& layer, Saved& s, Deferred& d);
+void dispatch_backward(Context& ctx, const Layer& layer, Saved& s, double balance_scale, Deferred& d);
+void attn_backward(Context& ctx, const Layer& layer, Saved&& s, Deferred& d, Out dx);
+void mlp_backward_weight(Context& ctx, Deferred& d, Grads& dw);   // dw += ...
+void attn_backward_weight(Context& ctx, Deferred& d, Grads& dw);  // dw += ...
+
+Saved forward(Context& ctx, const Layer& layer, const Packed& seq, In x, Out y);
+Deferred backward_input(Context& ctx, const Layer& layer, Saved&& saved, double balance_scale, In dy,
+                        Out dx);
+void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw);
+
+// T new tokens through the layer with the latent cache; x and y may be the same.
+void decode(Context& ctx, const Layer& layer, const Packed& seq, const ops::LatentPages& cache, In x,
+            Out y);
+
+}  // namespace hadal::block

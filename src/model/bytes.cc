@@ -1,0 +1,179 @@
+// The _bytes functions: one line per tensor that a Saved or Deferred holds.
+// SPDX-License-Identifier: Apache-2.0
+#include "model/bytes.h"
+
+#include <algorithm>
+
+#include "model/params.h"
+
+namespace hadal {
+namespace {
+constexpr int64_t kRows = 128;  // rows of a page; ops::kPageRows, checked in model/row_pool.cc
+}
+
+int64_t loss_chunk_tokens(const Config& c) {
+  return std::max<int64_t>(1, kLossChunkElements / c.vocab_size);
+}
+
+namespace mla {
+
+size_t saved_bytes(const Config& c, int64_t T, DType act) {
+  const int64_t H = c.num_attention_heads;
+  ByteCount n;
+  n.add(act, {T, c.latent_dim()})              // kv_lat
+      .add(stat_dtype(act), {T})               // kv_rstd
+      .add(act, {T, H * c.v_head_dim})         // out
+      .add(stat_dtype(act), {H, T});           // lse
+  if (c.q_lora_rank > 0) n.add(act, {T, c.q_lora_rank}).add(stat_dtype(act), {T});  // q_lat, q_rstd
+  return n.total();
+}
+
+size_t deferred_bytes(const Config& c, int64_t T, DType act) {
+  const int64_t H = c.num_attention_heads;
+  ByteCount n;
+  n.add(act, {T, H * c.qk_head_dim()})                              // dq
+      .add(act, {T, H * (c.qk_nope_head_dim + c.v_head_dim)})       // dkv
+      .add(act, {T, c.latent_dim()})                                // dkv_lat
+      .add(act, {T, c.kv_lora_rank})                                // kv_n
+      .add(stat_dtype(act), {c.kv_lora_rank});                      // dkv_norm
+  if (c.q_lora_rank > 0)
+    n.add(act, {T, c.q_lora_rank}).add(act, {T, c.q_lora_rank}).add(stat_dtype(act), {c.q_lora_rank});
+  return n.total();
+}
+
+}  // namespace mla
+
+namespace mlp {
+
+size_t saved_bytes(int64_t F, int64_t T, DType act) { return tensor_bytes(act, {T, 2 * F}); }
+
+size_t deferred_bytes(int64_t F, int64_t T, DType act) {
+  return ByteCount().add(act, {T, 2 * F}).add(act, {T, F}).total();  // dgate_up, hidden
+}
+
+}  // namespace mlp
+
+namespace gate {
+
+size_t saved_bytes(const Config& c, int64_t T, int64_t num_seqs, DType act) {
+  return ByteCount()
+      .add(stat_dtype(act), {T, c.n_routed_experts})          // scores
+      .add(DType::kI32, {T, c.num_experts_per_tok})           // topk_idx
+      .add(stat_dtype(act), {T, c.num_experts_per_tok})       // topk_weight
+      .add(stat_dtype(act), {num_seqs, c.n_routed_experts})   // fraction
+      .add(stat_dtype(act), {num_seqs})                       // balance
+      .total();
+}
+
+size_t deferred_bytes(const Config& c, int64_t T, DType act) {
+  return tensor_bytes(stat_dtype(act), {T, c.n_routed_experts});  // dlogits
+}
+
+}  // namespace gate
+
+namespace experts {
+
+size_t page_bytes(const Config& c, DType act) {
+  return static_cast<size_t>(kRows * (c.hidden_size + 2 * c.moe_intermediate_size)) * dtype_size(act);
+}
+
+int64_t max_pages(const Config& c, int64_t T) {
+  const int64_t rows = T * c.num_experts_per_tok;
+  const int64_t nonempty = std::min(rows, c.n_routed_experts);
+  return (rows - nonempty) / kRows + nonempty;
+}
+
+size_t saved_bytes(const Config& c, int64_t T, DType act) {
+  const int64_t P = max_pages(c, T);
+  return ByteCount()
+      .add(DType::kI32, {c.n_routed_experts})           // counts
+      .add(DType::kI32, {c.n_routed_experts + 1})       // page_begin
+      .add(DType::kI32, {P})                            // page
+      .add(DType::kI32, {T, c.num_experts_per_tok})     // row_of_choice
+      .add(stat_dtype(act), {P * kRows})                // row_weight
+      .total();
+}
+
+size_t deferred_bytes(const Config& c, int64_t T, DType act) {
+  const int64_t P = max_pages(c, T), D = c.hidden_size, F = c.moe_intermediate_size;
+  return ByteCount()
+      .add(act, {P, kRows, D})                     // dy
+      .add(act, {P, kRows, F})                     // hidden
+      .add(act, {P, kRows, 2 * F})                 // dgate_up
+      .total();
+}
+
+}  // namespace experts
+
+namespace block {
+
+size_t saved_bytes(const Config& c, int64_t T, int64_t num_seqs, bool is_moe, DType act) {
+  size_t total = ByteCount()
+                     .add(act, {T, c.hidden_size})      // h
+                     .add(stat_dtype(act), {T})         // attn_rstd
+                     .add(stat_dtype(act), {T})         // ffn_rstd
+                     .total() +
+                 mla::saved_bytes(c, T, act);
+  if (!is_moe) return total + mlp::saved_bytes(c.intermediate_size, T, act);
+  total += gate::saved_bytes(c, T, num_seqs, act) + experts::saved_bytes(c, T, act) +
+           static_cast<size_t>(experts::max_pages(c, T)) * experts::page_bytes(c, act);
+  if (c.n_shared_experts > 0) total += mlp::saved_bytes(c.shared_intermediate_size(), T, act);
+  return total;
+}
+
+size_t deferred_bytes(const Config& c, int64_t T, bool is_moe, DType act) {
+  size_t total = ByteCount()
+                     .add(act, {T, c.hidden_size})                  // x_n
+                     .add(act, {T, c.hidden_size})                  // h_n
+                     .add(act, {T, c.hidden_size})                  // dh
+                     .add(act, {T, c.hidden_size})                  // dy
+                     .add(stat_dtype(act), {c.hidden_size})         // dattn_norm
+                     .add(stat_dtype(act), {c.hidden_size})         // dffn_norm
+                     .total() +
+                 mla::deferred_bytes(c, T, act);
+  if (!is_moe) return total + mlp::deferred_bytes(c.intermediate_size, T, act);
+  total += gate::deferred_bytes(c, T, act) + experts::deferred_bytes(c, T, act);
+  if (c.n_shared_experts > 0) total += mlp::deferred_bytes(c.shared_intermediate_size(), T, act);
+  return total;
+}
+
+}  // namespace block
+
+namespace head {
+
+size_t saved_bytes(const Config& c, int64_t T, DType act) {
+  ByteCount n;
+  n.add(stat_dtype(act), {T}).add(stat_dtype(act), {T});  // lse, loss
+  if (T <= loss_chunk_tokens(c)) n.add(stat_dtype(act), {T, c.vocab_size});
+  return n.total();
+}
+
+}  // namespace head
+
+int64_t cache_bytes_per_token(const Config& c, DType dtype, int64_t num_mtp) {
+  return (c.num_hidden_layers + num_mtp) * c.latent_dim() * static_cast<int64_t>(dtype_size(dtype));
+}
+
+ParamCounts count_params(const Config& c) {
+  ParamCounts counts;
+  ModelParams<char> tree;
+  resize(c, tree);
+  const int64_t idle_experts = c.n_routed_experts - c.num_experts_per_tok;
+  for_each_param(
+      c,
+      [&](const ParamInfo& info, char&) {
+        if (!info.trained()) return;
+        const int64_t n = info.shape.num_elements();
+        (info.name.rfind("mtp.", 0) == 0 ? counts.mtp : counts.main) += n;
+      },
+      tree);
+  const int64_t moe_layers = std::max<int64_t>(0, c.num_hidden_layers - c.first_k_dense_replace);
+  counts.activated =
+      counts.main - moe_layers * idle_experts * 3 * c.hidden_size * c.moe_intermediate_size;
+  // NOTE: a tied table is read for the head as well, so it stays.
+  counts.activated_head_only =
+      counts.activated - (c.tie_word_embeddings ? 0 : c.vocab_size * c.hidden_size);
+  return counts;
+}
+
+}  // namespace hadal

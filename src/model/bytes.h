@@ -1,0 +1,69 @@
+// Bytes that each module keeps: forward -> backward (saved) and backward_input -> backward_weight
+// (deferred), and per token in the latent cache. What forward allocates with, `hadal info` prints and
+// a planner sums.
+//
+//   T tokens of a micro-batch   act: dtype of activations
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "core/memory.h"
+#include "model/config.h"
+
+namespace hadal {
+
+// Sums the aligned sizes of tensors that share a Block.
+class ByteCount {
+ public:
+  ByteCount& add(DType dtype, const Shape& shape) {
+    total_ += tensor_bytes(dtype, shape);
+    return *this;
+  }
+  size_t total() const { return total_; }
+
+ private:
+  size_t total_ = 0;
+};
+
+// Tokens of a chunk of the loss: all logits at once never exceed kLossChunkElements.
+inline constexpr int64_t kLossChunkElements = int64_t{1} << 24;
+int64_t loss_chunk_tokens(const Config& config);
+
+namespace mla {
+size_t saved_bytes(const Config& config, int64_t T, DType act);
+size_t deferred_bytes(const Config& config, int64_t T, DType act);  // beyond what Saved hands on
+}  // namespace mla
+namespace mlp {
+size_t saved_bytes(int64_t F, int64_t T, DType act);
+size_t deferred_bytes(int64_t F, int64_t T, DType act);
+}  // namespace mlp
+namespace gate {
+size_t saved_bytes(const Config& config, int64_t T, int64_t num_seqs, DType act);
+size_t deferred_bytes(const Config& config, int64_t T, DType act);
+}  // namespace gate
+namespace experts {
+size_t page_bytes(const Config& config, DType act);                       // one page of the row pool
+int64_t max_pages(const Config& config, int64_t T);                       // worst case of T local tokens
+size_t saved_bytes(const Config& config, int64_t T, DType act);           // beside the pages
+size_t deferred_bytes(const Config& config, int64_t T, DType act);        // worst case
+}  // namespace experts
+namespace block {
+size_t saved_bytes(const Config& config, int64_t T, int64_t num_seqs, bool is_moe, DType act);
+size_t deferred_bytes(const Config& config, int64_t T, bool is_moe, DType act);
+}  // namespace block
+namespace head {
+size_t saved_bytes(const Config& config, int64_t T, DType act);
+}  // namespace head
+
+// Latent cache of one token over all layers; MTP modules that speculate add theirs.
+int64_t cache_bytes_per_token(const Config& config, DType dtype, int64_t num_mtp);
+
+// Number of parameters, router biases not counted (they are not trained).
+struct ParamCounts {
+  int64_t main = 0;                   // without MTP
+  int64_t mtp = 0;                    // own parameters of all MTP modules
+  int64_t activated = 0;              // main model, per token, with embedding and head
+  int64_t activated_head_only = 0;    // without the embedding
+};
+ParamCounts count_params(const Config& config);
+
+}  // namespace hadal

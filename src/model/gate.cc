@@ -1,0 +1,66 @@
+// The gate and its backward in two halves (notes, section 7).
+//
+//   T tokens   D model width   E experts   K choices of a token
+// SPDX-License-Identifier: Apache-2.0
+#include "model/gate.h"
+
+#include <utility>
+
+#include "model/bytes.h"
+#include "ops/gemm.h"
+
+namespace hadal::gate {
+
+ops::GateRule rule(const Config& c) {
+  return {.n_group = c.n_group,
+          .topk_group = c.topk_group,
+          .num_experts_per_tok = c.num_experts_per_tok,
+          .scoring =
+              c.scoring_func == ScoringFunc::kSigmoid ? ops::Scoring::kSigmoid : ops::Scoring::kSoftmax,
+          .group_score = c.topk_method == TopkMethod::kNoauxTc ? ops::GroupScore::kTopTwoSum
+                                                               : ops::GroupScore::kMax,
+          .norm_topk_prob = c.norm_topk_prob,
+          .routed_scaling_factor = c.routed_scaling_factor};
+}
+
+Saved forward(Context& ctx, const Config& c, const Weights& w, const Packed& seq, In x) {
+  const auto [T, D] = HADAL_SHAPE(x, 2);
+  const int64_t E = c.n_routed_experts, K = c.num_experts_per_tok;
+  const DType stat = stat_dtype(x.dtype());
+  Saved s;
+  s.seq = seq;
+  s.memory = ctx.memory.take(saved_bytes(c, T, seq.num_seqs, x.dtype()));
+  s.scores = s.memory.tensor(stat, {T, E});
+  s.topk_idx = s.memory.tensor(DType::kI32, {T, K});
+  s.topk_weight = s.memory.tensor(stat, {T, K});
+  s.fraction = s.memory.tensor(stat, {seq.num_seqs, E});
+  s.balance = s.memory.tensor(stat, {seq.num_seqs});
+  Tensor logits;
+  const Block memory = ctx.memory.take_tensor(stat, {T, E}, &logits);
+  ops::gemm_nt(ctx, x, w.weight, logits);                                              // [T, E]
+  ops::gate_forward(ctx, rule(c), logits, w.bias.data, s.scores, s.topk_idx, s.topk_weight);
+  ops::balance_loss_forward(ctx, rule(c), seq, s.scores, s.balance, s.fraction);       // [S]  [S, E]
+  return s;
+}
+
+Deferred backward_input(Context& ctx, const Config& c, const Weights& w, Saved&& saved, In x,
+                        In dtopk_weight, double balance_scale, Acc dx) {
+  const Saved s = std::move(saved);
+  const auto [T, D] = HADAL_SHAPE(x, 2);
+  Deferred d;
+  d.x = x;
+  d.memory = ctx.memory.take(deferred_bytes(c, T, x.dtype()));
+  d.dlogits = d.memory.tensor(stat_dtype(x.dtype()), {T, c.n_routed_experts});
+  ops::gate_backward(ctx, rule(c), s.scores, s.topk_idx, dtopk_weight, d.dlogits);     // [T, E]
+  if (balance_scale != 0.0)
+    ops::balance_loss_backward(ctx, rule(c), s.seq, balance_scale, s.scores, s.fraction, d.dlogits);
+  ops::gemm_nn_acc(ctx, d.dlogits, w.weight, dx);                                      // [T, D]
+  return d;
+}
+
+void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw) {
+  const Deferred d = std::move(deferred);
+  ops::gemm_tn_acc(ctx, d.dlogits, d.x, dw.weight);  // [E, D] += [T, E]^T [T, D]
+}
+
+}  // namespace hadal::gate

@@ -1,0 +1,73 @@
+// LatentCache: page allocation on the host, page table as device data.
+// SPDX-License-Identifier: Apache-2.0
+#include "model/latent_cache.h"
+
+#include "model/bytes.h"
+
+namespace hadal {
+
+LatentCache::LatentCache(Context& ctx, const Config& c, DType dtype, int64_t num_layers,
+                         int64_t num_pages, int64_t max_seqs, int64_t max_tokens)
+    : max_pages_per_seq_((max_tokens + ops::kCachePageTokens - 1) / ops::kCachePageTokens),
+      pages_(static_cast<size_t>(max_seqs)),
+      taken_(static_cast<size_t>(max_seqs), false) {
+  HADAL_CHECK(num_pages > 0 && max_seqs > 0 && max_tokens > 0, "a cache needs pages, sequences and ",
+              "tokens, got ", num_pages, ", ", max_seqs, ", ", max_tokens);
+  const Shape slab_shape{num_layers, num_pages, ops::kCachePageTokens, c.latent_dim()};
+  const Shape table_shape{max_seqs, max_pages_per_seq_};
+  memory_ =
+      ctx.memory.take(ByteCount().add(dtype, slab_shape).add(DType::kI32, table_shape).total());
+  slab_ = memory_.tensor(dtype, slab_shape);
+  table_ = memory_.tensor(DType::kI32, table_shape);
+  for (int64_t page = num_pages - 1; page >= 0; --page) free_.push_back(page);
+}
+
+int64_t LatentCache::open() {
+  for (size_t seq = 0; seq < taken_.size(); ++seq) {
+    if (taken_[seq]) continue;
+    taken_[seq] = true;
+    return static_cast<int64_t>(seq);
+  }
+  HADAL_FAIL("the cache already holds ", taken_.size(), " sequences, its limit");
+}
+
+void LatentCache::close(int64_t seq) {
+  auto& pages = pages_.at(static_cast<size_t>(seq));
+  free_.insert(free_.end(), pages.rbegin(), pages.rend());
+  pages.clear();
+  taken_.at(static_cast<size_t>(seq)) = false;
+}
+
+void LatentCache::reserve(int64_t seq, int64_t num_tokens) {
+  auto& pages = pages_.at(static_cast<size_t>(seq));
+  const int64_t needed = (num_tokens + ops::kCachePageTokens - 1) / ops::kCachePageTokens;
+  HADAL_CHECK(needed <= max_pages_per_seq_, "a sequence of ", num_tokens,
+              " tokens is longer than the cache's limit of ",
+              max_pages_per_seq_ * ops::kCachePageTokens);
+  while (static_cast<int64_t>(pages.size()) < needed) {
+    HADAL_CHECK(!free_.empty(), "the cache has no free page for token ", num_tokens - 1,
+                "; give it more pages or fewer sequences");
+    pages.push_back(free_.back());
+    free_.pop_back();
+  }
+}
+
+ops::LatentPages LatentCache::layer(int64_t layer) const {
+  return {.pages = slab_.row(layer), .table = table_.rows(0, num_selected_)};
+}
+
+void LatentCache::select(const std::vector<int64_t>& seqs) {
+  HADAL_CHECK(static_cast<int64_t>(seqs.size()) <= table_.dim(0), seqs.size(),
+              " sequences do not fit a cache of ", table_.dim(0));
+  num_selected_ = static_cast<int64_t>(seqs.size());
+  for (int64_t s = 0; s < num_selected_; ++s) {
+    auto* row = table_.row(s).data<int32_t>();
+    const auto& pages = pages_.at(static_cast<size_t>(seqs[static_cast<size_t>(s)]));
+    for (int64_t i = 0; i < max_pages_per_seq_; ++i)
+      row[i] = i < static_cast<int64_t>(pages.size())
+                   ? static_cast<int32_t>(pages[static_cast<size_t>(i)])
+                   : -1;
+  }
+}
+
+}  // namespace hadal

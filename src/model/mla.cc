@@ -1,0 +1,174 @@
+// Multi-head latent attention, training form (report, 2.1.1, eqs 1-11).
+//
+//   T tokens   D model width   H heads   Rq, Rkv latent ranks   Dn, Dr, Dv head widths
+// SPDX-License-Identifier: Apache-2.0
+#include "model/mla.h"
+
+#include <utility>
+
+#include "model/bytes.h"
+#include "ops/attention.h"
+#include "ops/copy.h"
+#include "ops/gemm.h"
+#include "ops/norm.h"
+
+namespace hadal::mla {
+namespace {
+
+// Queries, keys and values of the training form, up-projected from the normed latents.
+struct Projected {
+  Block memory;
+  Tensor q;     // [T, H, Dn+Dr]   rotated
+  Tensor kv;    // [T, H, Dn+Dv]
+  Tensor k_pe;  // [T, Dr]         rotated
+};
+
+// Turns the last Dr columns of each head.
+void rotate(Context& ctx, const Config& c, const Packed& seq, ops::RopeDirection direction,
+            const Tensor& q, const Tensor& k_pe) {
+  const int64_t T = seq.num_tokens, Dr = c.qk_rope_head_dim;
+  ops::rope_apply(ctx, rope_layout(c), direction, seq.rope, q.cols(c.qk_nope_head_dim, Dr));
+  ops::rope_apply(ctx, rope_layout(c), direction, seq.rope, k_pe.view({T, 1, Dr}));
+}
+
+Projected project(Context& ctx, const Config& c, const Weights& w, const Packed& seq, In x, In q_n,
+                  In kv_n, In kv_lat) {
+  const int64_t T = seq.num_tokens, H = c.num_attention_heads;
+  const Shape q_shape{T, H, c.qk_head_dim()};
+  const Shape kv_shape{T, H, c.qk_nope_head_dim + c.v_head_dim};
+  const Shape k_pe_shape{T, c.qk_rope_head_dim};
+  const DType act = x.dtype();
+  Projected p;
+  p.memory =
+      ctx.memory.take(ByteCount().add(act, q_shape).add(act, kv_shape).add(act, k_pe_shape).total());
+  p.q = p.memory.tensor(act, q_shape);
+  p.kv = p.memory.tensor(act, kv_shape);
+  p.k_pe = p.memory.tensor(act, k_pe_shape);
+  const Shape q_flat{T, H * c.qk_head_dim()};
+  if (c.q_lora_rank == 0)
+    ops::gemm_nt(ctx, x, w.wq, p.q.view(q_flat));                          // [T, H*(Dn+Dr)]
+  else
+    ops::gemm_nt(ctx, q_n, w.wq_b, p.q.view(q_flat));                      // [T, H*(Dn+Dr)]
+  ops::gemm_nt(ctx, kv_n, w.wkv_b, p.kv.view({T, kv_shape[1] * kv_shape[2]}));  // [T, H*(Dn+Dv)]
+  ops::cast(ctx, kv_lat.cols(c.kv_lora_rank, c.qk_rope_head_dim), p.k_pe);  // [T, Dr]
+  rotate(ctx, c, seq, ops::RopeDirection::kForward, p.q, p.k_pe);
+  return p;
+}
+
+}  // namespace
+
+Saved forward(Context& ctx, const Config& c, const Weights& w, const Packed& seq, In x, Out y) {
+  const auto [T, D] = HADAL_SHAPE(x, 2);
+  HADAL_CHECK_SHAPE(y, T, D);
+  const int64_t H = c.num_attention_heads;
+  const DType act = x.dtype(), stat = stat_dtype(act);
+  Saved s;
+  s.seq = seq;
+  s.memory = ctx.memory.take(saved_bytes(c, T, act));
+  s.kv_lat = s.memory.tensor(act, {T, c.latent_dim()});
+  s.kv_rstd = s.memory.tensor(stat, {T});
+  s.out = s.memory.tensor(act, {T, H * c.v_head_dim});
+  s.lse = s.memory.tensor(stat, {H, T});
+
+  Tensor q_n, kv_n;
+  Block q_n_memory;
+  if (c.q_lora_rank > 0) {
+    s.q_lat = s.memory.tensor(act, {T, c.q_lora_rank});
+    s.q_rstd = s.memory.tensor(stat, {T});
+    q_n_memory = ctx.memory.take_tensor(act, {T, c.q_lora_rank}, &q_n);
+    ops::gemm_nt(ctx, x, w.wq_a, s.q_lat);                                              // [T, Rq]
+    ops::rmsnorm_forward(ctx, s.q_lat, w.q_norm.data, c.rms_norm_eps, q_n, s.q_rstd);   // [T, Rq]
+  }
+  const Block kv_n_memory = ctx.memory.take_tensor(act, {T, c.kv_lora_rank}, &kv_n);
+  ops::gemm_nt(ctx, x, w.wkv_a, s.kv_lat);                                              // [T, Rkv+Dr]
+  ops::rmsnorm_forward(ctx, s.kv_lat.cols(0, c.kv_lora_rank), w.kv_norm.data, c.rms_norm_eps, kv_n,
+                       s.kv_rstd);                                                      // [T, Rkv]
+  const Projected p = project(ctx, c, w, seq, x, q_n, kv_n, s.kv_lat);
+  ops::mla_attention_forward(ctx, seq, softmax_scale(c), p.q, p.kv, p.k_pe,
+                             s.out.view({T, H, c.v_head_dim}), s.lse);                  // [T, H, Dv]
+  ops::gemm_nt(ctx, s.out, w.wo, y);                                                    // [T, D]
+  return s;
+}
+
+Deferred backward_input(Context& ctx, const Config& c, const Weights& w, Saved&& saved, In x, In dy,
+                        Out dx) {
+  Saved s = std::move(saved);
+  const auto [T, D] = HADAL_SHAPE(x, 2);
+  HADAL_CHECK_SHAPE(dy, T, D);
+  HADAL_CHECK_SHAPE(dx, T, D);
+  const int64_t H = c.num_attention_heads, Rkv = c.kv_lora_rank, Dr = c.qk_rope_head_dim;
+  const int64_t Dkv = c.qk_nope_head_dim + c.v_head_dim;
+  const DType act = x.dtype(), stat = stat_dtype(act);
+  Deferred d;
+  d.memory = ctx.memory.take(deferred_bytes(c, T, act));
+  d.x = x;
+  d.dy = dy;
+  d.out = s.out;
+  d.dq = d.memory.tensor(act, {T, H * c.qk_head_dim()});
+  d.dkv = d.memory.tensor(act, {T, H * Dkv});
+  d.dkv_lat = d.memory.tensor(act, {T, c.latent_dim()});
+  d.kv_n = d.memory.tensor(act, {T, Rkv});
+  d.dkv_norm = d.memory.tensor(stat, {Rkv});
+
+  // Recompute the normed latents and what comes from them.
+  if (c.q_lora_rank > 0) {
+    d.q_n = d.memory.tensor(act, {T, c.q_lora_rank});
+    d.dq_lat = d.memory.tensor(act, {T, c.q_lora_rank});
+    d.dq_norm = d.memory.tensor(stat, {c.q_lora_rank});
+    ops::rmsnorm_recompute(ctx, s.q_lat, w.q_norm.data, s.q_rstd, d.q_n);             // [T, Rq]
+  }
+  const Tensor c_kv = s.kv_lat.cols(0, Rkv);
+  ops::rmsnorm_recompute(ctx, c_kv, w.kv_norm.data, s.kv_rstd, d.kv_n);               // [T, Rkv]
+  const Projected p = project(ctx, c, w, s.seq, x, d.q_n, d.kv_n, s.kv_lat);
+
+  // Through the output projection and attention.
+  Tensor dout, dk_pe;
+  const Block dout_memory = ctx.memory.take_tensor(act, {T, H, c.v_head_dim}, &dout);
+  const Block dk_pe_memory = ctx.memory.take_tensor(act, {T, Dr}, &dk_pe);
+  ops::gemm_nn(ctx, dy, w.wo, dout.view({T, H * c.v_head_dim}));                      // [T, H*Dv]
+  const Tensor dq = d.dq.view({T, H, c.qk_head_dim()});
+  ops::mla_attention_backward(
+      ctx, s.seq, softmax_scale(c),
+      {.q = p.q, .kv = p.kv, .k_pe = p.k_pe, .out = s.out.view({T, H, c.v_head_dim}), .lse = s.lse},
+      dout, {.dq = dq, .dkv = d.dkv.view({T, H, Dkv}), .dk_pe = dk_pe});
+  rotate(ctx, c, s.seq, ops::RopeDirection::kBackward, dq, dk_pe);
+
+  // Through the key-value latent.
+  Tensor dkv_n;
+  const Block dkv_n_memory = ctx.memory.take_tensor(act, {T, Rkv}, &dkv_n);
+  ops::gemm_nn(ctx, d.dkv, w.wkv_b, dkv_n);                                           // [T, Rkv]
+  ops::rmsnorm_backward(ctx, c_kv, w.kv_norm.data, s.kv_rstd, dkv_n, d.dkv_lat.cols(0, Rkv),
+                        d.dkv_norm);                                                  // [T, Rkv]
+  ops::cast(ctx, dk_pe, d.dkv_lat.cols(Rkv, Dr));                                     // [T, Dr]
+  ops::gemm_nn(ctx, d.dkv_lat, w.wkv_a, dx);                                          // [T, D]
+
+  // Through the query latent.
+  if (c.q_lora_rank == 0) {
+    ops::gemm_nn_acc(ctx, d.dq, w.wq, dx);                                            // [T, D]
+  } else {
+    Tensor dq_n;
+    const Block dq_n_memory = ctx.memory.take_tensor(act, {T, c.q_lora_rank}, &dq_n);
+    ops::gemm_nn(ctx, d.dq, w.wq_b, dq_n);                                            // [T, Rq]
+    ops::rmsnorm_backward(ctx, s.q_lat, w.q_norm.data, s.q_rstd, dq_n, d.dq_lat, d.dq_norm);
+    ops::gemm_nn_acc(ctx, d.dq_lat, w.wq_a, dx);                                      // [T, D]
+  }
+  d.saved = std::move(s.memory);
+  return d;
+}
+
+void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw) {
+  const Deferred d = std::move(deferred);
+  if (d.q_n.empty()) {
+    ops::gemm_tn_acc(ctx, d.dq, d.x, dw.wq);            // [H*(Dn+Dr), D]    += [T, .]^T [T, D]
+  } else {
+    ops::gemm_tn_acc(ctx, d.dq_lat, d.x, dw.wq_a);      // [Rq, D]
+    ops::gemm_tn_acc(ctx, d.dq, d.q_n, dw.wq_b);        // [H*(Dn+Dr), Rq]
+    ops::add_acc(ctx, d.dq_norm, dw.q_norm);            // [Rq]
+  }
+  ops::gemm_tn_acc(ctx, d.dkv_lat, d.x, dw.wkv_a);      // [Rkv+Dr, D]
+  ops::gemm_tn_acc(ctx, d.dkv, d.kv_n, dw.wkv_b);       // [H*(Dn+Dv), Rkv]
+  ops::gemm_tn_acc(ctx, d.dy, d.out, dw.wo);            // [D, H*Dv]
+  ops::add_acc(ctx, d.dkv_norm, dw.kv_norm);            // [Rkv]
+}
+
+}  // namespace hadal::mla

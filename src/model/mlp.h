@@ -1,0 +1,33 @@
+// Dense SwiGLU MLP: y = w2 (silu(w1 x) * w3 x). Dense layers and the shared expert.
+//
+//   T tokens   D model width   F hidden width
+//
+// Per micro-batch: forward -> backward_input -> backward_weight, each once. The output of SwiGLU is
+// recomputed from its input (report, 3.2.3).
+// REQUIRES: the x and dy given to backward_input stay unchanged until backward_weight.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "core/context.h"
+#include "model/params.h"
+
+namespace hadal::mlp {
+
+struct [[nodiscard]] Saved {
+  Block memory;
+  Tensor gate_up;           // [T, 2F]
+};
+struct [[nodiscard]] Deferred {
+  Block memory;
+  Tensor x, dy;             // [T, D]  [T, D]   the caller's
+  Tensor hidden;            // [T, F]
+  Tensor dgate_up;          // [T, 2F]
+};
+
+using Weights = Params<Operand>;
+using Grads = Params<Tensor>;
+Saved forward(Context& ctx, const Weights& w, In x, Out y);
+Deferred backward_input(Context& ctx, const Weights& w, Saved&& saved, In x, In dy, Out dx);
+void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw);  // dw += ...
+
+}  // namespace hadal::mlp

@@ -1,0 +1,124 @@
+// Mixture of experts: the stages and their backward.
+//
+//   T tokens   D model width   P pages
+// SPDX-License-Identifier: Apache-2.0
+#include "model/moe.h"
+
+#include <utility>
+
+#include "model/bytes.h"
+#include "ops/copy.h"
+
+namespace hadal::moe {
+namespace {
+
+int64_t capacity(const Config& c, const Ticket& ticket) {
+  return ops::max_pages(ticket.row_of_choice.num_elements(), c.n_routed_experts);
+}
+
+experts::Rows rows_of(const Config& c, const Ticket& t) {
+  return {.layout = t.layout, .row_weight = t.row_weight, .num_pages = capacity(c, t)};
+}
+
+}  // namespace
+
+Saved dispatch_forward(Context& ctx, const Config& c, const Weights& w, Exchange& exchange,
+                       const Packed& seq, In x) {
+  Saved s;
+  s.gate = gate::forward(ctx, c, w.gate, seq, x);
+  s.ticket =
+      exchange.dispatch_start(ctx, x, s.gate.topk_idx, s.gate.topk_weight, &s.experts.rows);
+  return s;
+}
+
+void mlp_forward(Context& ctx, const Config& c, const Weights& w, Exchange& exchange, In x, Saved& s) {
+  const auto [T, D] = HADAL_SHAPE(x, 2);
+  const Shape rows_shape{capacity(c, s.ticket), ops::kPageRows, D};
+  ByteCount bytes;
+  bytes.add(x.dtype(), rows_shape);
+  if (c.n_shared_experts > 0) bytes.add(x.dtype(), {T, D});
+  s.memory = ctx.memory.take(bytes.total());
+  s.y_rows.slab = s.memory.tensor(x.dtype(), rows_shape);
+  if (c.n_shared_experts > 0) {
+    s.y_shared = s.memory.tensor(x.dtype(), {T, D});
+    s.shared = mlp::forward(ctx, w.shared, x, s.y_shared);                        // [T, D]
+  }
+  exchange.dispatch_finish(ctx, s.ticket);
+  experts::forward(ctx, c, w.experts, rows_of(c, s.ticket), s.experts, s.y_rows);  // [rows, D]
+  exchange.combine_start(ctx, s.ticket, s.y_rows);
+}
+
+void combine_forward(Context& ctx, Exchange& exchange, Saved& s, Out y) {
+  exchange.combine_finish(ctx, s.ticket, s.y_rows, y);                            // [T, D]
+  if (!s.y_shared.empty()) ops::add_acc(ctx, s.y_shared, Acc(y));                 // [T, D]
+  s.memory = Block();
+}
+
+Saved forward(Context& ctx, const Config& c, const Weights& w, Exchange& exchange, const Packed& seq,
+              In x, Out y) {
+  Saved s = dispatch_forward(ctx, c, w, exchange, seq, x);
+  mlp_forward(ctx, c, w, exchange, x, s);
+  combine_forward(ctx, exchange, s, y);
+  return s;
+}
+
+Deferred combine_backward(Context& ctx, const Config& c, Exchange& exchange, Saved& s, In dy) {
+  Deferred d;
+  d.experts = experts::make_deferred(ctx, c, s.ticket.layout, capacity(c, s.ticket), dy.dtype());
+  exchange.combine_backward_start(ctx, s.ticket, dy, d.experts.dy);               // [rows, D]
+  return d;
+}
+
+void mlp_backward(Context& ctx, const Config& c, const Weights& w, Exchange& exchange, Saved& s, In x,
+                  In dy, Deferred& d) {
+  const auto [T, D] = HADAL_SHAPE(x, 2);
+  const int64_t P = capacity(c, s.ticket);
+  const DType act = x.dtype(), stat = stat_dtype(act);
+  ByteCount bytes;
+  bytes.add(act, {P, ops::kPageRows, D}).add(stat, {P * ops::kPageRows});
+  if (c.n_shared_experts > 0) bytes.add(act, {T, D});
+  d.memory = ctx.memory.take(bytes.total());
+  d.dx_rows.slab = d.memory.tensor(act, {P, ops::kPageRows, D});
+  d.drow_weight = d.memory.tensor(stat, {P * ops::kPageRows});
+  d.has_shared = c.n_shared_experts > 0;
+  if (d.has_shared) {
+    d.dx_shared = d.memory.tensor(act, {T, D});
+    d.shared = mlp::backward_input(ctx, w.shared, std::move(s.shared), x, dy, d.dx_shared);
+  }
+  exchange.combine_backward_finish(ctx, s.ticket);
+  experts::backward_input(ctx, c, w.experts, rows_of(c, s.ticket), std::move(s.experts), d.experts,
+                          d.dx_rows, d.drow_weight);                              // [rows, D]
+  exchange.dispatch_backward_start(ctx, s.ticket, d.dx_rows, d.drow_weight);
+}
+
+void dispatch_backward(Context& ctx, const Config& c, const Weights& w, Exchange& exchange,
+                       Saved&& saved, In x, double balance_scale, Deferred& d, Out dx) {
+  Saved s = std::move(saved);
+  Tensor dtopk_weight;
+  const Block memory = ctx.memory.take_tensor(stat_dtype(x.dtype()), s.ticket.row_of_choice.shape(),
+                                              &dtopk_weight);
+  exchange.dispatch_backward_finish(ctx, s.ticket, d.dx_rows, d.drow_weight, dx, dtopk_weight);
+  if (d.has_shared) ops::add_acc(ctx, d.dx_shared, Acc(dx));                      // [T, D]
+  d.gate = gate::backward_input(ctx, c, w.gate, std::move(s.gate), x, dtopk_weight, balance_scale,
+                                Acc(dx));                                         // [T, D]
+  d.ticket = std::move(s.ticket);
+  d.memory = Block();
+}
+
+Deferred backward_input(Context& ctx, const Config& c, const Weights& w, Exchange& exchange,
+                        Saved&& saved, const BackwardArgs& args, Out dx) {
+  Saved s = std::move(saved);
+  Deferred d = combine_backward(ctx, c, exchange, s, args.dy);
+  mlp_backward(ctx, c, w, exchange, s, args.x, args.dy, d);
+  dispatch_backward(ctx, c, w, exchange, std::move(s), args.x, args.balance_scale, d, dx);
+  return d;
+}
+
+void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw) {
+  Deferred d = std::move(deferred);
+  gate::backward_weight(ctx, std::move(d.gate), dw.gate);
+  experts::backward_weight(ctx, std::move(d.experts), dw.experts);
+  if (d.has_shared) mlp::backward_weight(ctx, std::move(d.shared), dw.shared);
+}
+
+}  // namespace hadal::moe
