@@ -185,7 +185,8 @@ void Config::validate() const {
   HADAL_CHECK(rms_norm_eps > 0.0 && rms_norm_eps < 1.0, "config: rms_norm_eps is ", rms_norm_eps,
               "; allowed: above 0 and below 1");
   check_not_negative("initializer_range", initializer_range);
-  check_at_most("bos_token_id", bos_token_id, 0, vocab_size - 1, "vocab_size - 1");
+  if (bos_token_id != -1)  // -1: the model has none
+    check_at_most("bos_token_id", bos_token_id, 0, vocab_size - 1, "vocab_size - 1");
   for (int64_t id : eos_token_ids)
     check_at_most("eos_token_id", id, 0, vocab_size - 1, "vocab_size - 1");
   check_totals(*this);

@@ -1,0 +1,283 @@
+// Opening of a checkpoint directory, and loading and decoding of its weights.
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cstring>
+#include <set>
+#include <utility>
+
+#include "core/check.h"
+#include "io/fp8.h"
+#include "io/hf.h"
+#include "io/hf_names.h"
+
+namespace hadal::io {
+
+namespace {
+
+constexpr int64_t kTaskElements = int64_t{1} << 20;  // decoded by one task
+constexpr const char* kFix = "; correct config.json, or use the files that belong to it";
+
+StoredShape stored(const Shape& shape) {
+  return {shape.dims.begin(), shape.dims.begin() + shape.rank};
+}
+
+void check_shape(const StoredTensor& tensor, const Shape& shape) {
+  HADAL_CHECK(tensor.shape == stored(shape), tensor.file, ": tensor ", tensor.name,
+              " has the shape ", shape_text(tensor.shape), "; config.json asks for ", shape.str(),
+              kFix);
+}
+
+// Finds a parameter and its scales.
+HfParam find_param(const HfCheckpoint& checkpoint, const std::string& dir, ParamInfo info,
+                   std::set<std::string, std::less<>>& used) {
+  const std::string name = hf_name(checkpoint.config, info.name);
+  const StoredTensor* data = checkpoint.files.find(name);
+  HADAL_CHECK(data != nullptr, dir, ": tensor ", name, " ", info.shape.str(),
+              " is missing; download the checkpoint again, or correct config.json");
+  used.insert(name);
+  check_shape(*data, info.shape);
+  HfParam param{std::move(info), data, nullptr};
+  const StoredType type = data->type;
+  if (type == StoredType::kE4M3) {
+    HADAL_CHECK(checkpoint.quantization.fp8 && param.info.shape.rank == 2, data->file, ": tensor ",
+                name, " is F8_E4M3, but config.json has no quantization_config for it; add it");
+    const std::string scale_name = name + "_scale_inv";
+    param.scale = checkpoint.files.find(scale_name);
+    HADAL_CHECK(param.scale != nullptr, data->file, ": tensor ", name, " is F8_E4M3, but ",
+                scale_name, " is missing; download the checkpoint again");
+    used.insert(scale_name);
+    check_shape(*param.scale, scale_shape(param.info.shape));
+    HADAL_CHECK(param.scale->type == StoredType::kF32, param.scale->file, ": tensor ", scale_name,
+                " is ", stored_type_name(param.scale->type), "; F32 is needed");
+    return param;
+  }
+  HADAL_CHECK(type == StoredType::kF32 || type == StoredType::kBF16 || type == StoredType::kF16 ||
+                  type == StoredType::kF64,
+              data->file, ": tensor ", name, " is ", stored_type_name(type),
+              "; F32, BF16, F16, F64 or F8_E4M3 is needed");
+  return param;
+}
+
+// A tensor that repeats another: same type and bytes, or absent.
+void check_copy(const HfCheckpoint& checkpoint, const std::string& name,
+                const std::string& original, std::set<std::string, std::less<>>& used) {
+  const StoredTensor* copy = checkpoint.files.find(name);
+  const StoredTensor* shared = checkpoint.files.find(original);
+  if (copy == nullptr || shared == nullptr) return;
+  used.insert(name);
+  HADAL_CHECK(
+      copy->type == shared->type && copy->shape == shared->shape &&
+          std::memcmp(copy->data, shared->data, copy->bytes) == 0,
+      copy->file, ": tensor ", name, " differs from ", original,
+      ", which the model shares with it; hadal needs them equal: choose another checkpoint");
+}
+
+void check_copies(const HfCheckpoint& checkpoint, std::set<std::string, std::less<>>& used) {
+  const Config& config = checkpoint.config;
+  const std::string embed = hf_name(config, "embed"), lm_head = hf_name(config, "head");
+  const std::string& head = config.tie_word_embeddings ? embed : lm_head;
+  if (config.tie_word_embeddings) check_copy(checkpoint, lm_head, embed, used);
+  for (int64_t k = 0; k < config.num_nextn_predict_layers; ++k) {
+    check_copy(checkpoint, hf_mtp_embed_name(config, k), embed, used);
+    check_copy(checkpoint, hf_mtp_head_name(config, k), head, used);
+  }
+}
+
+bool starts_with_any(const std::string& name, const std::vector<std::string>& prefixes) {
+  return std::any_of(prefixes.begin(), prefixes.end(),
+                     [&](const std::string& prefix) { return name.starts_with(prefix); });
+}
+
+// Every MTP module of the config has tensors; names the way out where none has.
+void check_mtp_present(const HfCheckpoint& checkpoint, const std::string& dir) {
+  const Config& config = checkpoint.config;
+  for (int64_t k = 0; k < config.num_nextn_predict_layers; ++k) {
+    const std::string prefix = hf_mtp_prefix(config, k);
+    const auto it = checkpoint.files.tensors().lower_bound(prefix);
+    HADAL_CHECK(it != checkpoint.files.tensors().end() && it->first.starts_with(prefix), dir,
+                ": config.json has num_nextn_predict_layers = ", config.num_nextn_predict_layers,
+                ", but the files hold no ", prefix, "* tensors; set num_nextn_predict_layers to ",
+                k, " to load the checkpoint without that MTP module");
+  }
+}
+
+// Tensors that belong to nothing. Modules past those loaded are skipped.
+void check_no_extra(const HfCheckpoint& checkpoint, int64_t num_mtp_in_file,
+                    const std::set<std::string, std::less<>>& used) {
+  const Config& config = checkpoint.config;
+  std::vector<std::string> skipped;
+  for (int64_t k = config.num_nextn_predict_layers; k < num_mtp_in_file; ++k)
+    skipped.push_back(hf_mtp_prefix(config, k));
+  for (const auto& [name, tensor] : checkpoint.files.tensors()) {
+    if (used.contains(name) || starts_with_any(name, skipped)) continue;
+    if (name.ends_with("rotary_emb.inv_freq")) continue;  // a constant that old files repeat
+    const bool is_mtp = name.starts_with(hf_mtp_prefix(config, num_mtp_in_file));
+    HADAL_CHECK(
+        !is_mtp, tensor->file, ": tensor ", name, " belongs to an MTP module, but config.json has ",
+        "num_nextn_predict_layers = ", num_mtp_in_file, "; correct num_nextn_predict_layers");
+    HADAL_FAIL(tensor->file, ": tensor ", name, " ", shape_text(tensor->shape),
+               " does not belong to the model of config.json", kFix);
+  }
+}
+
+// The type that a parameter takes in memory.
+DType target_type(const HfParam& param, WeightFormat format) {
+  if (format == WeightFormat::kF64) return DType::kF64;
+  const bool is_gate = param.info.name.ends_with("ffn.gate.weight");
+  if (param.info.kind == ParamKind::kNorm || param.info.kind == ParamKind::kBuffer || is_gate)
+    return DType::kF32;
+  switch (format) {
+    case WeightFormat::kF32:
+    case WeightFormat::kF64:
+      return DType::kF32;
+    case WeightFormat::kBF16:
+      return DType::kBF16;
+    case WeightFormat::kKeep:
+      // Only product matrices may stay FP8.
+      if (param.scale != nullptr && param.info.kind != ParamKind::kMatrix) return DType::kF32;
+      return *to_dtype(param.data->type);
+  }
+  HADAL_UNREACHABLE("unknown weight format");
+}
+
+bool is_usable_in_place(const HfParam& param, DType dtype) {
+  return to_dtype(param.data->type) == dtype && param.data->is_aligned() &&
+         (param.scale == nullptr || param.scale->is_aligned());
+}
+
+// Copies bytes of a file, which may be unaligned.
+template <class T>
+std::vector<T> aligned_copy(const std::byte* from, int64_t count) {
+  std::vector<T> copy(static_cast<size_t>(count));
+  std::memcpy(copy.data(), from, copy.size() * sizeof(T));
+  return copy;
+}
+
+// Elements [begin, begin + count) of a parameter that is not quantised.
+void decode_plain(const HfParam& param, const Tensor& out, int64_t begin, int64_t count) {
+  const DType type = *to_dtype(param.data->type);
+  const size_t size = dtype_size(type);
+  const std::byte* from = param.data->data + static_cast<size_t>(begin) * size;
+  auto* to =
+      static_cast<std::byte*>(out.raw()) + static_cast<size_t>(begin) * dtype_size(out.dtype());
+  if (param.data->is_aligned()) return convert(from, type, to, out.dtype(), count);
+  const auto copy = aligned_copy<std::byte>(from, count * static_cast<int64_t>(size));
+  convert(copy.data(), type, to, out.dtype(), count);
+}
+
+// Rows [begin, begin + count) of a block FP8 matrix: element * scale in f32, then rounded once.
+void decode_fp8(const HfParam& param, const Tensor& out, int64_t begin, int64_t count) {
+  const int64_t K = param.info.shape[1], blocks = scale_shape(param.info.shape)[1];
+  const auto* q = reinterpret_cast<const e4m3*>(param.data->data);
+  std::vector<float> row(static_cast<size_t>(K));
+  for (int64_t n = begin; n < begin + count; ++n) {
+    const std::byte* scale = param.scale->data + 4 * (n / kScaleBlock * blocks);
+    block_dequantise_row(q + n * K, aligned_copy<float>(scale, blocks).data(), K, row.data());
+    convert(
+        row.data(), DType::kF32,
+        static_cast<std::byte*>(out.raw()) + static_cast<size_t>(n * K) * dtype_size(out.dtype()),
+        out.dtype(), K);
+  }
+}
+
+struct Decoding {
+  const HfParam* param;
+  Tensor out;
+  int64_t begin, count;  // rows of block FP8, else elements
+};
+
+void add_decodings(const HfParam& param, const Tensor& out, std::vector<Decoding>& list) {
+  const bool fp8 = param.scale != nullptr;
+  const int64_t total = fp8 ? param.info.shape[0] : param.info.shape.num_elements();
+  const int64_t step =
+      fp8 ? std::max<int64_t>(1, kTaskElements / param.info.shape[1]) : kTaskElements;
+  for (int64_t begin = 0; begin < total; begin += step)
+    list.push_back({&param, out, begin, std::min(step, total - begin)});
+}
+
+void run(Context& ctx, const std::vector<Decoding>& list) {
+  ctx.threads.parallel_for(static_cast<int64_t>(list.size()), [&](int64_t task, int) {
+    const Decoding& d = list[static_cast<size_t>(task)];
+    if (d.param->scale != nullptr)
+      decode_fp8(*d.param, d.out, d.begin, d.count);
+    else
+      decode_plain(*d.param, d.out, d.begin, d.count);
+  });
+}
+
+}  // namespace
+
+HfCheckpoint open_checkpoint(const std::string& dir, int64_t num_mtp) {
+  HfConfig parsed = read_hf_config(dir + "/config.json");
+  const int64_t num_mtp_in_file = parsed.config.num_nextn_predict_layers;
+  HADAL_CHECK(num_mtp == kAllMtp || (num_mtp >= 0 && num_mtp <= num_mtp_in_file), dir, ": ",
+              num_mtp,
+              " MTP modules asked for; allowed: 0 to num_nextn_predict_layers = ", num_mtp_in_file);
+  if (num_mtp != kAllMtp) parsed.config.num_nextn_predict_layers = num_mtp;
+  HfCheckpoint checkpoint{std::move(parsed.config),
+                          parsed.quantization,
+                          std::move(parsed.ignored),
+                          SafetensorsDir(dir),
+                          {}};
+  check_mtp_present(checkpoint, dir);
+  std::set<std::string, std::less<>> used;
+  for_each_param(checkpoint.config, [&](const ParamInfo& info) {
+    checkpoint.params.push_back(find_param(checkpoint, dir, info, used));
+  });
+  check_copies(checkpoint, used);
+  check_no_extra(checkpoint, num_mtp_in_file, used);
+  return checkpoint;
+}
+
+Block load_weights(Context& ctx, const HfCheckpoint& checkpoint, WeightFormat format,
+                   Weights& out) {
+  size_t bytes = 0;
+  for (const HfParam& param : checkpoint.params) {
+    const DType dtype = target_type(param, format);
+    if (!is_usable_in_place(param, dtype)) bytes += tensor_bytes(dtype, param.info.shape);
+    if (dtype == DType::kE4M3 && !is_usable_in_place(param, dtype))
+      bytes += tensor_bytes(DType::kF32, scale_shape(param.info.shape));
+  }
+  Block block = ctx.memory.take(bytes);
+  std::vector<Decoding> decodings;
+  auto param = checkpoint.params.begin();
+  resize(checkpoint.config, out);
+  for_each_param(
+      checkpoint.config,
+      [&](const ParamInfo& info, Operand& leaf) {
+        const DType dtype = target_type(*param, format);
+        if (is_usable_in_place(*param, dtype)) {
+          leaf = Operand(param->data->tensor());
+          if (dtype == DType::kE4M3) leaf.scale = param->scale->tensor();
+        } else {
+          leaf = Operand(block.tensor(dtype, info.shape));
+          if (dtype == DType::kE4M3) {
+            leaf.scale = block.tensor(DType::kF32, scale_shape(info.shape));
+            std::memcpy(leaf.data.raw(), param->data->data, param->data->bytes);
+            std::memcpy(leaf.scale.raw(), param->scale->data, param->scale->bytes);
+          } else {
+            add_decodings(*param, leaf.data, decodings);
+          }
+        }
+        ++param;
+      },
+      out);
+  run(ctx, decodings);
+  return block;
+}
+
+void read_weights(Context& ctx, const HfCheckpoint& checkpoint, ModelParams<Tensor>& tree) {
+  std::vector<Decoding> decodings;
+  auto param = checkpoint.params.begin();
+  for_each_param(
+      checkpoint.config,
+      [&](const ParamInfo& info, Tensor& leaf) {
+        HADAL_CHECK(leaf.shape() == info.shape && leaf.is_dense(), "tensor for ", info.name, " is ",
+                    leaf.str(), "; a dense ", info.shape.str(), " is needed");
+        add_decodings(*param++, leaf, decodings);
+      },
+      tree);
+  run(ctx, decodings);
+}
+
+}  // namespace hadal::io
