@@ -1,0 +1,264 @@
+// Absorbed MLA decode: checks against an f64 computation on the host, then the table of times.
+//
+//   mla_decode_bench [--quick]
+//
+// Checked for each case: every element written, distance to f64, the same bits twice, and in the
+// invariant mode the same bits alone as in the batch. Unused cache rows hold NaN.
+// SPDX-License-Identifier: Apache-2.0
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <thread>
+
+#include "bench/cuda/harness.cuh"
+#include "ops/cuda/mla_decode/config.h"
+
+namespace {
+
+using namespace hadal::bench;
+using hadal::cuda::MlaDecodeArgs;
+using hadal::cuda::MlaDecodeConfig;
+using hadal::cuda::MlaDecodeSplit;
+using bf16 = __nv_bfloat16;
+using C = MlaDecodeConfig;
+
+__global__ void poison_tail_kernel(bf16* pages, const int* table, const int* length, int stride) {
+  const int seq = static_cast<int>(blockIdx.x), used = length[seq];
+  const int64_t page = table[seq * stride + (used - 1) / C::kPage];
+  const int first = (used - 1) % C::kPage + 1;
+  for (int i = static_cast<int>(threadIdx.x); i < (C::kPage - first) * C::kWidth; i += blockDim.x) {
+    pages[page * C::kPage * C::kWidth + first * C::kWidth + i] = __float2bfloat16(NAN);
+  }
+}
+
+// One problem: `sets` independent caches and queries for rotation.
+struct Problem {
+  int num_seqs, num_queries, num_heads, stride, sets;
+  std::vector<int> length, table;
+  int64_t pages_of_set, rows;
+  Buffer<bf16> q, cache, out;
+  Buffer<int> d_table, d_length;
+
+  Problem(int seqs, int queries, int heads, std::vector<int> lengths, int num_sets)
+      : num_seqs(seqs),
+        num_queries(queries),
+        num_heads(heads),
+        stride((*std::max_element(lengths.begin(), lengths.end()) + C::kPage - 1) / C::kPage),
+        sets(num_sets),
+        length(std::move(lengths)),
+        pages_of_set(static_cast<int64_t>(seqs) * stride),
+        rows(static_cast<int64_t>(seqs) * queries * heads),
+        q(rows * C::kWidth * sets),
+        cache(pages_of_set * sets * C::kPage * C::kWidth),
+        out(rows * C::kLatent),
+        d_table(pages_of_set * sets),
+        d_length(seqs) {
+    std::mt19937 random(static_cast<unsigned>(seqs * 131 + queries * 17 + heads));
+    for (int s = 0; s < sets; ++s) {
+      std::vector<int> order(static_cast<size_t>(pages_of_set));
+      std::iota(order.begin(), order.end(), static_cast<int>(s * pages_of_set));
+      std::shuffle(order.begin(), order.end(), random);
+      table.insert(table.end(), order.begin(), order.end());
+    }
+    d_table.copy_from(table);
+    d_length.copy_from(length);
+    fill_gaussian(q, 0.0f, 1.0f, random());
+    fill_gaussian(cache, 0.05f, 1.0f, random());
+    for (int s = 0; s < sets; ++s) {
+      poison_tail_kernel<<<seqs, 128>>>(cache.get(), d_table.get() + s * pages_of_set,
+                                        d_length.get(), stride);
+    }
+    HADAL_CHECK_CUDA(cudaDeviceSynchronize());
+  }
+  MlaDecodeArgs args(int set) const {
+    MlaDecodeArgs a{};
+    a.q = q.get() + set * rows * C::kWidth;
+    a.pages = cache.get();
+    a.table = d_table.get() + set * pages_of_set;
+    a.length = d_length.get();
+    a.out = out.get();
+    a.num_pages = pages_of_set * sets;
+    a.num_seqs = num_seqs;
+    a.num_queries = num_queries;
+    a.num_heads = num_heads;
+    a.table_stride = stride;
+    a.scale = 0.07f;
+    return a;
+  }
+  int max_length() const { return *std::max_element(length.begin(), length.end()); }
+};
+
+struct Scratch {
+  Buffer<float> out, lse;
+  explicit Scratch(const MlaDecodeArgs& a)
+      : out(partial_rows(a) * C::kLatent), lse(partial_rows(a)) {}
+  static int64_t partial_rows(const MlaDecodeArgs& a) {
+    return a.max_splits > 1 ? static_cast<int64_t>(a.num_seqs) * a.max_splits * a.num_queries * a.num_heads : 1;
+  }
+};
+
+std::vector<bf16> run_once(const Problem& problem, MlaDecodeArgs a, MlaDecodeSplit split) {
+  hadal::cuda::mla_decode_plan(a, split, problem.max_length(), num_sms());
+  Scratch scratch(a);
+  scratch.out.fill_bytes(0xFF);
+  scratch.lse.fill_bytes(0xFF);
+  problem.out.fill_bytes(0xFF);
+  a.partial_out = scratch.out.get();
+  a.partial_lse = scratch.lse.get();
+  hadal::cuda::mla_decode_sm90(a, nullptr);
+  HADAL_CHECK_CUDA(cudaDeviceSynchronize());
+  return problem.out.to_host();
+}
+
+// Distance of `rows_per_seq` random rows of each of a few sequences to f64.
+Distance distance(const Problem& problem, const std::vector<bf16>& got, int max_seqs, int rows_per_seq) {
+  const int seq_rows = problem.num_queries * problem.num_heads;
+  const int seqs = std::min(problem.num_seqs, max_seqs);
+  std::vector<Distance> parts(static_cast<size_t>(seqs));
+  std::vector<std::thread> threads;
+  const auto q = problem.q.to_host(0, problem.rows * C::kWidth);
+  for (int n = 0; n < seqs; ++n) {
+    const int seq = static_cast<int>(static_cast<int64_t>(n) * problem.num_seqs / seqs);
+    const int total = problem.length[static_cast<size_t>(seq)];
+    std::vector<float> kv(static_cast<size_t>(total) * C::kWidth);
+    for (int page = 0; page * C::kPage < total; ++page) {
+      const int tokens = std::min(C::kPage, total - page * C::kPage);
+      const int64_t at = problem.table[static_cast<size_t>(seq * problem.stride + page)];
+      const auto raw = problem.cache.to_host(at * C::kPage * C::kWidth, tokens * C::kWidth);
+      for (size_t i = 0; i < raw.size(); ++i) {
+        kv[static_cast<size_t>(page * C::kPage * C::kWidth) + i] = __bfloat162float(raw[i]);
+      }
+    }
+    threads.emplace_back([&, n, seq, total, kv = std::move(kv)] {
+      std::mt19937 random(static_cast<unsigned>(n + 1));
+      std::vector<double> score(static_cast<size_t>(total)), acc(C::kLatent);
+      for (int r = 0; r < rows_per_seq; ++r) {
+        const int row = rows_per_seq >= seq_rows ? r % seq_rows : static_cast<int>(random() % static_cast<unsigned>(seq_rows));
+        const int visible = total - problem.num_queries + row / problem.num_heads + 1;
+        const int64_t at = static_cast<int64_t>(seq) * seq_rows + row;
+        double top = -INFINITY, sum = 0.0;
+        for (int t = 0; t < visible; ++t) {
+          double dot = 0.0;
+          for (int i = 0; i < C::kWidth; ++i) {
+            dot += static_cast<double>(__bfloat162float(q[static_cast<size_t>(at * C::kWidth + i)])) *
+                   static_cast<double>(kv[static_cast<size_t>(t * C::kWidth + i)]);
+          }
+          score[static_cast<size_t>(t)] = dot * static_cast<double>(0.07f);
+          top = std::max(top, score[static_cast<size_t>(t)]);
+        }
+        std::fill(acc.begin(), acc.end(), 0.0);
+        for (int t = 0; t < visible; ++t) {
+          const double w = std::exp(score[static_cast<size_t>(t)] - top);
+          sum += w;
+          for (int i = 0; i < C::kLatent; ++i) acc[static_cast<size_t>(i)] += w * static_cast<double>(kv[static_cast<size_t>(t * C::kWidth + i)]);
+        }
+        for (int i = 0; i < C::kLatent; ++i) {
+          parts[static_cast<size_t>(n)].add(static_cast<double>(__bfloat162float(got[static_cast<size_t>(at * C::kLatent + i)])), acc[static_cast<size_t>(i)] / sum);
+        }
+      }
+    });
+  }
+  for (auto& t : threads) t.join();
+  Distance all;
+  for (const auto& p : parts) all.error += p.error, all.norm += p.norm, all.bad += p.bad, all.worst = std::max(all.worst, p.worst);
+  for (const auto& v : got) all.bad += !std::isfinite(__bfloat162float(v));
+  return all;
+}
+
+bool same_bits(const std::vector<bf16>& a, const std::vector<bf16>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(bf16)) == 0;
+}
+
+int check(const std::vector<int>& lengths, int queries, int heads) {
+  Problem problem(static_cast<int>(lengths.size()), queries, heads, lengths, 1);
+  int failures = 0;
+  for (auto split : {MlaDecodeSplit::kInvariant, MlaDecodeSplit::kFastest}) {
+    const bool invariant = split == MlaDecodeSplit::kInvariant;
+    const auto first = run_once(problem, problem.args(0), split);
+    const bool twice = same_bits(first, run_once(problem, problem.args(0), split));
+    const Distance d = distance(problem, first, 16, 12);
+    bool alone = true;
+    if (invariant) {
+      for (int seq = 0; seq < problem.num_seqs; ++seq) {
+        MlaDecodeArgs a = problem.args(0);
+        const int64_t row = static_cast<int64_t>(seq) * queries * heads;
+        a.q = static_cast<const bf16*>(a.q) + row * C::kWidth;
+        a.table += seq * problem.stride;
+        a.length += seq;
+        a.num_seqs = 1;
+        const auto single = run_once(problem, a, split);
+        alone = alone && std::memcmp(single.data(), first.data() + row * C::kLatent,
+                                     static_cast<size_t>(queries * heads * C::kLatent) * sizeof(bf16)) == 0;
+      }
+    }
+    const bool good = d.relative() < 5e-3 && twice && alone;
+    failures += !good;
+    std::printf("check heads %3d queries %d seqs %2d first length %5d %-9s distance %.2e twice %s alone %s %s\n",
+                heads, queries, problem.num_seqs, lengths[0], invariant ? "invariant" : "fastest",
+                d.relative(), twice ? "same" : "DIFFERS", alone ? "same" : "DIFFERS",
+                good ? "ok" : "FAILED");
+  }
+  std::fflush(stdout);
+  return failures;
+}
+
+struct Row {
+  int heads, batch, queries, context;
+  double peer_us;  // FlashMLA on the same kind of card; 0: not measured
+};
+
+void time_row(const Row& row, double bandwidth) {
+  const double kv_bytes = static_cast<double>(row.batch) * row.context * C::kWidth * 2;
+  const int sets = std::clamp(static_cast<int>(256e6 / kv_bytes) + 1, 1, 64);
+  Problem problem(row.batch, row.queries, row.heads, std::vector<int>(static_cast<size_t>(row.batch), row.context), sets);
+  const double flops = 2.0 * row.batch * row.context * row.heads * row.queries * (C::kWidth + C::kLatent);
+  const double floor_us = std::max(kv_bytes / bandwidth, flops / 790e6);
+  for (auto split : {MlaDecodeSplit::kFastest, MlaDecodeSplit::kInvariant}) {
+    std::vector<MlaDecodeArgs> calls;
+    for (int s = 0; s < sets; ++s) calls.push_back(problem.args(s));
+    for (auto& a : calls) hadal::cuda::mla_decode_plan(a, split, row.context, num_sms());
+    Scratch scratch(calls[0]);
+    for (auto& a : calls) a.partial_out = scratch.out.get(), a.partial_lse = scratch.lse.get();
+    const int num_calls = kv_bytes < 300e6 ? 32 : 8;
+    const double us = time_graph(num_calls, 20, [&](int i, cudaStream_t stream) {
+      hadal::cuda::mla_decode_sm90(calls[static_cast<size_t>(i % sets)], stream);
+    });
+    std::printf("| %d | %d | %d | %d | %s | %d | %.1f | %.0f | %.0f | %.0f%% | %s%.2f |\n", row.heads,
+                row.batch, row.queries, row.context,
+                split == MlaDecodeSplit::kFastest ? "fastest" : "invariant", calls[0].max_splits, us,
+                flops / us * 1e-6, kv_bytes / us * 1e-3, 100.0 * floor_us / us, "", row.peer_us / us);
+    std::fflush(stdout);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
+  int failures = 0;
+  failures += check({1, 63, 64, 65}, 1, 16);
+  failures += check({4, 5, 129, 1000, 4097}, 4, 16);
+  failures += check({4096}, 1, 16);
+  failures += check({2, 64, 66, 700}, 2, 128);
+  failures += check({1, 4099, 127, 8192}, 1, 128);
+  failures += check({3, 777, 190}, 3, 40);
+  failures += check({32768, 5, 9000}, 1, 64);
+  std::printf(failures ? "%d CHECKS FAILED\n" : "all checks passed\n", failures);
+  const double copy = copy_ceiling();
+  std::printf("copy ceiling %.2f TB/s\n", copy);
+  std::printf("| heads | batch | query tokens | context | mode | splits | us | TFLOPS | GB/s | of floor | FlashMLA / ours |\n|---|---|---|---|---|---|---|---|---|---|---|\n");
+  const std::vector<Row> rows = {
+      {128, 1, 1, 4096, 52.7},     {128, 1, 1, 32768, 68.2},   {128, 16, 1, 4096, 74.7},
+      {128, 64, 1, 4096, 153.6},   {128, 128, 1, 4096, 276.3}, {128, 128, 1, 8192, 543.7},
+      {128, 128, 2, 4096, 472.4},  {128, 128, 2, 8192, 870.6}, {128, 128, 2, 16384, 1711.3},
+      {16, 1, 1, 4096, 52.1},      {16, 1, 1, 32768, 72.2},    {16, 16, 1, 4096, 60.7},
+      {16, 64, 1, 4096, 138.4},    {16, 128, 1, 8192, 443.7},  {16, 128, 2, 8192, 444.7},
+      {16, 128, 4, 8192, 0}};
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (!quick || i % 3 == 0) time_row(rows[i], copy * 1e6);
+  }
+  return failures != 0;
+} catch (const std::exception& e) {
+  std::fprintf(stderr, "%s\n", e.what());
+  return 2;
+}

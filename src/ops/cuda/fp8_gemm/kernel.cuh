@@ -1,0 +1,240 @@
+// Block-scaled FP8 matrix product: copy engine, wgmma, f32 promotion every 128 of K; persistent.
+//
+// A warpgroup copies, two multiply; each of the two owns one page of a 256-row tile. Two blocks of a
+// cluster work on neighbouring columns of the same rows, and each copies one page for both.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "ops/cuda/detail/ptx.cuh"
+#include "ops/cuda/detail/wgmma.cuh"
+#include "ops/cuda/fp8_gemm/config.h"
+
+namespace hadal::cuda {
+
+// Walks this cluster's share of the tiles; every role of a block walks the same list.
+struct Fp8GemmTiles {
+  using C = Fp8GemmConfig;
+  const Fp8GemmArgs& args;
+  int unit, stride, column_pairs;
+  int expert = 0, expert_units = 0, first_unit = 0, pages = 0;
+  int row_tile = 0, column_tile = 0;  // in the expert; in N
+
+  __device__ Fp8GemmTiles(const Fp8GemmArgs& a)
+      : args(a),
+        unit(static_cast<int>(blockIdx.x) / C::kCluster),
+        stride(static_cast<int>(gridDim.x) / C::kCluster),
+        column_pairs((a.n + C::kCols * C::kCluster - 1) / (C::kCols * C::kCluster)) {
+    load();
+  }
+  __device__ void load() {
+    pages = __ldg(args.page_begin + expert + 1) - __ldg(args.page_begin + expert);
+    expert_units = (pages + 1) / 2 * column_pairs;
+  }
+  __device__ bool next(uint32_t rank) {
+    while (unit - first_unit >= expert_units) {
+      first_unit += expert_units;
+      if (++expert == args.num_experts) return false;
+      load();
+    }
+    const int local = unit - first_unit;
+    const int row_tiles = (pages + 1) / 2;
+    const int group = local / (C::kGroup * column_pairs);
+    const int in_group = local - group * C::kGroup * column_pairs;
+    const int group_rows = min(C::kGroup, row_tiles - group * C::kGroup);
+    const int column = in_group / group_rows;
+    row_tile = group * C::kGroup + in_group - column * group_rows;
+    column_tile = column * C::kCluster + static_cast<int>(rank);
+    unit += stride;
+    return true;
+  }
+  __device__ int tile_pages() const { return min(2, pages - 2 * row_tile); }
+  __device__ int position() const { return __ldg(args.page_begin + expert) + 2 * row_tile; }
+  __device__ int slab_page(int position) const {
+    return args.page == nullptr ? position : __ldg(args.page + position);
+  }
+};
+
+struct Fp8GemmShared {
+  using C = Fp8GemmConfig;
+  uint8_t* a;        // [kStages][kRows][kDepth]
+  uint8_t* w;        // [kStages][kCols][kDepth]
+  float* scale;      // [kStages][kRows]
+  uint8_t* out;      // [8 warps][16][128]
+  uint64_t* full;    // [kStages]
+  uint64_t* empty;   // [kStages]
+  __device__ explicit Fp8GemmShared(uint8_t* raw) {
+    a = raw;
+    w = a + C::kStages * C::kBytesA;
+    out = w + C::kStages * C::kBytesW;
+    scale = reinterpret_cast<float*>(out + C::kBytesOut);
+    full = reinterpret_cast<uint64_t*>(scale + C::kStages * C::kRows);
+    empty = full + C::kStages;
+  }
+};
+
+__device__ inline void fp8_gemm_copy(const Fp8GemmArgs& args, const CUtensorMap& map_a,
+                                     const CUtensorMap& map_w, const Fp8GemmShared& s,
+                                     uint32_t rank) {
+  using C = Fp8GemmConfig;
+  int stage = 0;
+  uint32_t parity = 0;
+  Fp8GemmTiles tiles(args);
+  while (tiles.next(rank)) {
+    const int pages = tiles.tile_pages();
+    const int position = tiles.position();
+    const int page0 = tiles.slab_page(position);
+    const int page1 = pages == 2 ? tiles.slab_page(position + 1) : 0;
+    const int my_page = rank == 0 ? page0 : page1;
+    const int w_row = tiles.expert * args.n + tiles.column_tile * C::kCols;
+    const uint32_t bytes = static_cast<uint32_t>(pages * (C::kPage * (C::kDepth + 4)) + C::kBytesW);
+#pragma unroll 1
+    for (int k = 0; k < args.k / C::kDepth; ++k) {
+      barrier_wait_cluster(s.empty + stage, parity ^ 1);
+      barrier_expect(s.full + stage, bytes);
+      if (static_cast<int>(rank) < pages) {
+        copy_box_multicast(s.a + stage * C::kBytesA + rank * C::kPage * C::kDepth, &map_a,
+                           k * C::kDepth, my_page * C::kPage, s.full + stage, 3);
+      }
+      copy_box(s.w + stage * C::kBytesW, &map_w, k * C::kDepth, w_row, s.full + stage);
+      const float* scale = args.scale_a + k * args.scale_stride;
+      copy_bytes(s.scale + stage * C::kRows, scale + page0 * C::kPage, C::kPage * 4,
+                 s.full + stage);
+      if (pages == 2) {
+        copy_bytes(s.scale + stage * C::kRows + C::kPage, scale + page1 * C::kPage, C::kPage * 4,
+                   s.full + stage);
+      }
+      if (++stage == C::kStages) stage = 0, parity ^= 1;
+    }
+  }
+}
+
+// Writes 64 rows x 128 columns of one warpgroup, 16 rows x 64 columns a warp at a time.
+__device__ inline void fp8_gemm_store(const float (&acc)[64], uint8_t* staging, __nv_bfloat16* c,
+                                      int n, int column, int rows_left, int warp, int lane) {
+  const uint32_t base = smem_addr(staging);
+  const int matrix = lane / 8, row = lane % 8 + (matrix & 1) * 8;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float* d = acc + half * 32 + j * 8;
+      const int unit = 2 * j + matrix / 2;
+      store_matrices(base + row * 128 + ((unit ^ (row & 7)) << 4), pack_bf16(d[0], d[1]),
+                     pack_bf16(d[2], d[3]), pack_bf16(d[4], d[5]), pack_bf16(d[6], d[7]));
+    }
+    __syncwarp();
+    if (column + half * 64 < n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int r = i * 4 + lane / 8, unit = lane % 8;
+        const int4 value = *reinterpret_cast<const int4*>(staging + r * 128 + ((unit ^ (r & 7)) << 4));
+        if (warp * 16 + r < rows_left) {
+          *reinterpret_cast<int4*>(c + static_cast<int64_t>(warp * 16 + r) * n + half * 64 +
+                                   unit * 8) = value;
+        }
+      }
+    }
+    __syncwarp();
+  }
+}
+
+__device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmShared& s,
+                                         uint32_t rank, int group) {
+  using C = Fp8GemmConfig;
+  const int warp = static_cast<int>(threadIdx.x) / 32 % 4, lane = static_cast<int>(threadIdx.x) % 32;
+  uint8_t* staging = s.out + (group * 4 + warp) * 2048;
+  const int k_blocks = args.k / C::kDepth;
+  const int w_blocks = (args.n + C::kCols - 1) / C::kCols;
+  int stage = 0;
+  uint32_t parity = 0;
+  Fp8GemmTiles tiles(args);
+  while (tiles.next(rank)) {
+    const bool works = group < tiles.tile_pages();
+    const float* scale_w = args.scale_w + (static_cast<int64_t>(tiles.expert) * w_blocks +
+                                           min(tiles.column_tile, w_blocks - 1)) * k_blocks;
+    float acc[2][64];
+#pragma unroll
+    for (int i = 0; i < 64; ++i) acc[0][i] = acc[1][i] = 0.0f;
+    float next_scale = __ldg(scale_w);
+    for (int k = 0; k < k_blocks; ++k) {
+      const float block_scale = next_scale;
+      if (k + 1 < k_blocks) next_scale = __ldg(scale_w + k + 1);
+      barrier_wait(s.full + stage, parity);
+      if (works) {
+        const float* scale = s.scale + stage * C::kRows + group * C::kPage + warp * 16 + lane / 4;
+        float row_scale[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          row_scale[i] = scale[(i / 2) * 64 + (i % 2) * 8] * block_scale;
+        }
+        const uint64_t a = descriptor_k(smem_addr(s.a + stage * C::kBytesA + group * 16384));
+        const uint64_t w = descriptor_k(smem_addr(s.w + stage * C::kBytesW));
+#pragma unroll
+        for (int part = 0; part < 2; ++part) {
+          float partial[64];
+          mma_fence();
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            mma_e4m3_n128(partial, a + part * 512 + i * 2, w + i * 2, i > 0);
+          }
+          mma_commit();
+          mma_wait<0>();
+          mma_touch(partial);
+          if (part == 1 && lane < C::kCluster) {
+            barrier_arrive_at(s.empty + stage, static_cast<uint32_t>(lane));
+          }
+#pragma unroll
+          for (int i = 0; i < 64; ++i) {
+            acc[part][i] += partial[i] * row_scale[part * 2 + (i / 2) % 2];
+          }
+        }
+      } else if (lane < C::kCluster) {
+        barrier_arrive_at(s.empty + stage, static_cast<uint32_t>(lane));
+      }
+      if (++stage == C::kStages) stage = 0, parity ^= 1;
+    }
+    if (!works) continue;
+    const int page = tiles.slab_page(tiles.position() + group);
+    const int left = __ldg(args.counts + tiles.expert) - (tiles.row_tile * 2 + group) * C::kPage;
+    const int column = tiles.column_tile * C::kCols;
+    __nv_bfloat16* c = static_cast<__nv_bfloat16*>(args.c) +
+                       static_cast<int64_t>(page) * C::kPage * args.n + column;
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      fp8_gemm_store(acc[part], staging, c + static_cast<int64_t>(part) * 64 * args.n, args.n,
+                     column, left - part * 64, warp, lane);
+    }
+  }
+}
+
+__global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(Fp8GemmConfig::kThreads, 1)
+    fp8_gemm_kernel_sm90(const __grid_constant__ Fp8GemmArgs args,
+                         const __grid_constant__ CUtensorMap map_a,
+                         const __grid_constant__ CUtensorMap map_w) {
+  using C = Fp8GemmConfig;
+  extern __shared__ uint8_t raw[];
+  const Fp8GemmShared s(raw + (1024 - smem_addr(raw) % 1024) % 1024);
+  const uint32_t rank = cluster_rank();
+  if (threadIdx.x == 0) {
+    prefetch_map(&map_a);
+    prefetch_map(&map_w);
+    for (int i = 0; i < C::kStages; ++i) {
+      barrier_init(s.full + i, 1);
+      barrier_init(s.empty + i, 8 * C::kCluster);
+    }
+    barrier_init_fence();
+  }
+  cluster_sync();
+  const int group = static_cast<int>(threadIdx.x) / 128;
+  if (group == 0) {
+    registers_shrink<40>();
+    if (threadIdx.x == 0) fp8_gemm_copy(args, map_a, map_w, s, rank);
+  } else {
+    registers_grow<232>();
+    fp8_gemm_multiply(args, s, rank, group - 1);
+  }
+  // A block may not leave while the other still writes or signals into its shared memory.
+  cluster_sync();
+}
+
+}  // namespace hadal::cuda

@@ -1,0 +1,60 @@
+// Shapes and arguments of absorbed MLA decode over the paged latent cache on Hopper.
+//
+//   S sequences   Q query tokens of a sequence   H heads   R = 512 latent, Dr = 64 rope width
+//
+// out[s, i, h] = softmax(scale q[s, i, h] . cache rows 0 .. length[s] - Q + i) cache[:, :R]. The
+// context is cut into splits of whole pages, merged in split order. kInvariant: the cut depends on
+// the context length alone, so a row's bits do not depend on the batch. kFastest: it depends on the
+// batch as well. bf16 in and out, f32 softmax and accumulation; deterministic in both modes.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace hadal::cuda {
+
+struct MlaDecodeConfig {
+  static constexpr int kPage = 64;       // tokens of a cache page
+  static constexpr int kRows = 64;       // (token, head) rows of a block
+  static constexpr int kLatent = 512;
+  static constexpr int kRope = 64;
+  static constexpr int kWidth = kLatent + kRope;
+  static constexpr int kChunks = kWidth / 64;      // 64 columns: one 128-byte swizzled tile
+  static constexpr int kChunkBytes = kPage * 128;
+  static constexpr int kThreads = 384;   // a copy warpgroup and two matrix warpgroups
+
+  static constexpr int kSharedBytes = 1024 + 3 * kChunks * kChunkBytes + 4 * kRows * 4 + 16 * 8;
+};
+
+enum class MlaDecodeSplit : uint8_t { kInvariant, kFastest };
+
+struct MlaDecodeArgs {
+  const void* q;         // [S, Q, H, R+Dr] bf16
+  const void* pages;     // [num_pages, kPage, R+Dr] bf16
+  const int* table;      // [S, table_stride]
+  const int* length;     // [S] tokens of the context, the Q query tokens included; at least Q
+  void* out;             // [S, Q, H, R] bf16
+  float* partial_out;    // [S, max_splits, Q*H, R]
+  float* partial_lse;    // [S, max_splits, Q*H]
+  int64_t num_pages;
+  int num_seqs, num_queries, num_heads;
+  int table_stride;
+  int max_splits;        // splits that the longest context of this launch has
+  int pages_per_split;   // 0: by mla_decode_pages_per_split of each sequence's own length
+  float scale;
+};
+
+// Pages of a split in the invariant mode: at most 64 splits, at least 2 pages each.
+__host__ __device__ inline int mla_decode_pages_per_split(int num_pages) {
+  const int even = (num_pages + 63) / 64;
+  return even < 2 ? 2 : even;
+}
+
+// Fills max_splits and pages_per_split for contexts of at most max_length tokens.
+void mla_decode_plan(MlaDecodeArgs& args, MlaDecodeSplit split, int max_length, int num_sms);
+
+void mla_decode_sm90(const MlaDecodeArgs& args, cudaStream_t stream);
+
+}  // namespace hadal::cuda

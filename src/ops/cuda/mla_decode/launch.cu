@@ -1,0 +1,91 @@
+// Launches absorbed MLA decode and the merge of its splits.
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
+#include "core/check.h"
+#include "ops/cuda/detail/tensor_map.h"
+#include "ops/cuda/mla_decode/kernel.cuh"
+
+namespace hadal::cuda {
+
+namespace {
+
+template <int kCluster>
+void launch_decode(const MlaDecodeArgs& args, const CUtensorMap& map_q, const CUtensorMap& map_pages,
+                   dim3 grid, cudaStream_t stream) {
+  using C = MlaDecodeConfig;
+  static const bool ready = [] {
+    HADAL_CHECK_CUDA(cudaFuncSetAttribute(mla_decode_kernel_sm90<kCluster>,
+                                          cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          C::kSharedBytes));
+    return true;
+  }();
+  static_cast<void>(ready);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = kCluster;
+  attribute.val.clusterDim.y = 1;
+  attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(C::kThreads);
+  config.dynamicSmemBytes = C::kSharedBytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = kCluster > 1 ? 1 : 0;
+  HADAL_CHECK_CUDA(
+      cudaLaunchKernelEx(&config, mla_decode_kernel_sm90<kCluster>, args, map_q, map_pages));
+}
+
+}  // namespace
+
+void mla_decode_plan(MlaDecodeArgs& args, MlaDecodeSplit split, int max_length, int num_sms) {
+  using C = MlaDecodeConfig;
+  const int pages = (max_length + C::kPage - 1) / C::kPage;
+  int per_split = mla_decode_pages_per_split(pages);
+  args.pages_per_split = 0;
+  if (split == MlaDecodeSplit::kFastest) {
+    const int row_tiles = (args.num_queries * args.num_heads + C::kRows - 1) / C::kRows;
+    const int blocks = row_tiles * args.num_seqs;
+    // As many splits as fill the SMs once; past one wave, none.
+    const int splits = std::max(1, num_sms / blocks);
+    per_split = std::max(1, (pages + splits - 1) / splits);
+    args.pages_per_split = per_split;
+  }
+  args.max_splits = (pages + per_split - 1) / per_split;
+}
+
+void mla_decode_sm90(const MlaDecodeArgs& args, cudaStream_t stream) {
+  using C = MlaDecodeConfig;
+  HADAL_CHECK(args.max_splits >= 1 && args.max_splits <= 512,
+              "mla_decode takes 1 to 512 splits; got ", args.max_splits);
+  if (args.num_seqs == 0) return;
+  const int rows = args.num_queries * args.num_heads;
+  const CUtensorMap map_q =
+      make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, args.q,
+                      static_cast<int64_t>(args.num_seqs) * rows, C::kWidth, C::kWidth, 16, 64);
+  const CUtensorMap map_pages = make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, args.pages,
+                                                args.num_pages * C::kPage, C::kWidth, C::kWidth,
+                                                C::kPage, 64);
+  const int row_tiles = (rows + C::kRows - 1) / C::kRows;
+  const dim3 grid(static_cast<unsigned>(row_tiles), static_cast<unsigned>(args.max_splits),
+                  static_cast<unsigned>(args.num_seqs));
+  if (row_tiles % 2 == 0) {
+    launch_decode<2>(args, map_q, map_pages, grid, stream);
+  } else {
+    launch_decode<1>(args, map_q, map_pages, grid, stream);
+  }
+  if (args.max_splits == 1) return;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(rows), static_cast<unsigned>(args.num_seqs));
+  config.blockDim = dim3(512);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  HADAL_CHECK_CUDA(cudaLaunchKernelEx(&config, mla_decode_merge_kernel, args));
+}
+
+}  // namespace hadal::cuda
