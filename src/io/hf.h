@@ -55,7 +55,7 @@ void read_weights(Context& ctx, const HfCheckpoint& checkpoint, ModelParams<Tens
 
 struct SaveFormat {
   DType dtype = DType::kF32;  // f32 or bf16, of what is not quantised; router biases are always f32
-  Quantization quantization;  // fp8: the matrices of products as block FP8
+  Quantization quantization{};  // fp8: the matrices of products as block FP8
   size_t max_shard_bytes = size_t{5} << 30;
 };
 

@@ -100,9 +100,9 @@ class SafetensorsDir {
 struct TensorSource {
   std::string name;
   StoredType type = StoredType::kF32;
-  StoredShape shape;
+  StoredShape shape{};
   const void* data = nullptr;
-  std::function<void(void* out)> fill;
+  std::function<void(void* out)> fill{};
 
   size_t bytes() const;
 };
