@@ -160,6 +160,8 @@ TEST(Config, AbsurdSizesAreCaughtBeforeTheyOverflow) {
       "n_routed_experts");
 }
 
+const Config kPlain;
+
 Config v3_with_yarn() {
   Config config;
   config.rope = {.rope_type = "yarn",
@@ -175,14 +177,14 @@ Config v3_with_yarn() {
 }
 
 TEST(Rope, PlainFrequencies) {
-  const std::vector<double> freq = rope_inv_freq(Config{});
+  const std::vector<double> freq = rope_inv_freq(kPlain);
   ASSERT_EQ(freq.size(), 32u);
   for (size_t j = 0; j < 32; ++j)
     EXPECT_DOUBLE_EQ(freq[j], std::pow(10000.0, -static_cast<double>(j) / 32.0));
 }
 
 TEST(Rope, YarnOfDeepSeekV3) {
-  const std::vector<double> plain = rope_inv_freq(Config{});
+  const std::vector<double> plain = rope_inv_freq(kPlain);
   const std::vector<double> freq = rope_inv_freq(v3_with_yarn());
   for (size_t j = 0; j <= 10; ++j) EXPECT_EQ(freq[j], plain[j]) << j;
   for (size_t j = 11; j < 23; ++j) {  // the ramp from pair 10 to pair 23
@@ -196,23 +198,23 @@ TEST(Rope, YarnOfDeepSeekV3) {
 TEST(Rope, YarnWithoutRamp) {
   Config config = v3_with_yarn();
   config.rope.original_max_position_embeddings = 4;
-  const std::vector<double> plain = rope_inv_freq(Config{}), freq = rope_inv_freq(config);
+  const std::vector<double> plain = rope_inv_freq(kPlain), freq = rope_inv_freq(config);
   EXPECT_EQ(freq[0], plain[0]);
   for (size_t j = 1; j < 32; ++j) EXPECT_EQ(freq[j], plain[j] / 40.0) << j;
 }
 
 TEST(Rope, SoftmaxScale) {
-  EXPECT_NEAR(softmax_scale(Config{}), 0.0721688, 5e-8);
+  EXPECT_NEAR(softmax_scale(kPlain), 0.0721688, 5e-8);
   EXPECT_NEAR(softmax_scale(v3_with_yarn()), 0.1352338, 5e-8);
   Config config = v3_with_yarn();
   config.rope.mscale_all_dim = 0.0;
-  EXPECT_EQ(softmax_scale(config), softmax_scale(Config{}));
+  EXPECT_EQ(softmax_scale(config), softmax_scale(kPlain));
 }
 
 TEST(Rope, Magnitude) {
   Config config = v3_with_yarn();
   const double ln = std::log(40.0);
-  EXPECT_EQ(rope_magnitude(Config{}), 1.0);
+  EXPECT_EQ(rope_magnitude(kPlain), 1.0);
   EXPECT_EQ(rope_magnitude(config), 1.0);
   config.rope.mscale = 0.707;
   EXPECT_DOUBLE_EQ(rope_magnitude(config), (0.0707 * ln + 1.0) / (0.1 * ln + 1.0));
