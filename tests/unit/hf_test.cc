@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
 
@@ -77,6 +78,10 @@ class Hf : public ::testing::Test {
     return "no error";
   }
 };
+
+void write_json_text(const std::string& path, const std::string& text) {
+  std::ofstream(path, std::ios::binary | std::ios::trunc) << text;
+}
 
 void expect_same_file(const SafetensorsFile& a, const SafetensorsFile& b) {
   ASSERT_EQ(a.tensors().size(), b.tensors().size());
@@ -174,6 +179,89 @@ TEST_F(Hf, OldSpellingOfRope) {
   EXPECT_EQ(parsed.config.q_lora_rank, 0);
   EXPECT_EQ(parsed.config.eos_token_ids, (std::vector<int64_t>{1, 2}));
   EXPECT_EQ(parsed.ignored, (std::vector<std::string>{"some_new_key"}));
+}
+
+// The keys and values of the released DeepSeek-V3 (scale_fmt as in V3.1).
+TEST_F(Hf, ReleasedConfig) {
+  const Json released = parse_json(R"({
+    "architectures": ["DeepseekV3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+    "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"}, "aux_loss_alpha": 0.001,
+    "bos_token_id": 0, "eos_token_id": 1, "ep_size": 1, "first_k_dense_replace": 3,
+    "hidden_act": "silu", "hidden_size": 7168, "initializer_range": 0.02,
+    "intermediate_size": 18432, "kv_lora_rank": 512, "max_position_embeddings": 163840,
+    "model_type": "deepseek_v3", "moe_intermediate_size": 2048, "moe_layer_freq": 1, "n_group": 8,
+    "n_routed_experts": 256, "n_shared_experts": 1, "norm_topk_prob": true,
+    "num_attention_heads": 128, "num_experts_per_tok": 8, "num_hidden_layers": 61,
+    "num_key_value_heads": 128, "num_nextn_predict_layers": 1, "pretraining_tp": 1,
+    "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+    "quantization_config": {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
+                            "scale_fmt": "ue8m0", "weight_block_size": [128, 128]},
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": {"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0,
+                     "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096,
+                     "type": "yarn"},
+    "rope_theta": 10000, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "seq_aux": true,
+    "tie_word_embeddings": false, "topk_group": 4, "topk_method": "noaux_tc",
+    "torch_dtype": "bfloat16", "transformers_version": "4.33.1", "use_cache": true,
+    "v_head_dim": 128, "vocab_size": 129280})",
+                                   "released");
+  write_json(dir_ / "config.json", released);
+  const HfConfig parsed = read_hf_config(dir_ / "config.json");
+  EXPECT_TRUE(parsed.ignored.empty());
+  EXPECT_EQ(parsed.quantization.scale_format, ScaleFormat::kPowerOfTwo);
+  EXPECT_NEAR(softmax_scale(parsed.config), 0.1352338, 5e-8);
+  int64_t main = 0, mtp = 0;
+  for_each_param(parsed.config, [&](const ParamInfo& info) {
+    (info.name.starts_with("mtp.") ? mtp : main) += info.shape.num_elements();
+  });
+  EXPECT_EQ(main / 10'000'000, 67102);  // 671.03B with the router biases
+  EXPECT_EQ(mtp / 10'000'000, 1161);
+  const Json again = hf_config_to_json(parsed.config, DType::kBF16, parsed.quantization);
+  write_json(dir_ / "config.json", again);
+  EXPECT_EQ(hf_config_to_json(read_hf_config(dir_ / "config.json").config, DType::kBF16,
+                              parsed.quantization),
+            again);
+}
+
+// Random damage to a config or an index: an Error or a config, never a crash.
+TEST_F(Hf, RandomDamageNeverCrashes) {
+  const HfCheckpoint base = open_checkpoint(kGoldens + "base");
+  Weights weights;
+  const Block block = load_weights(ctx_, base, WeightFormat::kKeep, weights);
+  save_checkpoint(dir_.path(), base.config, weights, {.max_shard_bytes = 1'000'000});
+  const Rng rng(11, stream_id("damage"));
+  uint64_t draw = 0;
+  int errors = 0, reads = 0;
+  for (const char* name : {"config.json", "model.safetensors.index.json"}) {
+    const std::string good = read_file(dir_ / name, 1 << 20);
+    for (int round = 0; round < 300; ++round) {
+      std::string text = good;
+      const size_t at = rng.u64(draw++) % text.size();
+      switch (rng.u64(draw++) % 4) {
+        case 0:
+          text[at] = static_cast<char>(rng.u64(draw++));
+          break;
+        case 1:
+          text[at] = "0123456789{}[]\",:-e."[rng.u64(draw++) % 20];
+          break;
+        case 2:
+          text.erase(at, 1 + rng.u64(draw++) % 20);
+          break;
+        default:
+          text.insert(at, text.substr(rng.u64(draw++) % text.size(), 9));
+      }
+      write_json_text(dir_ / name, text);
+      try {
+        open_checkpoint(dir_.path());
+        ++reads;
+      } catch (const Error&) {
+        ++errors;
+      }
+    }
+    write_json_text(dir_ / name, good);
+  }
+  EXPECT_GT(errors, 300);
+  EXPECT_GT(reads, 10);
 }
 
 TEST_F(Hf, WrittenConfigsHaveTheSameKeysAndValues) {
@@ -279,12 +367,39 @@ TEST_F(Hf, ModelOfARunRefusesUnknownKeys) {
 
 TEST_F(Hf, NamesGoBothWays) {
   Config config = read_hf_config(kGoldens + "base/config.json").config;
-  EXPECT_EQ(hf_name(config, "layers.3.attn.wkv_a"),
-            "model.layers.3.self_attn.kv_a_proj_with_mqa.weight");
-  EXPECT_EQ(hf_name(config, "mtp.0.block.attn_norm"), "model.layers.4.input_layernorm.weight");
-  EXPECT_EQ(hf_name(config, "mtp.0.norm"), "model.layers.4.shared_head.norm.weight");
-  EXPECT_EQ(hf_name(config, "layers.1.ffn.experts.15.w2"),
-            "model.layers.1.mlp.experts.15.down_proj.weight");
+  const std::pair<const char*, const char*> names[] = {
+      {"embed", "model.embed_tokens.weight"},
+      {"norm", "model.norm.weight"},
+      {"head", "lm_head.weight"},
+      {"layers.0.attn_norm", "model.layers.0.input_layernorm.weight"},
+      {"layers.0.ffn_norm", "model.layers.0.post_attention_layernorm.weight"},
+      {"layers.0.attn.wq", "model.layers.0.self_attn.q_proj.weight"},
+      {"layers.0.attn.wq_a", "model.layers.0.self_attn.q_a_proj.weight"},
+      {"layers.0.attn.q_norm", "model.layers.0.self_attn.q_a_layernorm.weight"},
+      {"layers.0.attn.wq_b", "model.layers.0.self_attn.q_b_proj.weight"},
+      {"layers.3.attn.wkv_a", "model.layers.3.self_attn.kv_a_proj_with_mqa.weight"},
+      {"layers.3.attn.kv_norm", "model.layers.3.self_attn.kv_a_layernorm.weight"},
+      {"layers.3.attn.wkv_b", "model.layers.3.self_attn.kv_b_proj.weight"},
+      {"layers.3.attn.wo", "model.layers.3.self_attn.o_proj.weight"},
+      {"layers.0.ffn.w1", "model.layers.0.mlp.gate_proj.weight"},
+      {"layers.0.ffn.w3", "model.layers.0.mlp.up_proj.weight"},
+      {"layers.0.ffn.w2", "model.layers.0.mlp.down_proj.weight"},
+      {"layers.1.ffn.gate.weight", "model.layers.1.mlp.gate.weight"},
+      {"layers.1.ffn.gate.bias", "model.layers.1.mlp.gate.e_score_correction_bias"},
+      {"layers.1.ffn.experts.15.w1", "model.layers.1.mlp.experts.15.gate_proj.weight"},
+      {"layers.1.ffn.experts.15.w3", "model.layers.1.mlp.experts.15.up_proj.weight"},
+      {"layers.1.ffn.experts.15.w2", "model.layers.1.mlp.experts.15.down_proj.weight"},
+      {"layers.1.ffn.shared_experts.w1", "model.layers.1.mlp.shared_experts.gate_proj.weight"},
+      {"mtp.0.enorm", "model.layers.4.enorm.weight"},
+      {"mtp.0.hnorm", "model.layers.4.hnorm.weight"},
+      {"mtp.0.eh_proj", "model.layers.4.eh_proj.weight"},
+      {"mtp.0.norm", "model.layers.4.shared_head.norm.weight"},
+      {"mtp.1.block.attn_norm", "model.layers.5.input_layernorm.weight"},
+  };
+  for (const auto& [name, hf] : names) {
+    EXPECT_EQ(hf_name(config, name), hf);
+    EXPECT_EQ(reference_name(config, hf), name);
+  }
   EXPECT_EQ(reference_name(config, "model.layers.4.embed_tokens.weight"), std::nullopt);
   EXPECT_EQ(reference_name(config, "model.layers.x.enorm.weight"), std::nullopt);
   EXPECT_EQ(reference_name(config, "model.layers.3.enorm.weight"), std::nullopt);
@@ -311,6 +426,9 @@ TEST_F(Hf, SavedGoldensAreBitIdentical) {
                     {.dtype = DType::kF32, .quantization = checkpoint.quantization});
     expect_same_file(SafetensorsFile(kGoldens + name + "/model.safetensors"),
                      SafetensorsFile(out / "model.safetensors"));
+    EXPECT_TRUE(read_file(kGoldens + name + "/model.safetensors", 1 << 24) ==
+                read_file(out / "model.safetensors", 1 << 24))
+        << name;
     EXPECT_EQ(read_json(out / "config.json"), read_json(kGoldens + name + "/config.json"));
   }
 }
