@@ -1,9 +1,9 @@
 // Comparisons of tests: within a derived bound, or bit for bit; they report the worst element.
 //
-// Bounds are derived, not tuned: an element of a product a b^T is within kProductC * u * |a|_1 |b|_1
-// of the exact one, u being the unit roundoff of the type (product_bound). Gradients in f64 are compared
-// with complex step relative to the norm of the whole tensor (kGradientTolerance). Masks of non-finite
-// elements are compared first: an infinity or NaN is equal only to the same.
+// Bounds are derived, not tuned: an element of a product a b^T is within kProductC * u * |a|_1
+// |b|_1 of the exact one, u being the unit roundoff of the type (product_bound). Gradients in f64
+// are compared with complex step relative to the norm of the whole tensor (kGradientTolerance).
+// Masks of non-finite elements are compared first: an infinity or NaN is equal only to the same.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -24,12 +24,18 @@ inline constexpr double kGradientTolerance = 1e-12;
 // Largest relative error of rounding to nearest.
 inline double unit_roundoff(DType dtype) {
   switch (dtype) {
-    case DType::kF64: return 0x1p-53;
-    case DType::kF32: return 0x1p-24;
-    case DType::kF16: return 0x1p-11;
-    case DType::kBF16: return 0x1p-8;
-    case DType::kE4M3: return 0x1p-4;
-    default: HADAL_FAIL("no roundoff for ", dtype_name(dtype));
+    case DType::kF64:
+      return 0x1p-53;
+    case DType::kF32:
+      return 0x1p-24;
+    case DType::kF16:
+      return 0x1p-11;
+    case DType::kBF16:
+      return 0x1p-8;
+    case DType::kE4M3:
+      return 0x1p-4;
+    default:
+      HADAL_FAIL("no roundoff for ", dtype_name(dtype));
   }
 }
 
@@ -62,8 +68,8 @@ inline std::string numbers(double got, double want) {
 
 }  // namespace detail
 
-// Worst |got - want|; adds a failure where it is above `bound`, and for shapes or non-finite masks that
-// differ.
+// Worst |got - want|; adds a failure where it is above `bound`, and for shapes or non-finite masks
+// that differ.
 inline double expect_close(const std::string& what, const Array<double>& got,
                            const Array<double>& want, double bound) {
   if (!(got.shape == want.shape)) {
@@ -85,13 +91,14 @@ inline double expect_close(const std::string& what, const Array<double>& got,
     }
   }
   if (error > bound)
-    ADD_FAILURE() << what << coordinate(got.shape, worst) << " is the worst element: "
-                  << detail::numbers(got[worst], want[worst]) << ", bound " << bound;
+    ADD_FAILURE() << what << coordinate(got.shape, worst)
+                  << " is the worst element: " << detail::numbers(got[worst], want[worst])
+                  << ", bound " << bound;
   return error;
 }
 
-// Worst |got - want| / |want|_2 over the tensor; a failure above `tolerance`. Where want is all zero,
-// got must be zero.
+// Worst |got - want| / |want|_2 over the tensor; a failure above `tolerance`. Where want is all
+// zero, got must be zero.
 inline double expect_close_to_norm(const std::string& what, const Array<double>& got,
                                    const Array<double>& want, double tolerance) {
   const double norm = ref::norm(want);

@@ -20,7 +20,8 @@ void check(const std::string& name, size_t layer_idx) {
   Product product = make_product(machine, c, weights, DType::kF64);
   const Batch batch = make_batch(ctx, c, random_sequences(c, kLengths, "block"), 0, DType::kF64);
   const Shape shape{kTokens, c.hidden_size};
-  const Array<double> x = ref::random("x", shape, 0.0, 1.0), dy = ref::random("dy", shape, 0.0, 1.0);
+  const Array<double> x = ref::random("x", shape, 0.0, 1.0),
+                      dy = ref::random("dy", shape, 0.0, 1.0);
 
   RowPool pool(ctx, c, DType::kF64,
                ops::max_pages(kTokens * c.num_experts_per_tok, c.n_routed_experts));
@@ -43,7 +44,7 @@ void check(const std::string& name, size_t layer_idx) {
     for (const Complex& loss : r.balance.data) total += kBalanceScale * loss;
     return total;
   };
-  GradientCheck gradients("block, " + name, c);
+  GradientCheck gradients("block, " + name, c, Scope::kElements);
   gradients.input("x", pdx, cx, f);
   gradients.params(concat("layers.", layer_idx, "."), product.grads, w, f);
 }

@@ -1,4 +1,4 @@
-// Routed experts over dispatched rows: the product's backward against complex step of the reference.
+// Routed experts over dispatched rows: backward against complex step of the reference.
 //
 //   T tokens   D model width   K choices of a token   P pages
 //
@@ -15,9 +15,9 @@ namespace {
 constexpr int64_t kChoices = 3;
 
 // Experts {0, 1 or 2, 4 to 6} of each token; 3 for the first alone; 7 never.
-std::vector<int32_t> some_choices() {
+std::vector<int32_t> some_choices(int64_t num_tokens) {
   std::vector<int32_t> idx;
-  for (int32_t t = 0; t < kTokens; ++t) {
+  for (int32_t t = 0; t < num_tokens; ++t) {
     idx.push_back(0);
     idx.push_back(t == 0 ? 3 : 1 + t % 2);
     idx.push_back(4 + t % 3);
@@ -25,18 +25,19 @@ std::vector<int32_t> some_choices() {
   return idx;
 }
 
-TEST(ExpertsGrad, MatchesComplexStep) {
+void check(const std::string& name, int64_t num_tokens, Scope scope) {
   const Config c = tiny_config();
   Machine machine(2);
   Context& ctx = machine.ctx;
   Arrays weights = random_weights(c);
   Product product = make_product(machine, c, weights, DType::kF64);
-  const Shape shape{kTokens, c.hidden_size}, choices{kTokens, kChoices};
-  const Array<double> x = ref::random("x", shape, 0.0, 1.0), dy = ref::random("dy", shape, 0.0, 1.0);
+  const Shape shape{num_tokens, c.hidden_size}, choices{num_tokens, kChoices};
+  const Array<double> x = ref::random("x", shape, 0.0, 1.0),
+                      dy = ref::random("dy", shape, 0.0, 1.0);
   const Array<double> weight = ref::random("weight", choices, 0.5, 0.5);
-  const std::vector<int32_t> idx = some_choices();
+  const std::vector<int32_t> idx = some_choices(num_tokens);
 
-  const int64_t num_pages = ops::max_pages(kTokens * kChoices, c.n_routed_experts);
+  const int64_t num_pages = ops::max_pages(num_tokens * kChoices, c.n_routed_experts);
   RowPool pool(ctx, c, DType::kF64, num_pages);
   LocalExchange exchange(pool, c.n_routed_experts);
   const Tensor px = machine.put(x, DType::kF64), pdy = machine.put(dy, DType::kF64);
@@ -55,7 +56,8 @@ TEST(ExpertsGrad, MatchesComplexStep) {
   exchange.combine_finish(ctx, ticket, row_buffer, py);
 
   Tensor drow_weight = machine.tensor(DType::kF64, {num_pages * ops::kPageRows});
-  experts::Deferred deferred = experts::make_deferred(ctx, c, ticket.layout, num_pages, DType::kF64);
+  experts::Deferred deferred =
+      experts::make_deferred(ctx, c, ticket.layout, num_pages, DType::kF64);
   exchange.combine_backward_start(ctx, ticket, pdy, deferred.dy);
   exchange.combine_backward_finish(ctx, ticket);
   experts::backward_input(ctx, c, product.w.layers[1].moe.experts, rows, std::move(saved), deferred,
@@ -69,17 +71,23 @@ TEST(ExpertsGrad, MatchesComplexStep) {
   Array<Complex> cx = ref::as<Complex>(x);
   ref::Routing<Complex> routing;
   routing.weight = ref::as<Complex>(weight);
-  for (int64_t t = 0; t < kTokens; ++t)
+  for (int64_t t = 0; t < num_tokens; ++t)
     routing.choice.push_back({idx.begin() + t * kChoices, idx.begin() + (t + 1) * kChoices});
   const auto f = [&] {
     return ref::dot(dy, ref::experts_forward(w.layers[1].moe.experts, routing, cx));
   };
-  EXPECT_NEAR(ref::dot(dy, ref::from_tensor<double>(py)), f().real(), 1e-12);
-  GradientCheck gradients("experts", c);
+  EXPECT_NEAR(ref::dot(dy, ref::from_tensor<double>(py)), f().real(),
+              1e-12 * static_cast<double>(num_tokens));
+  GradientCheck gradients("experts, " + name, c, scope);
   gradients.input("x", pdx, cx, f);
   gradients.input("weight", pdweight, routing.weight, f);
   gradients.params("layers.1.ffn.experts.", product.grads, w, f);
 }
+
+TEST(ExpertsGrad, OnePageEach) { check("one page each", kTokens, Scope::kElements); }
+
+// 300 rows of expert 0 fill two pages and a part of a third.
+TEST(ExpertsGrad, SeveralPages) { check("several pages", 300, Scope::kDirections); }
 
 }  // namespace
 }  // namespace hadal::test

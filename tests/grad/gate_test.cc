@@ -32,8 +32,8 @@ void check(const std::string& name, const Config& c, double balance_scale) {
     for (int64_t k = 0; k < c.num_experts_per_tok; ++k)
       EXPECT_EQ(saved.topk_idx.row(t).data<int32_t>()[k],
                 want.choice[static_cast<size_t>(t)][static_cast<size_t>(k)]);
-  gate::Deferred deferred = gate::backward_input(ctx, c, product.w.layers[1].moe.gate,
-                                                 std::move(saved), px, pdweight, balance_scale, pdx);
+  gate::Deferred deferred = gate::backward_input(
+      ctx, c, product.w.layers[1].moe.gate, std::move(saved), px, pdweight, balance_scale, pdx);
   gate::backward_weight(ctx, std::move(deferred), product.grads.layers[1].moe.gate);
 
   ComplexArrays w = as_complex(c, weights);
@@ -44,7 +44,7 @@ void check(const std::string& name, const Config& c, double balance_scale) {
     for (const Complex& loss : r.balance.data) total += balance_scale * loss;
     return total;
   };
-  GradientCheck gradients("gate, " + name, c);
+  GradientCheck gradients("gate, " + name, c, Scope::kElements);
   gradients.input("x", pdx, cx, f);
   gradients.params("layers.1.ffn.gate.", product.grads, w, f);
 }

@@ -1,5 +1,5 @@
-// What the gradient tests share: a machine to run the product on, random models in the product's form
-// and in the reference's, and the check of gradients against complex step.
+// What the gradient tests share: a machine to run the product on, random models in the product's
+// form and in the reference's, and the check of gradients against complex step.
 //
 // The shapes are tiny and awkward: odd widths and lengths, packed sequences of 1, 5 and 9 tokens.
 // SPDX-License-Identifier: Apache-2.0
@@ -142,7 +142,9 @@ inline ComplexArrays as_complex(const Config& c, Arrays& tree) {
   resize(c, result);
   for_each_param(
       c,
-      [](const ParamInfo&, Array<Complex>& to, Array<double>& from) { to = ref::as<Complex>(from); },
+      [](const ParamInfo&, Array<Complex>& to, Array<double>& from) {
+        to = ref::as<Complex>(from);
+      },
       result, tree);
   return result;
 }
@@ -166,19 +168,28 @@ inline Product make_product(Machine& machine, const Config& c, Arrays& tree, DTy
   return p;
 }
 
-// Compares gradients with complex step of f(), which reads the trees and inputs it is given, and keeps
-// the worst error relative to the norm of its tensor; prints it at the end.
+// Elements: every element of a gradient. Directions: two random directions of each tensor, for
+// models that are too large for the former.
+enum class Scope : uint8_t { kElements, kDirections };
+
+// Compares gradients with complex step of f(), which reads the trees and inputs it is given, and
+// keeps the worst error relative to the norm of its tensor; prints it at the end.
 class GradientCheck {
  public:
-  GradientCheck(std::string module, const Config& config) : module_(module), config_(config) {}
+  GradientCheck(std::string module, const Config& config, Scope scope)
+      : module_(module), config_(config), scope_(scope) {}
   ~GradientCheck() {
     std::printf("[   worst  ] %s: %.2g (%s)\n", module_.c_str(), worst_, where_.c_str());
   }
 
   template <class F>
   void input(const std::string& name, const Tensor& got, Array<Complex>& at, const F& f) {
-    add(name, expect_close_to_norm(module_ + ": d" + name, ref::from_tensor<double>(got),
-                                   ref::complex_step(at, f), kGradientTolerance));
+    const Array<double> g = ref::from_tensor<double>(got);
+    if (scope_ == Scope::kElements)
+      add(name, expect_close_to_norm(module_ + ": d" + name, g, ref::complex_step(at, f),
+                                     kGradientTolerance));
+    else
+      for (const char* direction : {"first", "second"}) along(name, direction, g, at, f);
   }
 
   // Every trained parameter whose name begins with `prefix`; all others must not be written.
@@ -196,27 +207,20 @@ class GradientCheck {
         got, at);
   }
 
-  // The same for every trained parameter, along `num_directions` random directions of each.
+ private:
+  // |<got - want, v>| <= |got - want|_2 |v|_2 by Cauchy-Schwarz.
   template <class F>
-  void params_along(int num_directions, Grads& got, ComplexArrays& at, const F& f) {
-    for_each_param(
-        config_,
-        [&](const ParamInfo& info, Tensor& grad, Array<Complex>& a) {
-          const Array<double> g = ref::from_tensor<double>(grad);
-          for (int i = 0; i < num_directions && info.trained(); ++i) {
-            const Array<double> v =
-                ref::random(info.name + std::to_string(i), info.shape, 0.0, 1.0);
-            const double want = ref::complex_step_along(a, v, f), scale = ref::norm(g) * ref::norm(v);
-            const double error = std::abs(ref::dot(v, g) - want);
-            EXPECT_LE(error, kGradientTolerance * scale) << module_ << ": d" << info.name << " along "
-                                                         << i << ", want " << want;
-            add(info.name, scale > 0.0 ? error / scale : error);
-          }
-        },
-        got, at);
+  void along(const std::string& name, const std::string& direction, const Array<double>& g,
+             Array<Complex>& at, const F& f) {
+    const Array<double> v = ref::random(name + direction, g.shape, 0.0, 1.0);
+    const double want = ref::complex_step_along(at, v, f), scale = ref::norm(g) * ref::norm(v);
+    const double error = std::abs(ref::dot(v, g) - want);
+    if (!(error <= kGradientTolerance * scale))
+      ADD_FAILURE() << module_ << ": d" << name << " along its " << direction
+                    << " direction: " << detail::numbers(ref::dot(v, g), want);
+    add(name, scale > 0.0 ? error / scale : error);
   }
 
- private:
   void add(const std::string& name, double error) {
     if (error < worst_ && !where_.empty()) return;
     worst_ = error;
@@ -225,6 +229,7 @@ class GradientCheck {
 
   std::string module_;
   const Config& config_;
+  Scope scope_;
   double worst_ = 0.0;
   std::string where_;
 };

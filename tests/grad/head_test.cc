@@ -44,7 +44,7 @@ TEST(HeadGrad, MatchesComplexStep) {
   Array<Complex> ch = ref::as<Complex>(h);
   const auto f = [&] { return kScale * ref::cross_entropy_sum(ref::linear(ch, w.head), targets); };
   EXPECT_NEAR(kScale * loss, f().real(), 1e-12);
-  GradientCheck gradients("head", c);
+  GradientCheck gradients("head", c, Scope::kElements);
   gradients.input("h", pdh, ch, f);
   gradients.params("head", product.grads, w, f);
 }
@@ -65,7 +65,8 @@ TEST(HeadGrad, ChunksGiveTheSameBits) {
   const Tensor targets = machine.put(ids, {T});
 
   // The whole batch in chunks; then the two parts as batches of their own.
-  Tensor dh = machine.tensor(DType::kF32, h.shape()), dh_parts = machine.tensor(DType::kF32, h.shape());
+  Tensor dh = machine.tensor(DType::kF32, h.shape()),
+         dh_parts = machine.tensor(DType::kF32, h.shape());
   Tensor dw = machine.tensor(DType::kF32, table.shape);
   Tensor dw_parts = machine.tensor(DType::kF32, table.shape);
   const auto run = [&](int64_t begin, int64_t count, Tensor dh_out, Tensor dw_out) {
@@ -100,7 +101,7 @@ TEST(EmbedGrad, MatchesComplexStep) {
   expect_close("x", ref::from_tensor<double>(px), ref::rows(weights.embed, ids), 0.0);
   ComplexArrays w = as_complex(c, weights);
   const auto f = [&] { return ref::dot(dx, ref::rows(w.embed, ids)); };
-  GradientCheck gradients("embed", c);
+  GradientCheck gradients("embed", c, Scope::kElements);
   gradients.params("embed", product.grads, w, f);
 }
 

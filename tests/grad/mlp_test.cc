@@ -16,7 +16,8 @@ TEST(MlpGrad, MatchesComplexStep) {
   Arrays weights = random_weights(c);
   Product product = make_product(machine, c, weights, DType::kF64);
   const Shape shape{kTokens, c.hidden_size};
-  const Array<double> x = ref::random("x", shape, 0.0, 1.0), dy = ref::random("dy", shape, 0.0, 1.0);
+  const Array<double> x = ref::random("x", shape, 0.0, 1.0),
+                      dy = ref::random("dy", shape, 0.0, 1.0);
 
   const Tensor px = machine.put(x, DType::kF64), pdy = machine.put(dy, DType::kF64);
   Tensor py = machine.tensor(DType::kF64, shape), pdx = machine.tensor(DType::kF64, shape);
@@ -27,10 +28,10 @@ TEST(MlpGrad, MatchesComplexStep) {
 
   ComplexArrays w = as_complex(c, weights);
   Array<Complex> cx = ref::as<Complex>(x);
-  expect_close_to_norm("y", ref::from_tensor<double>(py), ref::mlp_forward(weights.layers[0].mlp, x),
-                       kGradientTolerance);
+  expect_close_to_norm("y", ref::from_tensor<double>(py),
+                       ref::mlp_forward(weights.layers[0].mlp, x), kGradientTolerance);
   const auto f = [&] { return ref::dot(dy, ref::mlp_forward(w.layers[0].mlp, cx)); };
-  GradientCheck gradients("mlp", c);
+  GradientCheck gradients("mlp", c, Scope::kElements);
   gradients.input("x", pdx, cx, f);
   gradients.params("layers.0.ffn.", product.grads, w, f);
 }

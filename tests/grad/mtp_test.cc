@@ -24,7 +24,8 @@ void check(int64_t k) {
   const Batch::Depth& depth = batch.mtp[module_idx];
   const ref::Positions before = ref::positions_of(as_reference(sequences), k - 1);
   const ref::Positions positions = ref::positions_of(as_reference(sequences), k);
-  const auto T = static_cast<int64_t>(before.ids.size()), Tk = static_cast<int64_t>(positions.ids.size());
+  const auto T = static_cast<int64_t>(before.ids.size()),
+             Tk = static_cast<int64_t>(positions.ids.size());
   ASSERT_EQ(depth.seq.num_tokens, Tk);
   const Array<double> h = ref::random("h", {T, c.hidden_size}, 0.0, 1.0);
   const Array<double> dout = ref::random("dout", {Tk, c.hidden_size}, 0.0, 1.0);
@@ -32,10 +33,8 @@ void check(int64_t k) {
   RowPool pool(ctx, c, DType::kF64,
                ops::max_pages(kTokens * c.num_experts_per_tok, c.n_routed_experts));
   LocalExchange exchange(pool, c.n_routed_experts);
-  const mtp::Module module{.config = c,
-                           .w = product.w.mtp[module_idx],
-                           .embed = product.w.embed,
-                           .exchange = exchange};
+  const mtp::Module module{
+      .config = c, .w = product.w.mtp[module_idx], .embed = product.w.embed, .exchange = exchange};
   const Tensor ph = machine.put(h, DType::kF64), pdout = machine.put(dout, DType::kF64);
   Tensor pdh = machine.tensor(DType::kF64, h.shape);
   mtp::Saved saved = mtp::forward(ctx, module, depth, ph);
@@ -58,7 +57,7 @@ void check(int64_t k) {
     for (const Complex& loss : r.balance.data) total += kBalanceScale * loss;
     return total;
   };
-  GradientCheck gradients(concat("mtp, depth ", k), c);
+  GradientCheck gradients(concat("mtp, depth ", k), c, Scope::kElements);
   gradients.input("h", pdh, ch, f);
   gradients.input("embed", product.grads.embed, w.embed, f);
   std::memset(product.grads.embed.raw(), 0, static_cast<size_t>(product.grads.embed.num_bytes()));

@@ -11,9 +11,9 @@
 namespace hadal::test {
 
 enum class BackwardOrder : uint8_t {
-  kJoint,       // stage::backward of each micro-batch
-  kDelayed,     // every micro-batch's forward and backward_input, then every backward_weight
-  kTwoStages,   // two pipeline stages, delayed in each
+  kJoint,      // stage::backward of each micro-batch
+  kDelayed,    // every micro-batch's forward and backward_input, then every backward_weight
+  kTwoStages,  // two pipeline stages, delayed in each
 };
 
 struct Objective {
@@ -36,7 +36,8 @@ inline stage::LossScale loss_scale(const MicroBatches& micro_batches, int64_t nu
   stage::LossScale scale;
   for (int64_t k = 0; k <= num_mtp; ++k) {
     const ref::Positions p = ref::positions_of(all, k);
-    const double targets = ref::num_targets(p.targets), seqs = static_cast<double>(p.lengths.size());
+    const double targets = ref::num_targets(p.targets),
+                 seqs = static_cast<double>(p.lengths.size());
     if (k == 0) {
       scale.main = 1.0 / targets;
       scale.balance = o.alpha / seqs;
@@ -60,8 +61,9 @@ inline stage::Meter run_step(Machine& machine, const Config& c, Product& product
   std::vector<Batch> batches;
   for (const auto& part : micro_batches) {
     batches.push_back(make_batch(ctx, c, part, num_mtp, act));
-    num_pages += ops::max_pages(batches.back().seq.num_tokens * c.num_experts_per_tok,
-                                c.n_routed_experts) * c.num_moe_layers();
+    num_pages +=
+        ops::max_pages(batches.back().seq.num_tokens * c.num_experts_per_tok, c.n_routed_experts) *
+        c.num_moe_layers();
   }
   RowPool pool(ctx, c, act, num_pages);
   LocalExchange exchange(pool, c.n_routed_experts);
@@ -99,8 +101,9 @@ inline stage::Meter run_step(Machine& machine, const Config& c, Product& product
       stage::Saved b = stage::forward(ctx, last, batch, a.x.back(), meter);
       last_deferred.push_back(stage::backward_input(
           ctx, last, std::move(b), {.batch = batch, .scale = scale, .dy_in = In(), .dx_out = dx}));
-      first_deferred.push_back(stage::backward_input(
-          ctx, first, std::move(a), {.batch = batch, .scale = scale, .dy_in = dx, .dx_out = Out()}));
+      first_deferred.push_back(
+          stage::backward_input(ctx, first, std::move(a),
+                                {.batch = batch, .scale = scale, .dy_in = dx, .dx_out = Out()}));
     }
     for (size_t i = 0; i < batches.size(); ++i) {
       stage::backward_weight(ctx, last, batches[i], std::move(last_deferred[i]), product.grads);

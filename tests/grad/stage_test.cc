@@ -1,5 +1,5 @@
-// The whole model with its objective: the product's backward against complex step of the reference, and
-// the delayed split against the joint backward.
+// The whole model with its objective: the product's backward against complex step of the reference,
+// and the delayed split against the joint backward.
 //
 //   T tokens   D model width   Dm MTP depths
 // SPDX-License-Identifier: Apache-2.0
@@ -12,9 +12,11 @@ namespace {
 
 constexpr Objective kObjective;
 
-// Two micro-batches; sequences of 1 and 2 tokens take no part in some MTP depths.
+// Three micro-batches; sequences of 1 and 2 tokens take no part in some MTP depths, and the last
+// micro-batch in none.
 MicroBatches micro_batches(const Config& c) {
-  return {random_sequences(c, {1, 5, 9}, "first"), random_sequences(c, {7, 2}, "second")};
+  return {random_sequences(c, {1, 5, 9}, "first"), random_sequences(c, {7, 2}, "second"),
+          random_sequences(c, {1}, "third")};
 }
 
 void expect_losses(const Config& c, const ref::ModelState<double>& want, const stage::Meter& got) {
@@ -47,8 +49,8 @@ void check(const std::string& name, const Config& c) {
   const auto f = [&] {
     return ref::objective(c, w, all, num_mtp, kObjective.lambda, kObjective.alpha);
   };
-  GradientCheck gradients("model, " + name, c);
-  gradients.params_along(2, product.grads, w, f);
+  GradientCheck gradients("model, " + name, c, Scope::kDirections);
+  gradients.params("", product.grads, w, f);
 }
 
 TEST(StageGrad, Untied) { check("untied head", tiny_config()); }

@@ -39,8 +39,7 @@ std::vector<Tensor> logits_of(Machine& machine, const Config& c, const Product& 
                ops::max_pages(batch.seq.num_tokens * c.num_experts_per_tok, c.n_routed_experts) *
                    c.num_moe_layers());
   LocalExchange exchange(pool, c.n_routed_experts);
-  const stage::Stage whole =
-      stage::whole_model(c, product.w, exchange, c.num_nextn_predict_layers);
+  const stage::Stage whole = stage::whole_model(c, product.w, exchange, c.num_nextn_predict_layers);
   stage::Meter meter = stage::make_meter(ctx, whole);
   const stage::Saved saved = stage::forward(ctx, whole, batch, In(), meter);
   std::vector<Tensor> result;

@@ -1,9 +1,9 @@
 // The naive reference of tests/ref against Hugging Face's outputs and gradients.
 //
-//   B sequences   T tokens of each   D model width   V vocabulary   E experts   K choices of a token
+//   B sequences   T tokens of each   D model width   V vocabulary   E experts   K choices
 //
-// The gradient tests compare the product with this reference, so it has to be right itself. Goldens are
-// stored as f32 and good to 3e-7 relative L2; 1e-6 is the tolerance everywhere (tests/goldens).
+// The gradient tests compare the product with this reference, so it has to be right itself. Goldens
+// are stored as f32 and good to 3e-7 relative L2; 1e-6 is the tolerance everywhere (tests/goldens).
 // SPDX-License-Identifier: Apache-2.0
 #include "io/hf_config.h"
 #include "io/safetensors.h"

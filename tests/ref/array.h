@@ -1,8 +1,9 @@
 // Array: owned values of any scalar with a shape, for the naive reference in tests/ref.
 //
-// S is float, double or std::complex<double>. The reference is analytic in its inputs: choices (top-k,
-// maxima, rows of a table) are made on real parts, so that Im f(x + ih) / h is the derivative of f
-// along one coordinate, exact to rounding (complex step). Plain loops, no threads, no reuse of src/ops.
+// S is float, double or std::complex<double>. The reference is analytic in its inputs: choices
+// (top-k, maxima, rows of a table) are made on real parts, so that Im f(x + ih) / h is the
+// derivative of f along one coordinate, exact to rounding (complex step). Plain loops, no threads,
+// no reuse of src/ops.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 

@@ -1,6 +1,6 @@
 // Naive RMSNorm, rope, latent attention and SwiGLU MLP (report, 2.1.1; training notes, section 8).
 //
-//   T tokens   S sequences   D model width   H heads   Dn, Dr, Dv  nope / rope / value width of a head
+//   T tokens   S sequences   D model width   H heads   Dn, Dr, Dv  nope / rope / value width
 //
 // A packed batch is its sequences' lengths: tokens lie end to end, positions start at 0 in each.
 // SPDX-License-Identifier: Apache-2.0
@@ -41,9 +41,9 @@ inline double yarn_m(const RopeParameters& r, double mscale) {
 
 // How rope turns and how attention scores are scaled, from the fields of config.json.
 struct Rope {
-  std::vector<double> freq;    // [Dr/2]   radians per position
-  double magnitude = 1.0;      // of cos and sin
-  double score_scale = 1.0;    // of scores before softmax
+  std::vector<double> freq;  // [Dr/2]   radians per position
+  double magnitude = 1.0;    // of cos and sin
+  double score_scale = 1.0;  // of scores before softmax
   bool interleaved = true;
 };
 
@@ -57,7 +57,8 @@ inline Rope make_rope(const Config& c) {
   // Index of the pair that turns `turns` times within the original context.
   const auto corr = [&](double turns) {
     const auto context = static_cast<double>(r.original_max_position_embeddings);
-    return Dr * std::log(context / (2.0 * std::numbers::pi * turns)) / (2.0 * std::log(r.rope_theta));
+    return Dr * std::log(context / (2.0 * std::numbers::pi * turns)) /
+           (2.0 * std::log(r.rope_theta));
   };
   double low = 0.0, high = 0.0;
   if (yarn) {
@@ -94,7 +95,8 @@ void rotate(const Rope& rope, int64_t position, S* x) {
   }
 }
 
-// Causal attention of one head over one sequence of n tokens: q, k [n, Dn+Dr], v [n, Dv] -> [n, Dv].
+// Causal attention of one head over one sequence of n tokens: q, k [n, Dn+Dr], v [n, Dv] -> [n,
+// Dv].
 template <class S>
 Array<S> attend(const Array<S>& q, const Array<S>& k, const Array<S>& v, double scale) {
   const int64_t n = q.dim(0), Dqk = q.dim(1), Dv = v.dim(1);
@@ -111,7 +113,8 @@ Array<S> attend(const Array<S>& q, const Array<S>& k, const Array<S>& v, double 
     S total{};
     for (S& w : weight) total += (w = std::exp(w - static_cast<S>(max)));
     for (int64_t s = 0; s <= t; ++s)
-      for (int64_t d = 0; d < Dv; ++d) out(t, d) += weight[static_cast<size_t>(s)] / total * v(s, d);
+      for (int64_t d = 0; d < Dv; ++d)
+        out(t, d) += weight[static_cast<size_t>(s)] / total * v(s, d);
   }
   return out;
 }
@@ -128,7 +131,7 @@ Array<S> mla_forward(const Config& c, const mla::Params<Array<S>>& w, const Leng
           : linear(rmsnorm(linear(x, w.wq_a), w.q_norm, c.rms_norm_eps), w.wq_b);  // [T, H*(Dn+Dr)]
   const Array<S> latent = linear(x, w.wkv_a);                                      // [T, Rkv+Dr]
   const Array<S> kv =
-      linear(rmsnorm(cols(latent, 0, Rkv), w.kv_norm, c.rms_norm_eps), w.wkv_b);   // [T, H*(Dn+Dv)]
+      linear(rmsnorm(cols(latent, 0, Rkv), w.kv_norm, c.rms_norm_eps), w.wkv_b);  // [T, H*(Dn+Dv)]
   Array<S> out({x.dim(0), H * Dv});
   int64_t first = 0;
   for (int64_t n : lengths) {

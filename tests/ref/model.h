@@ -2,9 +2,9 @@
 //
 //   T tokens   S sequences   D model width   V vocabulary   k MTP depth (1, 2, ...)
 //
-// At depth k a sequence of n tokens has the positions i = 0 .. n-k-1: each sees the state of depth k-1
-// at i and the embedding of token i+k, and predicts the target of position i+k. The state of depth 0 is
-// the main model's after its final norm, of depth k the one after shared_head.norm.
+// At depth k a sequence of n tokens has the positions i = 0 .. n-k-1: each sees the state of depth
+// k-1 at i and the embedding of token i+k, and predicts the target of position i+k. The state of
+// depth 0 is the main model's after its final norm, of depth k the one after shared_head.norm.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -63,18 +63,18 @@ inline double num_targets(const std::vector<int64_t>& targets) {
 
 template <class S>
 struct MtpState {
-  Array<S> hidden;   // [Tk, D]   after shared_head.norm
-  Array<S> logits;   // [Tk, V]
+  Array<S> hidden;  // [Tk, D]   after shared_head.norm
+  Array<S> logits;  // [Tk, V]
   S loss_sum{};
 };
 
 template <class S>
 struct ModelState {
-  std::vector<Array<S>> hidden;       // embedding, then each layer's output, the last after the norm
-  Array<S> logits;                    // [T, V]
+  std::vector<Array<S>> hidden;  // embedding, then each layer's output, the last after the norm
+  Array<S> logits;               // [T, V]
   S loss_sum{};
   std::vector<MtpState<S>> mtp;
-  std::vector<Routing<S>> routing;    // of each MoE layer, MTP blocks last
+  std::vector<Routing<S>> routing;  // of each MoE layer, MTP blocks last
 };
 
 // Block input of an MTP module: eh_proj [enorm(e) ; hnorm(h)].             e, h [Tk, D]
@@ -131,8 +131,8 @@ ModelState<S> model_forward(const Config& c, const ModelParams<Array<S>>& w,
   return m;
 }
 
-// Mean main loss + lambda / Dm * sum of the depths' mean losses + alpha * sum over MoE layers of the
-// mean balance loss of the sequences that take part.
+// Mean main loss + lambda / Dm * sum of the depths' mean losses + alpha * sum over MoE layers of
+// the mean balance loss of the sequences that take part.
 template <class S>
 S objective(const Config& c, const ModelParams<Array<S>>& w, const std::vector<Sequence>& sequences,
             int64_t num_mtp, double lambda, double alpha) {

@@ -23,11 +23,11 @@ inline std::vector<int64_t> top_k(const std::vector<double>& values, int64_t k) 
 
 template <class S>
 struct Routing {
-  Array<S> scores;                          // [T, E]   unbiased
-  std::vector<std::vector<int64_t>> choice; // [T][K]   ascending
-  Array<S> weight;                          // [T, K]   normalised and scaled
-  Array<S> balance;                         // [S]      balance loss of each sequence, without alpha
-  std::vector<int64_t> load;                // [E]
+  Array<S> scores;                           // [T, E]   unbiased
+  std::vector<std::vector<int64_t>> choice;  // [T][K]   ascending
+  Array<S> weight;                           // [T, K]   normalised and scaled
+  Array<S> balance;           // [S]      balance loss of each sequence, without alpha
+  std::vector<int64_t> load;  // [E]
 };
 
 // The experts of a token with biased scores b: the best K in the best groups.
@@ -125,14 +125,16 @@ Routing<S> gate_forward(const Config& c, const gate::Params<Array<S>>& w, const 
 
 // y[t] = sum_k weight[t, k] * Expert_k(x[t])
 template <class S>
-Array<S> experts_forward(const experts::Params<Array<S>>& w, const Routing<S>& r, const Array<S>& x) {
+Array<S> experts_forward(const experts::Params<Array<S>>& w, const Routing<S>& r,
+                         const Array<S>& x) {
   Array<S> y(x.shape);
   for (int64_t t = 0; t < x.dim(0); ++t) {
     const Array<S> row = rows(x, {t});
     for (size_t k = 0; k < r.choice[static_cast<size_t>(t)].size(); ++k) {
       const auto e = static_cast<size_t>(r.choice[static_cast<size_t>(t)][k]);
       const Array<S> out = swiglu(w.w1[e], w.w3[e], w.w2[e], row);
-      for (int64_t d = 0; d < y.dim(1); ++d) y(t, d) += r.weight(t, static_cast<int64_t>(k)) * out[d];
+      for (int64_t d = 0; d < y.dim(1); ++d)
+        y(t, d) += r.weight(t, static_cast<int64_t>(k)) * out[d];
     }
   }
   return y;

@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""Removes or changes single terms of backward code and checks that a gradient test fails each time.
+
+Works on a copy of the sources; the checkout is never edited. For each mutation it rebuilds what changed and
+runs the gradient tests, the one named in the table first, until one fails. Prints a line per mutation. A
+survivor, a mutation that does not compile, or an old text that is not found exactly once in its file is an
+error (exit status 1).
+
+Usage: python3 scripts/mutate.py [--build DIR] [--only N[,N...]] [--list] [--jobs J]
+--build keeps the copy and its build for the next run.
+"""
+import argparse
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TEST_TIMEOUT_S = 120
+
+# (file, exact old text, new text, gradient test to run first)
+MUTATIONS = [
+    # Latent attention.
+    ("src/model/mla.cc", "rotate(ctx, c, s.seq, ops::RopeDirection::kBackward, dq, dk_pe);",
+     "rotate(ctx, c, s.seq, ops::RopeDirection::kForward, dq, dk_pe);", "mla"),
+    ("src/model/mla.cc", "rotate(ctx, c, s.seq, ops::RopeDirection::kBackward, dq, dk_pe);", "", "mla"),
+    ("src/model/mla.cc", "ops::cast(ctx, dk_pe, d.dkv_lat.cols(Rkv, Dr));",
+     "ops::fill(ctx, 0.0, d.dkv_lat.cols(Rkv, Dr));", "mla"),
+    ("src/model/mla.cc", "ops::gemm_nn_acc(ctx, d.dq, w.wq, dx);", "", "mla"),
+    ("src/model/mla.cc", "ops::gemm_nn_acc(ctx, d.dq_lat, w.wq_a, dx);", "", "mla"),
+    ("src/model/mla.cc", "ops::add_acc(ctx, d.dq_norm, dw.q_norm);", "", "mla"),
+    ("src/model/mla.cc", "ops::add_acc(ctx, d.dkv_norm, dw.kv_norm);", "", "mla"),
+    ("src/model/mla.cc", "ops::gemm_tn_acc(ctx, d.dkv, d.kv_n, dw.wkv_b);", "", "mla"),
+    ("src/model/mla.cc", "ops::gemm_tn_acc(ctx, d.dy, d.out, dw.wo);", "", "mla"),
+    # Dense MLP and experts.
+    ("src/model/mlp.cc", "ops::gemm_nn_acc(ctx, d.dgate_up.cols(F, F), w.w3, dx);", "", "mlp"),
+    ("src/model/mlp.cc", "ops::gemm_tn_acc(ctx, d.dgate_up.cols(F, F), d.x, dw.w3);",
+     "ops::gemm_tn_acc(ctx, d.dgate_up.cols(0, F), d.x, dw.w3);", "mlp"),
+    ("src/model/experts.cc",
+     "ops::grouped_gemm_nn_acc(ctx, r.layout, cols(d.dgate_up, F, F), w.w3, dx);", "", "experts"),
+    ("src/model/experts.cc", "ops::grouped_gemm_tn_acc(ctx, d.layout, d.dy, d.hidden, dw.w2);", "",
+     "experts"),
+    # Gate, mixture, exchange.
+    ("src/model/gate.cc", "if (balance_scale != 0.0)", "if (balance_scale == 123.0)", "gate"),
+    ("src/model/gate.cc", "ops::gemm_nn_acc(ctx, d.dlogits, w.weight, dx);", "", "gate"),
+    ("src/model/moe.cc", "if (d.has_shared) ops::add_acc(ctx, d.dx_shared, Acc(dx));", "", "moe"),
+    ("src/model/moe.cc",
+     "if (d.has_shared) mlp::backward_weight(ctx, std::move(d.shared), dw.shared);", "", "moe"),
+    ("src/model/exchange.cc",
+     "ops::gather_choices(ctx, drow_weight, ticket.row_of_choice, dtopk_weight);",
+     "ops::gather_choices(ctx, ticket.row_weight, ticket.row_of_choice, dtopk_weight);", "experts"),
+    # One layer.
+    ("src/model/block.cc", "ops::add_acc(ctx, d.dy, d.dh);", "", "block"),
+    ("src/model/block.cc", "ops::add_acc(ctx, d.dh, Acc(dx));", "", "block"),
+    ("src/model/block.cc", "ops::add_acc(ctx, d.dffn_norm, dw.ffn_norm);", "", "block"),
+    ("src/model/block.cc", "ops::add_acc(ctx, d.dattn_norm, dw.attn_norm);", "", "block"),
+    # Head and MTP.
+    ("src/model/head.cc", "                                scale, chunk);",
+     "                                1.0, chunk);", "head"),
+    ("src/model/head.cc", "                                  d.scale, chunk);",
+     "                                  1.0, chunk);", "head"),
+    ("src/model/mtp.cc", "ops::embed_backward_acc(ctx, dy, depth.rows, dh_prev);", "", "mtp"),
+    ("src/model/mtp.cc", "ops::gemm_tn_acc(ctx, d.dx, d.z, dw.eh_proj);", "", "mtp"),
+    ("src/model/mtp.cc", "ops::add_acc(ctx, d.denorm, dw.enorm);", "", "mtp"),
+    ("src/model/mtp.cc", "ops::add_acc(ctx, d.dhnorm, dw.hnorm);", "", "mtp"),
+    ("src/model/mtp.cc", "embed::backward_weight(ctx, d.de, depth.ids, dembed);", "", "mtp"),
+    # The whole model.
+    ("src/model/stage.cc", "if (!dstate.empty()) ops::add_acc(ctx, dstate, dout);", "", "stage"),
+    ("src/model/stage.cc", "std::move(s.mtp_head[k]), scale.mtp[k],",
+     "std::move(s.mtp_head[k]), scale.mtp[0],", "stage"),
+    ("src/model/stage.cc", ".balance_scale = scale.mtp_balance[k]}", ".balance_scale = scale.balance}",
+     "stage"),
+    ("src/model/stage.cc", "    sink.norm(dnorm);", "", "stage"),
+    ("src/model/stage.cc", "    sink.norm(d.dnorm);", "", "stage"),
+    ("src/model/stage.cc", "    sink.embed(dx);\n  else", "    ;\n  else", "stage"),
+    ("src/model/stage.cc", "  if (stage.is_first()) sink.embed(d.dx);", "", "stage"),
+]
+
+
+def run(command, **kwargs):
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+
+
+def sync(root):
+    """Makes root/ hold what the gradient tests are built from; files that are equal keep their times."""
+    wanted = {}
+    for part in ("src/core", "src/ops", "src/model", "tests/grad", "tests/ref", "cmake"):
+        wanted |= {f.relative_to(ROOT): f.read_bytes() for f in (ROOT / part).rglob("*") if f.is_file()}
+    for name in ("CMakeLists.txt", "tests/CMakeLists.txt", "tests/compare.h"):
+        wanted[pathlib.Path(name)] = (ROOT / name).read_bytes()
+    # A removed term may leave an unused variable behind.
+    top = pathlib.Path("CMakeLists.txt")
+    wanted[top] = wanted[top].replace(b"-Werror", b"")
+    for old in [f for f in root.rglob("*") if f.is_file() and f.relative_to(root) not in wanted]:
+        old.unlink()
+    for name, data in wanted.items():
+        path = root / name
+        if not path.exists() or path.read_bytes() != data:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+
+class Copy:
+    """The copy of the sources and its build directory."""
+
+    def __init__(self, directory, jobs):
+        self.root, self.build, self.jobs = directory / "source", directory / "build", jobs
+        sync(self.root)
+        self.tests = sorted(f.name.removesuffix("_test.cc") for f in self.root.glob("tests/grad/*_test.cc"))
+        result = run(["cmake", "-S", self.root, "-B", self.build, "-G", "Ninja",
+                      "-DCMAKE_BUILD_TYPE=Release"])
+        if result.returncode:
+            sys.exit(result.stdout)
+
+    def compile(self, tests):
+        return run(["ninja", "-C", self.build, f"-j{self.jobs}", *(f"grad_{t}" for t in tests)])
+
+    def test(self, name):
+        """None if it passes, else what failed."""
+        try:
+            result = run([self.build / "tests" / f"grad_{name}", "--gtest_brief=1"], cwd=self.root,
+                         timeout=TEST_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return f"grad_{name} ran into its time limit"
+        if result.returncode == 0:
+            return None
+        failed = [line for line in result.stdout.splitlines() if line.startswith("[  FAILED  ]")]
+        return failed[0].split()[3].rstrip(",") if failed else f"grad_{name} crashed"
+
+    def kill(self, mutation):
+        """(verdict, detail) of one mutation; the file is as before afterwards."""
+        name, old, new, first = mutation
+        path = self.root / name
+        text = path.read_text() if path.exists() else ""
+        if text.count(old) != 1:
+            return "ERROR", f"the old text is found {text.count(old)} times, not once"
+        path.write_text(text.replace(old, new))
+        try:
+            for test in [first] + [t for t in self.tests if t != first]:
+                result = self.compile([test])
+                if result.returncode:
+                    return "ERROR", "does not compile:\n" + result.stdout[-2000:]
+                failure = self.test(test)
+                if failure:
+                    return "killed", failure
+            return "SURVIVED", "every gradient test passes"
+        finally:
+            path.write_text(text)
+
+
+def describe(number):
+    name, old, new, _ = MUTATIONS[number - 1]
+    return f"{name}: {' '.join(old.split())} -> {' '.join(new.split()) or '(removed)'}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", type=pathlib.Path, help="directory of the copy and its build")
+    parser.add_argument("--only", help="numbers of the mutations to run, as --list shows them")
+    parser.add_argument("--list", action="store_true", help="list the mutations and stop")
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args()
+    chosen = [int(n) for n in args.only.split(",")] if args.only else range(1, len(MUTATIONS) + 1)
+    if args.list:
+        for number in range(1, len(MUTATIONS) + 1):
+            print(f"{number:3} {describe(number)}")
+        return 0
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="hadal-mutate-") as temporary:
+        copy = Copy((args.build or pathlib.Path(temporary)).resolve(), args.jobs)
+        result = copy.compile(copy.tests)
+        if result.returncode:
+            sys.exit("the sources do not build without a mutation:\n" + result.stdout[-4000:])
+        for test in copy.tests:
+            if failure := copy.test(test):
+                sys.exit(f"a gradient test fails without a mutation: {failure}")
+        bad = 0
+        for number in chosen:
+            verdict, detail = copy.kill(MUTATIONS[number - 1])
+            bad += verdict != "killed"
+            print(f"{number:3} {verdict:8} {describe(number)}  [{detail}]", flush=True)
+    print(f"{len(chosen) - bad} of {len(chosen)} mutations killed, {time.monotonic() - start:.0f} s")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
