@@ -109,6 +109,16 @@ TEST_F(HfConfigTest, OldSpellingOfRope) {
   EXPECT_EQ(parsed.ignored, (std::vector<std::string>{"some_new_key"}));
 }
 
+// Without mscale the magnitude is m(1), whatever mscale_all_dim says, as in transformers.
+TEST_F(HfConfigTest, AbsentMscaleStaysAbsent) {
+  Json config = read_json(kGoldens + "odd/config.json");
+  config["rope_parameters"].erase("mscale");
+  write_json(dir_ / "config.json", config);
+  const Config c = read_hf_config(dir_ / "config.json").config;
+  EXPECT_NEAR(rope_magnitude(c), 1.2079441541679836, 1e-15);
+  EXPECT_EQ(hf_config_to_json(c, DType::kF32, {}), config);
+}
+
 // The keys and values of the released DeepSeek-V3 (scale_fmt as in V3.1).
 TEST_F(HfConfigTest, ReleasedConfig) {
   const Json released = parse_json(R"({

@@ -151,6 +151,8 @@ TEST_F(Safetensors, Ranges) {
             ": tensor \"a\": bytes 8 to 4 lie outside the 8 bytes of data");
   EXPECT_EQ(complaint(with_header(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}})", 4)),
             ": tensor \"a\": F32 [2] takes 8 bytes, but data_offsets give 4");
+  EXPECT_EQ(complaint(with_header(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,8]}})", 8)),
+            ": tensor \"a\": F32 [1] takes 4 bytes, but data_offsets give 8");
   EXPECT_EQ(complaint(with_header(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
                                   R"("b":{"dtype":"F32","shape":[1],"data_offsets":[2,6]}})",
                                   6)),
