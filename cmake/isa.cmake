@@ -1,0 +1,14 @@
+# Kernels compiled once per instruction set; which one runs is chosen at run time (ops/cpu/isa.h).
+file(GLOB isa_sources CONFIGURE_DEPENDS src/ops/cpu/isa/*.cc)
+foreach(source ${isa_sources})
+  if(source MATCHES "_(avx2|avx512)\\.cc$" AND NOT CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+    continue()
+  endif()
+  if(source MATCHES "_avx2\\.cc$")
+    set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma")
+  elseif(source MATCHES "_avx512\\.cc$")
+    set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
+      "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mfma;-mprefer-vector-width=512")
+  endif()
+  target_sources(hadal_ops PRIVATE ${source})
+endforeach()
