@@ -1,6 +1,6 @@
 // Block-scaled FP8 matrix product: checks against f64, then times beside cuBLASLt in the same run.
 //
-//   fp8_gemm_bench [--quick]
+//   fp8_gemm_bench [--quick | --one EXPERTS ROWS N K]
 //
 //   E experts   N output width   K inner width
 //
@@ -285,6 +285,11 @@ void compare_accuracy(int m, int n, int k) {
 
 int main(int argc, char** argv) try {
   const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
+  if (argc > 1 && std::strcmp(argv[1], "--one") == 0) {  // experts rows N K
+    Problem p(std::vector<int>(static_cast<size_t>(std::atoi(argv[2])), std::atoi(argv[3])), std::atoi(argv[4]), std::atoi(argv[5]), 1, false);
+    run_once(p);
+    return 0;
+  }
   int failures = 0;
   failures += check({256}, 256, 128);
   failures += check({1}, 64, 256);

@@ -1,6 +1,6 @@
 // Absorbed MLA decode: checks against an f64 computation on the host, then the table of times.
 //
-//   mla_decode_bench [--quick]
+//   mla_decode_bench [--quick | --sweep | --one HEADS BATCH QUERIES CONTEXT]
 //
 // Checked for each case: every element written, distance to f64, the same bits twice, and in the
 // invariant mode the same bits alone as in the batch. Unused cache rows hold NaN.
@@ -82,6 +82,7 @@ struct Problem {
     a.num_queries = num_queries;
     a.num_heads = num_heads;
     a.table_stride = stride;
+    a.num_sms = num_sms();
     a.scale = 0.07f;
     return a;
   }
@@ -89,7 +90,8 @@ struct Problem {
 };
 
 struct Scratch {
-  Buffer<float> out, lse;
+  Buffer<uint16_t> out;
+  Buffer<float> lse;
   explicit Scratch(const MlaDecodeArgs& a)
       : out(partial_rows(a) * C::kLatent), lse(partial_rows(a)) {}
   static int64_t partial_rows(const MlaDecodeArgs& a) {
@@ -98,7 +100,7 @@ struct Scratch {
 };
 
 std::vector<bf16> run_once(const Problem& problem, MlaDecodeArgs a, MlaDecodeSplit split) {
-  hadal::cuda::mla_decode_plan(a, split, problem.max_length(), num_sms());
+  hadal::cuda::mla_decode_plan(a, split, problem.max_length());
   Scratch scratch(a);
   scratch.out.fill_bytes(0xFF);
   scratch.lse.fill_bytes(0xFF);
@@ -216,7 +218,7 @@ void time_row(const Row& row, double bandwidth) {
   for (auto split : {MlaDecodeSplit::kFastest, MlaDecodeSplit::kInvariant}) {
     std::vector<MlaDecodeArgs> calls;
     for (int s = 0; s < sets; ++s) calls.push_back(problem.args(s));
-    for (auto& a : calls) hadal::cuda::mla_decode_plan(a, split, row.context, num_sms());
+    for (auto& a : calls) hadal::cuda::mla_decode_plan(a, split, row.context);
     Scratch scratch(calls[0]);
     for (auto& a : calls) a.partial_out = scratch.out.get(), a.partial_lse = scratch.lse.get();
     const int num_calls = kv_bytes < 300e6 ? 32 : 8;
@@ -231,10 +233,48 @@ void time_row(const Row& row, double bandwidth) {
   }
 }
 
+// Time against pages per split, to choose the rules in config.h.
+void sweep_row(const Row& row) {
+  const double kv_bytes = static_cast<double>(row.batch) * row.context * C::kWidth * 2;
+  const int sets = std::clamp(static_cast<int>(256e6 / kv_bytes) + 1, 1, 64);
+  Problem problem(row.batch, row.queries, row.heads, std::vector<int>(static_cast<size_t>(row.batch), row.context), sets);
+  std::printf("sweep heads %d batch %d queries %d context %d: pages per split us:", row.heads, row.batch, row.queries, row.context);
+  const int pages = row.context / C::kPage;
+  for (int per_split = 1; per_split <= pages; per_split *= 2) {
+    if (pages / per_split > 128 || (row.batch > 16 && pages / per_split > 16)) continue;
+    std::vector<MlaDecodeArgs> calls;
+    for (int s = 0; s < sets; ++s) calls.push_back(problem.args(s));
+    for (auto& a : calls) a.pages_per_split = per_split, a.max_splits = pages / per_split;
+    Scratch scratch(calls[0]);
+    for (auto& a : calls) a.partial_out = scratch.out.get(), a.partial_lse = scratch.lse.get();
+    const double us = time_graph(kv_bytes < 300e6 ? 32 : 8, 20, [&](int i, cudaStream_t stream) {
+      hadal::cuda::mla_decode_sm90(calls[static_cast<size_t>(i % sets)], stream);
+    });
+    std::printf(" %d: %.1f", per_split, us);
+  }
+  std::printf("\n");
+  std::fflush(stdout);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
   const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
+  const bool sweep = argc > 1 && std::strcmp(argv[1], "--sweep") == 0;
+  if (sweep) {
+    for (const Row& row : {Row{128, 1, 1, 4096, 0}, Row{128, 1, 1, 32768, 0}, Row{128, 16, 1, 4096, 0}, Row{128, 64, 1, 4096, 0},
+                           Row{128, 128, 1, 8192, 0}, Row{128, 128, 2, 8192, 0}, Row{16, 1, 1, 4096, 0}, Row{16, 1, 1, 32768, 0},
+                           Row{16, 16, 1, 4096, 0}, Row{16, 64, 1, 4096, 0}, Row{16, 128, 1, 8192, 0}}) {
+      sweep_row(row);
+    }
+    return 0;
+  }
+  if (argc > 1 && std::strcmp(argv[1], "--one") == 0) {  // heads batch queries context
+    Problem problem(std::atoi(argv[3]), std::atoi(argv[4]), std::atoi(argv[2]),
+                    std::vector<int>(static_cast<size_t>(std::atoi(argv[3])), std::atoi(argv[5])), 1);
+    run_once(problem, problem.args(0), MlaDecodeSplit::kFastest);
+    return 0;
+  }
   int failures = 0;
   failures += check({1, 63, 64, 65}, 1, 16);
   failures += check({4, 5, 129, 1000, 4097}, 4, 16);

@@ -28,7 +28,7 @@ __device__ __forceinline__ void mma_touch(float (&d)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// Operand whose depth is contiguous: 8-row groups 1024 bytes apart. Advance K by adding bytes / 16.
+// Operand whose depth is contiguous: 8-row groups 1024 bytes apart. One step of depth is 32 bytes.
 __device__ __forceinline__ uint64_t descriptor_k(uint32_t addr) {
   return (uint64_t{1} << 62) | (uint64_t{1024 >> 4} << 32) | (uint64_t{1} << 16) |
          ((addr & 0x3FFFF) >> 4);
@@ -38,6 +38,11 @@ __device__ __forceinline__ uint64_t descriptor_k(uint32_t addr) {
 __device__ __forceinline__ uint64_t descriptor_mn(uint32_t addr, uint32_t tile_bytes) {
   return (uint64_t{1} << 62) | (uint64_t{1024 >> 4} << 32) |
          (static_cast<uint64_t>(tile_bytes >> 4) << 16) | ((addr & 0x3FFFF) >> 4);
+}
+
+// The operand `bytes` further on in shared memory; touches the low word only.
+__device__ __forceinline__ uint64_t advance(uint64_t descriptor, uint32_t bytes) {
+  return (descriptor & 0xFFFFFFFF00000000ull) | (static_cast<uint32_t>(descriptor) + (bytes >> 4));
 }
 
 #define HADAL_ACC8(d, i)                                                                    \

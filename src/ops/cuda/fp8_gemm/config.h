@@ -22,6 +22,10 @@ struct Fp8GemmConfig {
   static constexpr int kDepth = 128;   // K of a stage, and of one partial sum
   static constexpr int kStages = 4;
   static constexpr int kCluster = 2;   // blocks that share a tile's rows
+#ifndef HADAL_SKEW
+#define HADAL_SKEW 2
+#endif
+  static constexpr int kSkew = HADAL_SKEW;     // K blocks by which the second warpgroup runs behind
   static constexpr int kGroup = 8;     // row tiles whose columns are walked together, for the L2
   static constexpr int kThreads = 384; // a copy warpgroup and two matrix warpgroups
 

@@ -16,7 +16,7 @@ struct Fp8GemmTiles {
   using C = Fp8GemmConfig;
   const Fp8GemmArgs& args;
   int unit, stride, column_pairs;
-  int expert = 0, expert_units = 0, first_unit = 0, pages = 0;
+  int expert = 0, expert_units = 0, first_unit = 0, first_page = 0, pages = 0;
   int row_tile = 0, column_tile = 0;  // in the expert; in N
 
   __device__ Fp8GemmTiles(const Fp8GemmArgs& a)
@@ -27,7 +27,8 @@ struct Fp8GemmTiles {
     load();
   }
   __device__ void load() {
-    pages = __ldg(args.page_begin + expert + 1) - __ldg(args.page_begin + expert);
+    first_page = __ldg(args.page_begin + expert);
+    pages = __ldg(args.page_begin + expert + 1) - first_page;
     expert_units = (pages + 1) / 2 * column_pairs;
   }
   __device__ bool next(uint32_t rank) {
@@ -48,7 +49,7 @@ struct Fp8GemmTiles {
     return true;
   }
   __device__ int tile_pages() const { return min(2, pages - 2 * row_tile); }
-  __device__ int position() const { return __ldg(args.page_begin + expert) + 2 * row_tile; }
+  __device__ int position() const { return first_page + 2 * row_tile; }
   __device__ int slab_page(int position) const {
     return args.page == nullptr ? position : __ldg(args.page + position);
   }
@@ -89,7 +90,7 @@ __device__ inline void fp8_gemm_copy(const Fp8GemmArgs& args, const CUtensorMap&
     const uint32_t bytes = static_cast<uint32_t>(pages * (C::kPage * (C::kDepth + 4)) + C::kBytesW);
 #pragma unroll 1
     for (int k = 0; k < args.k / C::kDepth; ++k) {
-      barrier_wait_cluster(s.empty + stage, parity ^ 1);
+      barrier_wait(s.empty + stage, parity ^ 1);
       barrier_expect(s.full + stage, bytes);
       if (static_cast<int>(rank) < pages) {
         copy_box_multicast(s.a + stage * C::kBytesA + rank * C::kPage * C::kDepth, &map_a,
@@ -148,14 +149,29 @@ __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmS
   int stage = 0;
   uint32_t parity = 0;
   Fp8GemmTiles tiles(args);
-  while (tiles.next(rank)) {
+  bool more = tiles.next(rank);
+  const auto scales_of_tile = [&] {
+    return args.scale_w + (static_cast<int64_t>(tiles.expert) * w_blocks +
+                           min(tiles.column_tile, w_blocks - 1)) * k_blocks;
+  };
+  const float* scale_w = args.scale_w;
+  float next_scale = 0.0f;
+  if (more) {
+    scale_w = scales_of_tile();
+    next_scale = __ldg(scale_w);
+    // The second warpgroup starts late and stays late, so that each writes its tile out while the
+    // other multiplies.
+    if (group == 1) named_sync(1, 256);
+  }
+  bool ahead = group == 0;
+  while (more) {
     const bool works = group < tiles.tile_pages();
-    const float* scale_w = args.scale_w + (static_cast<int64_t>(tiles.expert) * w_blocks +
-                                           min(tiles.column_tile, w_blocks - 1)) * k_blocks;
+    const int page = works ? tiles.slab_page(tiles.position() + group) : 0;
+    const int left = __ldg(args.counts + tiles.expert) - (tiles.row_tile * 2 + group) * C::kPage;
+    const int column = tiles.column_tile * C::kCols;
     float acc[2][64];
 #pragma unroll
     for (int i = 0; i < 64; ++i) acc[0][i] = acc[1][i] = 0.0f;
-    float next_scale = __ldg(scale_w);
     for (int k = 0; k < k_blocks; ++k) {
       const float block_scale = next_scale;
       if (k + 1 < k_blocks) next_scale = __ldg(scale_w + k + 1);
@@ -175,7 +191,7 @@ __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmS
           mma_fence();
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            mma_e4m3_n128(partial, a + part * 512 + i * 2, w + i * 2, i > 0);
+            mma_e4m3_n128(partial, advance(a, part * 8192 + i * 32), advance(w, i * 32), i > 0);
           }
           mma_commit();
           mma_wait<0>();
@@ -191,12 +207,18 @@ __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmS
       } else if (lane < C::kCluster) {
         barrier_arrive_at(s.empty + stage, static_cast<uint32_t>(lane));
       }
+      if (ahead && (k + 1 == C::kSkew || k + 1 == k_blocks)) {
+        named_arrive(1, 256);
+        ahead = false;
+      }
       if (++stage == C::kStages) stage = 0, parity ^= 1;
     }
+    more = tiles.next(rank);
+    if (more) {
+      scale_w = scales_of_tile();
+      next_scale = __ldg(scale_w);
+    }
     if (!works) continue;
-    const int page = tiles.slab_page(tiles.position() + group);
-    const int left = __ldg(args.counts + tiles.expert) - (tiles.row_tile * 2 + group) * C::kPage;
-    const int column = tiles.column_tile * C::kCols;
     __nv_bfloat16* c = static_cast<__nv_bfloat16*>(args.c) +
                        static_cast<int64_t>(page) * C::kPage * args.n + column;
 #pragma unroll

@@ -25,7 +25,9 @@ struct MlaDecodeConfig {
   static constexpr int kChunkBytes = kPage * 128;
   static constexpr int kThreads = 384;   // a copy warpgroup and two matrix warpgroups
 
-  static constexpr int kSharedBytes = 1024 + 3 * kChunks * kChunkBytes + 4 * kRows * 4 + 16 * 8;
+  static constexpr int kMaxSplits = 512;
+
+  static constexpr int kSharedBytes = 1024 + 3 * kChunks * kChunkBytes + 6 * kRows * 4 + 16 * 8;
 };
 
 enum class MlaDecodeSplit : uint8_t { kInvariant, kFastest };
@@ -36,24 +38,25 @@ struct MlaDecodeArgs {
   const int* table;      // [S, table_stride]
   const int* length;     // [S] tokens of the context, the Q query tokens included; at least Q
   void* out;             // [S, Q, H, R] bf16
-  float* partial_out;    // [S, max_splits, Q*H, R]
-  float* partial_lse;    // [S, max_splits, Q*H]
+  void* partial_out;     // [S, max_splits, Q*H, R] f16, normalised
+  float* partial_lse;    // [S, max_splits, Q*H] f32, base 2
   int64_t num_pages;
   int num_seqs, num_queries, num_heads;
   int table_stride;
   int max_splits;        // splits that the longest context of this launch has
   int pages_per_split;   // 0: by mla_decode_pages_per_split of each sequence's own length
+  int num_sms;           // SMs this launch may use
   float scale;
 };
 
-// Pages of a split in the invariant mode: at most 64 splits, at least 2 pages each.
+// Pages of a split in the invariant mode.
 __host__ __device__ inline int mla_decode_pages_per_split(int num_pages) {
-  const int even = (num_pages + 63) / 64;
-  return even < 2 ? 2 : even;
+  const int even = (num_pages + 255) / 256;
+  return even < 16 ? 16 : even;
 }
 
 // Fills max_splits and pages_per_split for contexts of at most max_length tokens.
-void mla_decode_plan(MlaDecodeArgs& args, MlaDecodeSplit split, int max_length, int num_sms);
+void mla_decode_plan(MlaDecodeArgs& args, MlaDecodeSplit split, int max_length);
 
 void mla_decode_sm90(const MlaDecodeArgs& args, cudaStream_t stream);
 

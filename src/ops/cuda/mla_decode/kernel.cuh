@@ -1,11 +1,16 @@
 // Absorbed MLA decode: 64 rows of (token, head) against the pages of one split, two at a time.
 //
-// Warpgroup w of the two owns the scores of the pages of parity w and the output columns of half w.
-// Page p: its owner forms S = Q K^T, continues the running maximum of page p - 1, and publishes
-// P = exp(S - max); both add P V to their half. So the softmax of one warpgroup runs under the
-// products of the other. P takes the place of the page's rope columns, dead once S is known.
+// Warpgroup w of the two owns the pages of parity w and the output columns of half w. For a pair of
+// pages 0 and 1: each forms S = Q K^T of its own page; the running maximum goes from the one to the
+// other (m0 = max(m, S0), m1 = max(m0, S1)), and warpgroup 1 brings the P0 it reads to m1. Each first
+// adds its own P V to its half, which frees that half page early, then the other's; the next pair's S
+// is issued behind that. So one warpgroup's softmax runs under the other's products. P takes the
+// place of the page's rope columns, dead once S is known. Blocks are persistent: the copies of the
+// next tile run under the end of this one.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+
+#include <cuda_fp16.h>
 
 #include "ops/cuda/detail/ptx.cuh"
 #include "ops/cuda/detail/wgmma.cuh"
@@ -15,86 +20,115 @@ namespace hadal::cuda {
 
 struct MlaDecodeShared {
   using C = MlaDecodeConfig;
-  uint8_t* q;          // [kChunks][kRows][128]
-  uint8_t* pages;      // [2][kChunks][kPage][128]
-  float* row_max;      // [2][kRows]   of the owner's latest page
-  float* row_sum;      // [2][kRows]
+  uint8_t* q;           // [kChunks][kRows][128]
+  uint8_t* pages;       // [2][kChunks][kPage][128]
+  float* row_max;       // [2][kRows]      m0, m1 of the pair
+  float* row_sum;       // [2][2][kRows]   by parity of the tile
   uint64_t* q_full;
-  uint64_t* full;      // [2 pages][2 halves]; the rope columns count to the half of the non-owner
-  uint64_t* empty;     // [2 pages][2 halves]
-  uint64_t* published; // [2 pages]
+  uint64_t* q_empty;
+  uint64_t* full;       // [2 pages][2 halves]; the rope columns count to the half of the non-owner
+  uint64_t* empty;      // [2 pages][2 halves]
+  uint64_t* published;  // [2 pages]   P and the maximum
   __device__ explicit MlaDecodeShared(uint8_t* raw) {
     q = raw;
     pages = q + C::kChunks * C::kChunkBytes;
     row_max = reinterpret_cast<float*>(pages + 2 * C::kChunks * C::kChunkBytes);
     row_sum = row_max + 2 * C::kRows;
-    q_full = reinterpret_cast<uint64_t*>(row_sum + 2 * C::kRows);
-    full = q_full + 1;
+    q_full = reinterpret_cast<uint64_t*>(row_sum + 4 * C::kRows);
+    q_empty = q_full + 1;
+    full = q_empty + 1;
     empty = full + 4;
     published = empty + 4;
   }
   __device__ uint8_t* page(int buffer) const { return pages + buffer * C::kChunks * C::kChunkBytes; }
 };
 
-// What one block works on.
-struct MlaDecodeWork {
+// The tiles of one block, in order; every role walks the same list. The blocks of a cluster take
+// neighbouring row tiles of the same split.
+template <int kCluster>
+struct MlaDecodeTiles {
   using C = MlaDecodeConfig;
-  int seq, split, row0, rows;    // rows of the sequence's Q*H that this block has
-  int length, num_splits, first_page, num_pages;
-  __device__ explicit MlaDecodeWork(const MlaDecodeArgs& args) {
-    seq = static_cast<int>(blockIdx.z);
-    split = static_cast<int>(blockIdx.y);
-    row0 = static_cast<int>(blockIdx.x) * C::kRows;
-    rows = min(C::kRows, args.num_queries * args.num_heads - row0);
-    length = __ldg(args.length + seq);
-    const int total = (length + C::kPage - 1) / C::kPage;
-    const int per_split =
-        args.pages_per_split > 0 ? args.pages_per_split : mla_decode_pages_per_split(total);
-    num_splits = (total + per_split - 1) / per_split;
-    first_page = split * per_split;
-    num_pages = min(per_split, total - first_page);
+  const MlaDecodeArgs& args;
+  int row_groups, total, at, stride, rank;
+  int seq = 0, split = 0, row0 = 0, length = 0, num_splits = 0, first_page = 0, num_pages = 0;
+  __device__ explicit MlaDecodeTiles(const MlaDecodeArgs& a) : args(a) {
+    const int row_tiles = (a.num_queries * a.num_heads + C::kRows - 1) / C::kRows;
+    row_groups = row_tiles / kCluster;
+    total = row_groups * a.max_splits * a.num_seqs;
+    at = static_cast<int>(blockIdx.x) / kCluster;
+    stride = static_cast<int>(gridDim.x) / kCluster;
+    rank = static_cast<int>(blockIdx.x) % kCluster;
   }
+  __device__ bool next() {
+    while (at < total) {
+      const int group = at % row_groups, rest = at / row_groups;
+      split = rest % args.max_splits;
+      seq = rest / args.max_splits;
+      at += stride;
+      length = __ldg(args.length + seq);
+      const int pages = (length + C::kPage - 1) / C::kPage;
+      const int per_split =
+          args.pages_per_split > 0 ? args.pages_per_split : mla_decode_pages_per_split(pages);
+      num_splits = (pages + per_split - 1) / per_split;
+      first_page = split * per_split;
+      num_pages = min(per_split, pages - first_page);
+      row0 = (group * kCluster + rank) * C::kRows;
+      if (num_pages > 0) return true;
+    }
+    return false;
+  }
+  __device__ int rows() const { return min(C::kRows, args.num_queries * args.num_heads - row0); }
 };
 
 template <int kCluster>
-__device__ void mla_decode_copy(const MlaDecodeArgs& args, const MlaDecodeWork& work,
-                                const CUtensorMap& map_q, const CUtensorMap& map_pages,
-                                const MlaDecodeShared& s) {
+__device__ void mla_decode_copy(const MlaDecodeArgs& args, const CUtensorMap& map_q,
+                                const CUtensorMap& map_pages, const MlaDecodeShared& s) {
   using C = MlaDecodeConfig;
-  const int q_boxes = (work.rows + 15) / 16;
-  barrier_expect(s.q_full, static_cast<uint32_t>(q_boxes * 16 * C::kChunks * 128));
-  const int q_row = work.seq * args.num_queries * args.num_heads + work.row0;
+  MlaDecodeTiles<kCluster> tile(args);
+  uint32_t q_parity = 0, uses0 = 0, uses1 = 0;
 #pragma unroll 1
-  for (int c = 0; c < C::kChunks; ++c) {
-    for (int b = 0; b < q_boxes; ++b) {
+  while (tile.next()) {
+    const int* table = args.table + static_cast<int64_t>(tile.seq) * args.table_stride + tile.first_page;
+    int next = __ldg(table);
+    const int q_boxes = (tile.rows() + 15) / 16;
+    const int q_row = tile.seq * args.num_queries * args.num_heads + tile.row0;
+    barrier_wait(s.q_empty, q_parity ^ 1);
+    barrier_expect(s.q_full, static_cast<uint32_t>(q_boxes * 16 * C::kChunks * 128));
+    q_parity ^= 1;
+#pragma unroll 1
+    for (int i = 0; i < C::kChunks * q_boxes; ++i) {
+      const int c = i / q_boxes, b = i - c * q_boxes;
       copy_box(s.q + c * C::kChunkBytes + b * 2048, &map_q, c * 64, q_row + b * 16, s.q_full);
     }
-  }
-  const int* table = args.table + static_cast<int64_t>(work.seq) * args.table_stride + work.first_page;
-  int next = __ldg(table);
-  const uint32_t rank = kCluster > 1 ? cluster_rank() : 0;
+    // NOTE: first halves of both pages of a pair, then second halves: a warpgroup waits for the first
+    // half of its next page before it releases the second half of the other's.
 #pragma unroll 1
-  for (int p = 0; p < work.num_pages; ++p) {
-    const int buffer = p & 1;
-    const uint32_t parity = static_cast<uint32_t>(p >> 1) & 1;
-    const int row = next * C::kPage;
-    if (p + 1 < work.num_pages) next = __ldg(table + p + 1);
+    for (int p = 0; p < tile.num_pages; p += 2) {
+      const int pages = min(2, tile.num_pages - p);
+      const int rows[2] = {next * C::kPage, pages == 2 ? __ldg(table + p + 1) * C::kPage : 0};
+      if (p + 2 < tile.num_pages) next = __ldg(table + p + 2);
 #pragma unroll 1
-    for (int i = 0; i < 2; ++i) {
-      const int half = buffer ^ i;
-      const int bar = buffer * 2 + half;
-      barrier_wait_cluster(s.empty + bar, parity ^ 1);
-      barrier_expect(s.full + bar, static_cast<uint32_t>((4 + i) * C::kChunkBytes));
+      for (int i = 0; i < 4; ++i) {
+        const int buffer = i & 1, second = i >> 1, half = buffer ^ second;
+        if (buffer >= pages) continue;
+        const int bar = buffer * 2 + half;
+        const uint32_t parity = (buffer == 0 ? uses0 : uses1) & 1;
+        const int row = buffer == 0 ? rows[0] : rows[1];
+        barrier_wait(s.empty + bar, parity ^ 1);
+        barrier_expect(s.full + bar, static_cast<uint32_t>((4 + second) * C::kChunkBytes));
 #pragma unroll 1
-      for (int j = static_cast<int>(rank); j < 4 + i; j += kCluster) {
-        const int c = j < 4 ? half * 4 + j : 8;
-        uint8_t* dst = s.page(buffer) + c * C::kChunkBytes;
-        if constexpr (kCluster > 1) {
-          copy_box_multicast(dst, &map_pages, c * 64, row, s.full + bar, (1 << kCluster) - 1);
-        } else {
-          copy_box(dst, &map_pages, c * 64, row, s.full + bar);
+        for (int j = tile.rank; j < 4 + second; j += kCluster) {
+          const int c = j < 4 ? half * 4 + j : 8;
+          uint8_t* dst = s.page(buffer) + c * C::kChunkBytes;
+          if constexpr (kCluster > 1) {
+            copy_box_multicast(dst, &map_pages, c * 64, row, s.full + bar, (1 << kCluster) - 1);
+          } else {
+            copy_box(dst, &map_pages, c * 64, row, s.full + bar);
+          }
         }
       }
+      ++uses0;
+      if (pages == 2) ++uses1;
     }
   }
 }
@@ -116,215 +150,326 @@ __device__ __forceinline__ void mla_decode_rescale(float (&out)[128], float lo, 
   }
 }
 
+// Issues the products of kCount 64-column chunks, from chunk `first` on.
+template <int kCount>
+__device__ __forceinline__ void mla_decode_scores(float (&score)[32], uint64_t q, uint64_t k, int first,
+                                                  int accumulate) {
+  using C = MlaDecodeConfig;
+#pragma unroll
+  for (int c = 0; c < kCount; ++c) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int chunk = c < 4 ? first + c : 8;
+      const uint32_t at = static_cast<uint32_t>(chunk * C::kChunkBytes + i * 32);
+      mma_bf16_n64(score, advance(q, at), advance(k, at), accumulate || c + i > 0);
+    }
+  }
+}
+
+// Exchanges among the four lanes of a quad: lane t gets element t of each, in lane order.
+__device__ __forceinline__ void quad_transpose(uint32_t (&v)[4], int lane) {
+#pragma unroll
+  for (int d = 1; d <= 2; d *= 2) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i & d) continue;
+      const bool upper = lane & d;
+      const uint32_t sent = upper ? v[i] : v[i + d];
+      const uint32_t received = __shfl_xor_sync(0xffffffff, sent, d);
+      if (upper) {
+        v[i] = received;
+      } else {
+        v[i + d] = received;
+      }
+    }
+  }
+}
+
+template <int kCluster>
+__device__ __forceinline__ void mla_decode_release(uint64_t* bar, int lane) {
+  if (lane < kCluster) {
+    if constexpr (kCluster > 1) {
+      barrier_arrive_at(bar, static_cast<uint32_t>(lane));
+    } else {
+      barrier_arrive(bar);
+    }
+  }
+}
+
+// Joins the two row sums, normalises, writes the rows of one warpgroup's half.
+template <int kGroup>
+__device__ inline void mla_decode_store(const MlaDecodeArgs& args, const MlaDecodeShared& s, int seq,
+                                        int split, int num_splits, int row0, int rows, uint32_t tile_parity,
+                                        float (&out)[128], const float (&sum)[2], const float (&top)[2]) {
+  using C = MlaDecodeConfig;
+  const int warp = static_cast<int>(threadIdx.x) % 128 / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int my_row = warp * 16 + lane / 4;
+  float* row_sum = s.row_sum + tile_parity * 2 * C::kRows;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float total = sum[i];
+    total += __shfl_xor_sync(0xffffffff, total, 1);
+    total += __shfl_xor_sync(0xffffffff, total, 2);
+    if (lane % 4 == 0) row_sum[kGroup * C::kRows + my_row + 8 * i] = total;
+  }
+  named_sync(3, 256);
+  const int seq_rows = args.num_queries * args.num_heads;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = my_row + 8 * i;
+    const float total = row_sum[row] + row_sum[C::kRows + row];
+    const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
+    const bool direct = num_splits == 1;
+    const int64_t at = direct ? static_cast<int64_t>(seq) * seq_rows + row0 + row
+                              : (static_cast<int64_t>(seq) * args.max_splits + split) * seq_rows + row0 + row;
+    uint4* dst = static_cast<uint4*>(direct ? args.out : args.partial_out) +
+                 (at * C::kLatent + kGroup * 256) / 8 + lane % 4;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      uint32_t v[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const float lo = out[16 * j + 4 * k + 2 * i] * inverse, hi = out[16 * j + 4 * k + 2 * i + 1] * inverse;
+        v[k] = direct ? pack_bf16(lo, hi) : pack_f16(lo, hi);
+      }
+      quad_transpose(v, lane);
+      if (row < rows) dst[j * 4] = uint4{v[0], v[1], v[2], v[3]};
+    }
+    if (!direct && kGroup == 0 && lane % 4 == 0 && row < rows) {
+      args.partial_lse[at] = total > 0.0f ? top[i] + log2f(total) : -INFINITY;
+    }
+  }
+}
+
 template <int kCluster, int kGroup>
-__device__ void mla_decode_multiply(const MlaDecodeArgs& args, const MlaDecodeWork& work,
-                                    const MlaDecodeShared& s) {
+__device__ void mla_decode_multiply(const MlaDecodeArgs& args, const MlaDecodeShared& s) {
   using C = MlaDecodeConfig;
   const int thread = static_cast<int>(threadIdx.x) % 128;
   const int warp = thread / 32, lane = thread % 32;
   const int my_row = warp * 16 + lane / 4;  // and + 8
   const float scale = args.scale * 1.4426950408889634f;
-  // Last visible position of this thread's two rows.
-  int limit[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int token = min((work.row0 + my_row + 8 * i) / args.num_heads, args.num_queries - 1);
-    limit[i] = work.length - args.num_queries + token;
-  }
-  float out[128];
-#pragma unroll
-  for (int i = 0; i < 128; ++i) out[i] = 0.0f;
-  float now[2] = {-1e30f, -1e30f};   // running maximum, in powers of two
-  float own[2] = {-1e30f, -1e30f};   // the maximum that `sum` refers to
-  float sum[2] = {0.0f, 0.0f};       // of this thread's columns of this kGroup's pages
+  uint8_t* const own_page = s.page(kGroup);
+  const uint64_t q = descriptor_k(smem_addr(s.q));
+  const uint64_t k = descriptor_k(smem_addr(own_page));
+  const uint64_t own_v = descriptor_mn(smem_addr(own_page + kGroup * 4 * C::kChunkBytes), C::kChunkBytes);
+  const uint64_t other_v =
+      descriptor_mn(smem_addr(s.page(kGroup ^ 1) + kGroup * 4 * C::kChunkBytes), C::kChunkBytes);
+  const uint64_t other_p = descriptor_k(smem_addr(s.page(kGroup ^ 1) + 8 * C::kChunkBytes));
+  uint64_t* const full_first = s.full + kGroup * 2 + kGroup;         // own half of the own page
+  uint64_t* const full_second = s.full + kGroup * 2 + (kGroup ^ 1);  // the rest of it
+  uint64_t* const own_empty = s.empty + kGroup * 2 + kGroup;
+  uint64_t* const other_empty = s.empty + (kGroup ^ 1) * 2 + kGroup;
+  // Parities: of the own page's loads, of what is published for page 0 and 1, of the tile.
+  uint32_t own_uses = 0, uses0 = 0, uses1 = 0, tile_parity = 0;
 
-  barrier_wait(s.q_full, 0);
-  for (int pair = 0; pair * 2 < work.num_pages; ++pair) {
-    const uint32_t parity = static_cast<uint32_t>(pair) & 1;
-    const int pages = min(2, work.num_pages - pair * 2);
-    uint32_t p[16];
-    float first_max[2], second_max[2];
+  MlaDecodeTiles<kCluster> tile(args);
+  bool more = tile.next();
+  while (more) {
+    const int pages = tile.num_pages, first_page = tile.first_page, length = tile.length;
+    int limit[2];  // last visible position of this thread's two rows
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int token = min((tile.row0 + my_row + 8 * i) / args.num_heads, args.num_queries - 1);
+      limit[i] = length - args.num_queries + token;
+    }
+    float out[128], score[32];
+#pragma unroll
+    for (int i = 0; i < 128; ++i) out[i] = 0.0f;
+    float now[2] = {-1e30f, -1e30f};  // running maximum, in powers of two
+    float own[2] = {-1e30f, -1e30f};  // the maximum that `sum` refers to
+    float sum[2] = {0.0f, 0.0f};      // of this thread's columns of the own pages
+
+    const auto is_tail = [&](int p) { return length < (first_page + p + 1) * C::kPage; };
+    const auto clear_tail = [&](int p) {
+      barrier_wait(full_second, own_uses & 1);
+      mla_decode_clear_tail(own_page, length - (first_page + p) * C::kPage, thread);
+      async_proxy_fence();
+      named_sync(1 + kGroup, 128);
+    };
+    barrier_wait(s.q_full, tile_parity);
     if (kGroup < pages) {
-      uint8_t* page = s.page(kGroup);
-      const int begin = (work.first_page + pair * 2 + kGroup) * C::kPage;
-      float score[32];
-      barrier_wait(s.full + kGroup * 2 + kGroup, parity);
-      const int valid = work.length - begin;
-      if (valid < C::kPage) {
-        barrier_wait(s.full + kGroup * 2 + (kGroup ^ 1), parity);
-        mla_decode_clear_tail(page, valid, thread);
-        async_proxy_fence();
-        named_sync(1 + kGroup, 128);
-      }
-      const uint64_t q = descriptor_k(smem_addr(s.q));
-      const uint64_t k = descriptor_k(smem_addr(page));
+      barrier_wait(full_first, own_uses & 1);
+      if (is_tail(kGroup)) clear_tail(kGroup);
       mma_fence();
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int at = (kGroup * 4 + c) * (C::kChunkBytes >> 4) + i * 2;
-          mma_bf16_n64(score, q + at, k + at, c + i > 0);
-        }
-      }
+      mla_decode_scores<4>(score, q, k, kGroup * 4, 0);
       mma_commit();
-      barrier_wait(s.full + kGroup * 2 + (kGroup ^ 1), parity);
+      barrier_wait(full_second, own_uses & 1);
       mma_fence();
-#pragma unroll
-      for (int c = 0; c < 5; ++c) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int chunk = c < 4 ? (kGroup ^ 1) * 4 + c : 8;
-          const int at = chunk * (C::kChunkBytes >> 4) + i * 2;
-          mma_bf16_n64(score, q + at, k + at, 1);
-        }
-      }
+      mla_decode_scores<5>(score, q, k, (kGroup ^ 1) * 4, 1);
       mma_commit();
       mma_wait<0>();
-      mma_touch(score);
+      ++own_uses;
+    }
+    if (kGroup + 2 >= pages && lane == 0) barrier_arrive(s.q_empty);
 
-      if (begin + C::kPage > work.length - args.num_queries) {
+    for (int pair = 0; pair * 2 < pages; ++pair) {
+      const bool has_own = kGroup == 0 || pair * 2 + 1 < pages;
+      const bool has_second = pair * 2 + 1 < pages;
+      float m0[2];
+      uint32_t p[16];
+      const uint32_t p_row = static_cast<uint32_t>(warp * 16 + lane % 8 + (lane / 8 & 1) * 8);
+      const uint32_t p_base = smem_addr(own_page + 8 * C::kChunkBytes) + p_row * 128;
+      const auto store_p = [&] {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const uint32_t unit = static_cast<uint32_t>(2 * j + lane / 16) ^ (p_row & 7);
+          store_matrices(p_base + (unit << 4), p[4 * j], p[4 * j + 1], p[4 * j + 2], p[4 * j + 3]);
+        }
+        async_proxy_fence();
+        __syncwarp();
+        if (lane == 0) barrier_arrive(s.published + kGroup);
+      };
+      if (has_own) {
+        mma_touch(score);
+        const int begin = (first_page + pair * 2 + kGroup) * C::kPage;
+        if (begin + C::kPage > length - args.num_queries) {
+#pragma unroll
+          for (int i = 0; i < 32; ++i) {
+            const int position = begin + (i / 4) * 8 + (lane % 4) * 2 + (i & 1);
+            if (position > limit[(i & 2) / 2]) score[i] = -INFINITY;
+          }
+        }
+        float top[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+        for (int i = 0; i < 32; ++i) top[(i & 2) / 2] = fmaxf(top[(i & 2) / 2], score[i]);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          top[i] = fmaxf(top[i], __shfl_xor_sync(0xffffffff, top[i], 1));
+          top[i] = fmaxf(top[i], __shfl_xor_sync(0xffffffff, top[i], 2));
+        }
+        float before[2] = {now[0], now[1]};
+        if (kGroup == 1) {
+          barrier_wait(s.published, uses0 & 1);
+#pragma unroll
+          for (int i = 0; i < 2; ++i) before[i] = m0[i] = s.row_max[my_row + 8 * i];
+        }
+        float here[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) here[i] = fmaxf(before[i], top[i] * scale);
+        if (lane % 4 == 0) {
+          s.row_max[kGroup * C::kRows + my_row] = here[0];
+          s.row_max[kGroup * C::kRows + my_row + 8] = here[1];
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          sum[i] *= exp2_fast(own[i] - here[i]);
+          own[i] = here[i];
+        }
 #pragma unroll
         for (int i = 0; i < 32; ++i) {
-          const int position = begin + (i / 4) * 8 + (lane % 4) * 2 + (i & 1);
-          if (position > limit[(i & 2) / 2]) score[i] = -INFINITY;
+          score[i] = exp2_fast(fmaf(score[i], scale, -here[(i & 2) / 2]));
+          sum[(i & 2) / 2] += score[i];
         }
-      }
-      float top[2] = {-INFINITY, -INFINITY};
 #pragma unroll
-      for (int i = 0; i < 32; ++i) top[(i & 2) / 2] = fmaxf(top[(i & 2) / 2], score[i]);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        top[i] = fmaxf(top[i], __shfl_xor_sync(0xffffffff, top[i], 1));
-        top[i] = fmaxf(top[i], __shfl_xor_sync(0xffffffff, top[i], 2));
-      }
-      float before[2] = {now[0], now[1]};
-      if (kGroup == 1) {
-        barrier_wait(s.published + 0, parity);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) before[i] = first_max[i] = s.row_max[my_row + 8 * i];
-      }
-      float here[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        here[i] = fmaxf(before[i], top[i] * scale);
-        sum[i] *= exp2_fast(own[i] - here[i]);
-        own[i] = here[i];
-      }
-#pragma unroll
-      for (int i = 0; i < 32; ++i) {
-        score[i] = exp2_fast(fmaf(score[i], scale, -here[(i & 2) / 2]));
-        sum[(i & 2) / 2] += score[i];
-      }
-#pragma unroll
-      for (int i = 0; i < 16; ++i) p[i] = pack_bf16(score[2 * i], score[2 * i + 1]);
-      // Every warp has read the rope columns (its products are done); P may replace them.
-      named_sync(1 + kGroup, 128);
-      const int matrix = lane / 8, row = warp * 16 + lane % 8 + (matrix & 1) * 8;
-      const uint32_t base = smem_addr(page + 8 * C::kChunkBytes) + static_cast<uint32_t>(row) * 128;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const uint32_t unit = static_cast<uint32_t>((2 * j + matrix / 2) ^ (row & 7));
-        store_matrices(base + (unit << 4), p[4 * j], p[4 * j + 1], p[4 * j + 2], p[4 * j + 3]);
-      }
-      if (lane % 4 == 0) {
-        s.row_max[kGroup * C::kRows + my_row] = here[0];
-        s.row_max[kGroup * C::kRows + my_row + 8] = here[1];
-      }
-      async_proxy_fence();
-      barrier_arrive(s.published + kGroup);
-      if (kGroup == 0) {
-        first_max[0] = here[0], first_max[1] = here[1];
-      } else {
-        second_max[0] = here[0], second_max[1] = here[1];
-      }
-    } else {
-      barrier_wait(s.published + 0, parity);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) first_max[i] = s.row_max[my_row + 8 * i];
-    }
-
-    // Page 0 of the pair, then page 1.
-#pragma unroll
-    for (int buffer = 0; buffer < 2; ++buffer) {
-      if (buffer == 1) {
-        if (pages < 2) break;
-        if (kGroup == 0) {
-          barrier_wait(s.published + 1, parity);
-#pragma unroll
-          for (int i = 0; i < 2; ++i) second_max[i] = s.row_max[C::kRows + my_row + 8 * i];
-        }
-      }
-      const float lo = buffer == 0 ? first_max[0] : second_max[0];
-      const float hi = buffer == 0 ? first_max[1] : second_max[1];
-      mla_decode_rescale(out, exp2_fast(now[0] - lo), exp2_fast(now[1] - hi));
-      now[0] = lo, now[1] = hi;
-      const uint64_t v = descriptor_mn(
-          smem_addr(s.page(buffer) + kGroup * 4 * C::kChunkBytes), C::kChunkBytes);
-      mma_fence();
-      if (buffer == kGroup) {
+        for (int i = 0; i < 16; ++i) p[i] = pack_bf16(score[2 * i], score[2 * i + 1]);
+        // Every warp has read the rope columns (its products are done); P may replace them.
+        named_sync(1 + kGroup, 128);
+        store_p();
+        mla_decode_rescale(out, exp2_fast(now[0] - here[0]), exp2_fast(now[1] - here[1]));
+        now[0] = here[0], now[1] = here[1];
+        mma_fence();
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const uint32_t a[4] = {p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]};
-          mma_bf16_n256_mn(out, a, v + i * (2048 >> 4), 1);
+          mma_bf16_n256_mn(out, a, advance(own_v, i * 2048), 1);
+        }
+        mma_commit();
+      } else {
+        barrier_wait(s.published, uses0 & 1);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) m0[i] = s.row_max[my_row + 8 * i];
+        mla_decode_rescale(out, exp2_fast(now[0] - m0[0]), exp2_fast(now[1] - m0[1]));
+        now[0] = m0[0], now[1] = m0[1];
+      }
+
+      // The other's page, and behind it the own scores of the next pair.
+      const int next_own = pair * 2 + 2 + kGroup;
+      if (kGroup == 0) {
+        float factor[2] = {1.0f, 1.0f};
+        if (has_second) {
+          barrier_wait(s.published + 1, uses1 & 1);
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const float m1 = s.row_max[C::kRows + my_row + 8 * i];
+            factor[i] = exp2_fast(now[i] - m1);
+            now[i] = m1;
+          }
+        }
+        mma_wait<0>();
+        mma_touch(out);
+        mla_decode_release<kCluster>(own_empty, lane);
+        if (has_second) {
+          mla_decode_rescale(out, factor[0], factor[1]);
+          mma_fence();
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            mma_bf16_n256_mn(out, advance(other_p, i * 32), advance(other_v, i * 2048), 1);
+          }
+          mma_commit();
         }
       } else {
-        const uint64_t a = descriptor_k(smem_addr(s.page(buffer) + 8 * C::kChunkBytes));
+        // P0 at the maximum of the pair.
+        const float factor[2] = {exp2_fast(m0[0] - now[0]), exp2_fast(m0[1] - now[1])};
+        const uint32_t base = smem_addr(s.page(0) + 8 * C::kChunkBytes) + p_row * 128;
+        uint32_t first[16];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) mma_bf16_n256_mn(out, a + i * 2, v + i * (2048 >> 4), 1);
-      }
-      mma_commit();
-      mma_wait<0>();
-      mma_touch(out);
-      if (lane < kCluster) {
-        uint64_t* bar = s.empty + buffer * 2 + kGroup;
-        if constexpr (kCluster > 1) {
-          barrier_arrive_at(bar, static_cast<uint32_t>(lane));
-        } else {
-          barrier_arrive(bar);
+        for (int j = 0; j < 4; ++j) {
+          const uint32_t unit = static_cast<uint32_t>(2 * j + lane / 16) ^ (p_row & 7);
+          load_matrices(base + (unit << 4), first[4 * j], first[4 * j + 1], first[4 * j + 2], first[4 * j + 3]);
+        }
+#pragma unroll
+        for (int i = 0; i < 16; ++i) {
+          const float lo = __uint_as_float(first[i] << 16), hi = __uint_as_float(first[i] & 0xFFFF0000u);
+          first[i] = pack_bf16(lo * factor[i & 1], hi * factor[i & 1]);
+        }
+        mma_fence();
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t a[4] = {first[4 * i], first[4 * i + 1], first[4 * i + 2], first[4 * i + 3]};
+          mma_bf16_n256_mn(out, a, advance(other_v, i * 2048), 1);
+        }
+        mma_commit();
+        if (has_own) {
+          mma_wait<1>();
+          mla_decode_release<kCluster>(own_empty, lane);
         }
       }
+      if (next_own < pages) {
+        barrier_wait(full_first, own_uses & 1);
+        const bool tail = is_tail(next_own);
+        if (tail) {
+          mma_wait<0>();
+          mla_decode_release<kCluster>(other_empty, lane);
+          clear_tail(next_own);
+        }
+        mma_fence();
+        mla_decode_scores<4>(score, q, k, kGroup * 4, 0);
+        mma_commit();
+        mma_wait<1>();
+        if (!tail) mla_decode_release<kCluster>(other_empty, lane);
+        barrier_wait(full_second, own_uses & 1);
+        mma_fence();
+        mla_decode_scores<5>(score, q, k, (kGroup ^ 1) * 4, 1);
+        mma_commit();
+        mma_wait<0>();
+        ++own_uses;
+        if (next_own + 2 >= pages && lane == 0) barrier_arrive(s.q_empty);
+      } else {
+        mma_wait<0>();
+        if (kGroup == 1 || has_second) mla_decode_release<kCluster>(other_empty, lane);
+      }
+      mma_touch(out);
+      ++uses0;
+      if (has_second) ++uses1;
     }
-  }
 
-  // Join the two row sums at the final maximum, normalise, write.
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    sum[i] *= exp2_fast(own[i] - now[i]);
-    sum[i] += __shfl_xor_sync(0xffffffff, sum[i], 1);
-    sum[i] += __shfl_xor_sync(0xffffffff, sum[i], 2);
-    if (lane % 4 == 0) s.row_sum[kGroup * C::kRows + my_row + 8 * i] = sum[i];
-  }
-  named_sync(3, 256);
-  let_next_kernel_start();
-  const int seq_rows = args.num_queries * args.num_heads;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int row = my_row + 8 * i;
-    if (row >= work.rows) continue;
-    const float total = s.row_sum[row] + s.row_sum[C::kRows + row];
-    const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
-    const int column = kGroup * 256 + (lane % 4) * 2;
-    if (work.num_splits == 1) {
-      const int64_t at = static_cast<int64_t>(work.seq) * seq_rows + work.row0 + row;
-      uint32_t* dst = static_cast<uint32_t*>(args.out) + (at * C::kLatent + column) / 2;
-#pragma unroll
-      for (int j = 0; j < 32; ++j) {
-        dst[j * 4] = pack_bf16(out[4 * j + 2 * i] * inverse, out[4 * j + 2 * i + 1] * inverse);
-      }
-    } else {
-      const int64_t at =
-          (static_cast<int64_t>(work.seq) * args.max_splits + work.split) * seq_rows + work.row0 + row;
-      float* dst = args.partial_out + at * C::kLatent + column;
-#pragma unroll
-      for (int j = 0; j < 32; ++j) {
-        *reinterpret_cast<float2*>(dst + j * 8) =
-            float2{out[4 * j + 2 * i] * inverse, out[4 * j + 2 * i + 1] * inverse};
-      }
-      if (kGroup == 0 && lane % 4 == 0) {
-        args.partial_lse[at] = total > 0.0f ? now[i] + log2f(total) : -INFINITY;
-      }
-    }
+    for (int i = 0; i < 2; ++i) sum[i] *= exp2_fast(own[i] - now[i]);
+    const int seq = tile.seq, split = tile.split, num_splits = tile.num_splits, row0 = tile.row0, rows = tile.rows();
+    more = tile.next();
+    if (!more) let_next_kernel_start();
+    mla_decode_store<kGroup>(args, s, seq, split, num_splits, row0, rows, tile_parity, out, sum, now);
+    tile_parity ^= 1;
   }
 }
 
@@ -335,17 +480,16 @@ __global__ void __launch_bounds__(MlaDecodeConfig::kThreads, 1)
                            const __grid_constant__ CUtensorMap map_pages) {
   extern __shared__ uint8_t raw[];
   const MlaDecodeShared s(raw + (1024 - smem_addr(raw) % 1024) % 1024);
-  const MlaDecodeWork work(args);
-  if (work.num_pages <= 0) return;
   if (threadIdx.x == 0) {
     prefetch_map(&map_q);
     prefetch_map(&map_pages);
     barrier_init(s.q_full, 1);
+    barrier_init(s.q_empty, 8);
     for (int i = 0; i < 4; ++i) {
       barrier_init(s.full + i, 1);
       barrier_init(s.empty + i, 4 * kCluster);
     }
-    for (int i = 0; i < 2; ++i) barrier_init(s.published + i, 128);
+    for (int i = 0; i < 2; ++i) barrier_init(s.published + i, 4);
     barrier_init_fence();
   }
   if constexpr (kCluster > 1) {
@@ -356,23 +500,23 @@ __global__ void __launch_bounds__(MlaDecodeConfig::kThreads, 1)
   const int group = static_cast<int>(threadIdx.x) / 128;
   if (group == 0) {
     registers_shrink<40>();
-    if (threadIdx.x == 0) mla_decode_copy<kCluster>(args, work, map_q, map_pages, s);
+    if (threadIdx.x == 0) mla_decode_copy<kCluster>(args, map_q, map_pages, s);
   } else if (group == 1) {
     registers_grow<232>();
-    mla_decode_multiply<kCluster, 0>(args, work, s);
+    mla_decode_multiply<kCluster, 0>(args, s);
   } else {
     registers_grow<232>();
-    mla_decode_multiply<kCluster, 1>(args, work, s);
+    mla_decode_multiply<kCluster, 1>(args, s);
   }
   if constexpr (kCluster > 1) cluster_sync();
 }
 
-// Merges the splits of one row, in split order: four sums over splits 0, 4, .. / 1, 5, .. / ..., then
-// their sum. One block a row, four columns a thread.
-__global__ void __launch_bounds__(512) mla_decode_merge_kernel(const MlaDecodeArgs args) {
+// Merges the splits of one row: four sums over splits 0, 4, .. / 1, 5, .. / ..., then their sum. One
+// block a row, eight columns a thread.
+__global__ void __launch_bounds__(256) mla_decode_merge_kernel(const MlaDecodeArgs args) {
   using C = MlaDecodeConfig;
-  __shared__ float weight[512];
-  __shared__ float4 sums[4][128];
+  __shared__ float weight[MlaDecodeConfig::kMaxSplits];
+  __shared__ float sums[3][64][8];
   const int row = static_cast<int>(blockIdx.x), seq = static_cast<int>(blockIdx.y);
   const int rows = static_cast<int>(gridDim.x);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
@@ -380,9 +524,13 @@ __global__ void __launch_bounds__(512) mla_decode_merge_kernel(const MlaDecodeAr
   const int per_split =
       args.pages_per_split > 0 ? args.pages_per_split : mla_decode_pages_per_split(pages);
   const int splits = (pages + per_split - 1) / per_split;
-  if (splits == 1) return;
+  // NOTE: wait before any return: who comes after this kernel relies on it to outlast the decode.
   wait_for_previous_kernel();
+  if (splits == 1) return;
   const int64_t first = static_cast<int64_t>(seq) * args.max_splits * rows + row;
+  const int column = thread % 64, lot = thread / 64;
+  const uint4* src = static_cast<const uint4*>(args.partial_out) + first * (C::kLatent / 8) + column;
+  const int64_t step = static_cast<int64_t>(rows) * (C::kLatent / 8);
   if (thread < 32) {
     float top = -INFINITY;
     for (int i = lane; i < splits; i += 32) {
@@ -401,29 +549,33 @@ __global__ void __launch_bounds__(512) mla_decode_merge_kernel(const MlaDecodeAr
     for (int i = lane; i < splits; i += 32) weight[i] /= total;
   }
   __syncthreads();
-  const int column = thread % 128, lot = thread / 128;
-  const float4* src = reinterpret_cast<const float4*>(args.partial_out + first * C::kLatent) + column;
-  const int64_t step = static_cast<int64_t>(rows) * (C::kLatent / 4);
-  float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 8
+  float sum[8] = {};
+#pragma unroll 4
   for (int i = lot; i < splits; i += 4) {
-    const float4 value = src[i * step];
+    const uint4 value = src[i * step];
     const float w = weight[i];
-    sum.x = fmaf(w, value.x, sum.x);
-    sum.y = fmaf(w, value.y, sum.y);
-    sum.z = fmaf(w, value.z, sum.z);
-    sum.w = fmaf(w, value.w, sum.w);
+    const uint32_t parts[4] = {value.x, value.y, value.z, value.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float2 two = __half22float2(*reinterpret_cast<const __half2*>(&parts[j]));
+      sum[2 * j] = fmaf(w, two.x, sum[2 * j]);
+      sum[2 * j + 1] = fmaf(w, two.y, sum[2 * j + 1]);
+    }
   }
-  sums[lot][column] = sum;
+  if (lot > 0) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) sums[lot - 1][column][j] = sum[j];
+  }
   __syncthreads();
   if (lot > 0) return;
-  for (int i = 1; i < 4; ++i) {
-    const float4 other = sums[i][column];
-    sum.x += other.x, sum.y += other.y, sum.z += other.z, sum.w += other.w;
+#pragma unroll
+  for (int i = 0; i < 3; ++i) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) sum[j] += sums[i][column][j];
   }
-  uint2* dst = reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(args.out) +
-                                        (static_cast<int64_t>(seq) * rows + row) * C::kLatent);
-  dst[column] = uint2{pack_bf16(sum.x, sum.y), pack_bf16(sum.z, sum.w)};
+  uint4* dst = static_cast<uint4*>(args.out) + (static_cast<int64_t>(seq) * rows + row) * (C::kLatent / 8);
+  dst[column] = uint4{pack_bf16(sum[0], sum[1]), pack_bf16(sum[2], sum[3]), pack_bf16(sum[4], sum[5]),
+                      pack_bf16(sum[6], sum[7])};
 }
 
 }  // namespace hadal::cuda

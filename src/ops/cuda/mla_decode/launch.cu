@@ -12,7 +12,7 @@ namespace {
 
 template <int kCluster>
 void launch_decode(const MlaDecodeArgs& args, const CUtensorMap& map_q, const CUtensorMap& map_pages,
-                   dim3 grid, cudaStream_t stream) {
+                    int tiles, cudaStream_t stream) {
   using C = MlaDecodeConfig;
   static const bool ready = [] {
     HADAL_CHECK_CUDA(cudaFuncSetAttribute(mla_decode_kernel_sm90<kCluster>,
@@ -27,7 +27,7 @@ void launch_decode(const MlaDecodeArgs& args, const CUtensorMap& map_q, const CU
   attribute.val.clusterDim.y = 1;
   attribute.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = grid;
+  config.gridDim = dim3(static_cast<unsigned>(std::min(tiles, args.num_sms / kCluster * kCluster)));
   config.blockDim = dim3(C::kThreads);
   config.dynamicSmemBytes = C::kSharedBytes;
   config.stream = stream;
@@ -39,7 +39,7 @@ void launch_decode(const MlaDecodeArgs& args, const CUtensorMap& map_q, const CU
 
 }  // namespace
 
-void mla_decode_plan(MlaDecodeArgs& args, MlaDecodeSplit split, int max_length, int num_sms) {
+void mla_decode_plan(MlaDecodeArgs& args, MlaDecodeSplit split, int max_length) {
   using C = MlaDecodeConfig;
   const int pages = (max_length + C::kPage - 1) / C::kPage;
   int per_split = mla_decode_pages_per_split(pages);
@@ -47,9 +47,9 @@ void mla_decode_plan(MlaDecodeArgs& args, MlaDecodeSplit split, int max_length, 
   if (split == MlaDecodeSplit::kFastest) {
     const int row_tiles = (args.num_queries * args.num_heads + C::kRows - 1) / C::kRows;
     const int blocks = row_tiles * args.num_seqs;
-    // As many splits as fill the SMs once; past one wave, none.
-    const int splits = std::max(1, num_sms / blocks);
-    per_split = std::max(1, (pages + splits - 1) / splits);
+    // As many splits as fill the SMs once, of at least two pages; past one wave, none.
+    const int splits = std::max(1, args.num_sms / blocks);
+    per_split = std::max(2, (pages + splits - 1) / splits);
     args.pages_per_split = per_split;
   }
   args.max_splits = (pages + per_split - 1) / per_split;
@@ -57,8 +57,8 @@ void mla_decode_plan(MlaDecodeArgs& args, MlaDecodeSplit split, int max_length, 
 
 void mla_decode_sm90(const MlaDecodeArgs& args, cudaStream_t stream) {
   using C = MlaDecodeConfig;
-  HADAL_CHECK(args.max_splits >= 1 && args.max_splits <= 512,
-              "mla_decode takes 1 to 512 splits; got ", args.max_splits);
+  HADAL_CHECK(args.max_splits >= 1 && args.max_splits <= C::kMaxSplits, "mla_decode takes 1 to ",
+              C::kMaxSplits, " splits; got ", args.max_splits);
   if (args.num_seqs == 0) return;
   const int rows = args.num_queries * args.num_heads;
   const CUtensorMap map_q =
@@ -68,12 +68,11 @@ void mla_decode_sm90(const MlaDecodeArgs& args, cudaStream_t stream) {
                                                 args.num_pages * C::kPage, C::kWidth, C::kWidth,
                                                 C::kPage, 64);
   const int row_tiles = (rows + C::kRows - 1) / C::kRows;
-  const dim3 grid(static_cast<unsigned>(row_tiles), static_cast<unsigned>(args.max_splits),
-                  static_cast<unsigned>(args.num_seqs));
+  const int tiles = row_tiles * args.max_splits * args.num_seqs;
   if (row_tiles % 2 == 0) {
-    launch_decode<2>(args, map_q, map_pages, grid, stream);
+    launch_decode<2>(args, map_q, map_pages, tiles, stream);
   } else {
-    launch_decode<1>(args, map_q, map_pages, grid, stream);
+    launch_decode<1>(args, map_q, map_pages, tiles, stream);
   }
   if (args.max_splits == 1) return;
   cudaLaunchAttribute attribute{};
@@ -81,7 +80,7 @@ void mla_decode_sm90(const MlaDecodeArgs& args, cudaStream_t stream) {
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(rows), static_cast<unsigned>(args.num_seqs));
-  config.blockDim = dim3(512);
+  config.blockDim = dim3(256);
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
