@@ -5,26 +5,6 @@
 #include "ops/checks.h"
 
 namespace hadal::ops {
-namespace {
-
-// Checks that `rows` is a slab of pages of rows of width W with a place for every position of the list.
-void check_paged(const PagedRows& rows, int64_t W, const char* name) {
-  const auto [num_pages, page_rows, width] = HADAL_SHAPE(rows.slab, 3);
-  HADAL_CHECK(page_rows == kPageRows && width == W, name, ".slab must have shape [pages, ", kPageRows,
-              ", ", W, "], is ", rows.slab.str());
-  check_float(rows.slab, name);
-  if (!rows.page.empty()) check_dtype(rows.page, DType::kI32, name);
-}
-
-void check_layout(const ExpertLayout& layout) {
-  const auto [E] = HADAL_SHAPE(layout.counts, 1);
-  HADAL_CHECK_SHAPE(layout.page_begin, E + 1);
-  check_dtype(layout.counts, DType::kI32, "layout.counts");
-  check_dtype(layout.page_begin, DType::kI32, "layout.page_begin");
-}
-
-}  // namespace
-
 void swiglu_forward(Context& ctx, In gate_up, Out y) {
   const auto [T, F] = HADAL_SHAPE(y, 2);
   HADAL_CHECK_SHAPE(gate_up, T, 2 * F);

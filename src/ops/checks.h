@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "core/tensor.h"
+#include "ops/pages.h"
 
 namespace hadal::ops {
 
@@ -27,6 +27,22 @@ inline void check_dense(const Tensor& t, const char* name) {
 inline void check_stat(const Tensor& t, const char* name, const Tensor& x, const char* x_name) {
   HADAL_CHECK(t.dtype() == stat_dtype(x.dtype()), name, " must be ", dtype_name(stat_dtype(x.dtype())),
               " because ", x_name, " is ", dtype_name(x.dtype()), ", is ", t.str());
+}
+
+// Checks that `rows` is a slab of pages of rows of width W with a place for every position of the list.
+inline void check_paged(const PagedRows& rows, int64_t W, const char* name) {
+  const auto [num_pages, page_rows, width] = HADAL_SHAPE(rows.slab, 3);
+  HADAL_CHECK(page_rows == kPageRows && width == W, name, ".slab must have shape [pages, ", kPageRows,
+              ", ", W, "], is ", rows.slab.str());
+  check_float(rows.slab, name);
+  if (!rows.page.empty()) check_dtype(rows.page, DType::kI32, name);
+}
+
+inline void check_layout(const ExpertLayout& layout) {
+  const auto [E] = HADAL_SHAPE(layout.counts, 1);
+  HADAL_CHECK_SHAPE(layout.page_begin, E + 1);
+  check_dtype(layout.counts, DType::kI32, "layout.counts");
+  check_dtype(layout.page_begin, DType::kI32, "layout.page_begin");
 }
 
 }  // namespace hadal::ops

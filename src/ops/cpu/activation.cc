@@ -73,6 +73,7 @@ void grouped_swiglu_forward(Context& ctx, const ExpertLayout& layout, const Page
   with_arithmetic({gate_up.slab.dtype()}, [&]<class R>(R) {
     const ScratchRows<R> scratch(ctx, 2, 2 * F);
     const R* weight = row_weight.data<R>();
+    check_row_values(layout, row_weight, "row_weight");
     for_pages(ctx, layout, [&](int64_t first, int64_t count, int thread) {
       for (int64_t row = first; row < first + count; ++row) {
         const RowOffsets at = {row_offset(gate_up, row), 0, 0, row_offset(y, row)};
@@ -89,7 +90,9 @@ void grouped_swiglu_backward(Context& ctx, const ExpertLayout& layout, const Pag
   with_arithmetic({gate_up.slab.dtype()}, [&]<class R>(R) {
     const ScratchRows<R> scratch(ctx, 4, 2 * F);
     const R* weight = row_weight.data<R>();
+    check_row_values(layout, row_weight, "row_weight");
     R* dweight = drow_weight.data<R>();
+    check_row_values(layout, drow_weight, "drow_weight");
     for_pages(ctx, layout, [&](int64_t first, int64_t count, int thread) {
       for (int64_t row = first; row < first + count; ++row) {
         const RowOffsets at = {row_offset(gate_up, row), row_offset(dy, row),

@@ -23,6 +23,7 @@ inline int64_t page_of(const PagedRows& rows, int64_t position) {
 
 // Offset in elements of row number `row` (position * kPageRows + row in the page).
 inline int64_t row_offset(const PagedRows& rows, int64_t row) {
+  HADAL_CHECK(row >= 0, "row number ", row, " is negative: row_of_choice does not come from expert_layout");
   return page_of(rows, row / kPageRows) * rows.slab.stride(0) +
          row % kPageRows * rows.slab.stride(1);
 }
@@ -30,6 +31,13 @@ inline int64_t row_offset(const PagedRows& rows, int64_t row) {
 // Pages in use.
 inline int64_t num_positions(const ExpertLayout& layout) {
   return layout.page_begin.data<int32_t>()[layout.num_experts()];
+}
+
+// One value for every row number that the layout uses.
+inline void check_row_values(const ExpertLayout& layout, const Tensor& values, const char* name) {
+  const int64_t needed = num_positions(layout) * kPageRows;
+  HADAL_CHECK(values.dim(0) >= needed, name, " has ", values.dim(0), " values, but the layout uses ",
+              needed, " rows");
 }
 
 // Calls fn(row number of the first row, rows in use, thread) once for every page in use.
