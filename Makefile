@@ -1,0 +1,49 @@
+# hadal: the targets that people type. `make help` lists them.
+# SPDX-License-Identifier: Apache-2.0
+SHELL := /bin/bash
+JOBS ?= $(shell nproc)
+TEXT ?=
+
+.PHONY: help setup build quickstart test sanitize mutate peers format tidy clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup:  ## install what is needed (Debian 12)
+	@scripts/setup.sh
+
+build: setup  ## build build/release/hadal
+	@cmake --preset release >/dev/null
+	@cmake --build --preset release -j $(JOBS) --target hadal
+
+quickstart:  ## install, build, train a small DeepSeek-V3 on real text, generate; TEXT=FILE for your own
+	@scripts/quickstart.sh $(if $(TEXT),--text "$(TEXT)")
+
+test: setup  ## install, build and pass all tests
+	@cmake --preset release >/dev/null
+	@cmake --build --preset release -j $(JOBS)
+	@ctest --preset release -j $(JOBS)
+
+sanitize: setup  ## the tests under ASan and UBSan, then the thread pool's under TSan
+	@cmake --preset debug >/dev/null
+	@cmake --build --preset debug -j $(JOBS)
+	@ctest --preset debug -j $(JOBS)
+	@cmake --preset tsan >/dev/null
+	@cmake --build --preset tsan -j $(JOBS)
+	@ctest --preset tsan -R 'thread_pool|invariance|gemm' -j 1
+
+mutate: setup  ## remove single terms from backward code; every one must fail a test
+	@python3 scripts/mutate.py
+
+peers: build  ## compare with Hugging Face transformers (a Python environment under build/)
+	@tests/peers/run.sh
+
+format:  ## format all sources
+	@git ls-files '*.h' '*.cc' '*.cu' '*.cuh' | xargs clang-format -i
+
+tidy:  ## clang-tidy over src
+	@cmake --preset release >/dev/null
+	@git ls-files 'src/*.cc' | xargs -P $(JOBS) -n 4 clang-tidy -p build/release --quiet
+
+clean:  ## remove what was built
+	@rm -rf build

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Installs what hadal needs on Debian 12; safe to run again.
+#   scripts/setup.sh          what `make quickstart` and `make test` need
+#   scripts/setup.sh --full   what CI and the maintainers' targets need as well
+# SPDX-License-Identifier: Apache-2.0
+set -euo pipefail
+
+packages=(build-essential cmake ninja-build pkg-config git ca-certificates
+  nlohmann-json3-dev libfmt-dev libcli11-dev libpcre2-dev libgtest-dev
+  bible-kjv bible-kjv-text python3)
+full_packages=(python3-venv)
+
+for argument in "$@"; do
+  case "$argument" in
+    --full) packages+=("${full_packages[@]}") ;;
+    *) echo "setup.sh: unknown argument $argument; use --full or nothing" >&2; exit 2 ;;
+  esac
+done
+
+missing=()
+for package in "${packages[@]}"; do
+  [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)" = installed ] || missing+=("$package")
+done
+if [ ${#missing[@]} -eq 0 ]; then
+  echo "setup: everything is installed"
+  exit 0
+fi
+
+sudo=()
+if [ "$(id -u)" -ne 0 ]; then
+  command -v sudo >/dev/null || { echo "setup.sh: run it as root, or install sudo; needed: ${missing[*]}" >&2; exit 1; }
+  sudo=(sudo)
+fi
+echo "setup: installing ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+"${sudo[@]}" apt-get update -qq || { echo "setup.sh: apt-get update failed; check the network and /etc/apt" >&2; exit 1; }
+"${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+  { echo "setup.sh: could not install ${missing[*]}; this script is for Debian 12" >&2; exit 1; }
+echo "setup: done"

@@ -1,0 +1,46 @@
+// What several subcommands share: the machine they run on, a model on disk, and number lists.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/context.h"
+
+namespace hadal::cli {
+
+// Owns the threads and the memory behind a Context.
+struct Machine {
+  explicit Machine(int num_threads) : threads(num_threads) {}
+  ThreadPool threads;
+  Pool memory;
+  Context context() { return {.device = {}, .stream = {}, .threads = threads, .memory = memory}; }
+};
+
+// --threads and --device.
+struct MachineOptions {
+  int threads = 0;
+  std::string device = "cpu";
+  void add_to(CLI::App& app);
+  std::unique_ptr<Machine> make() const;
+};
+
+DType parse_dtype(const std::string& name, std::initializer_list<DType> allowed, const char* flag);
+// "5,9,200"
+std::vector<int32_t> parse_ids(const std::string& text);
+// The checkpoint directory that a --model argument means: itself, or the latest of a training run.
+std::string resolve_model(const std::string& path);
+
+// One function per subcommand: adds it to the program.
+void add_train_command(CLI::App& app);
+void add_generate_command(CLI::App& app);
+void add_verify_command(CLI::App& app);
+void add_info_command(CLI::App& app);
+void add_init_command(CLI::App& app);
+void add_env_command(CLI::App& app);
+void add_tokenizer_command(CLI::App& app);
+
+}  // namespace hadal::cli

@@ -1,0 +1,53 @@
+// hadal verify: compares a model with reference outputs; exit 1 beyond tolerance.
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/verify.h"
+
+#include <fmt/core.h>
+
+#include "cli/options.h"
+#include "core/check.h"
+
+namespace hadal::cli {
+namespace {
+
+struct Options {
+  MachineOptions machine;
+  std::string model, golden, dtype = "f32";
+  bool json = false;
+};
+
+void run(const Options& o) {
+  const DType dtype = parse_dtype(o.dtype, {DType::kF64, DType::kF32, DType::kBF16}, "--dtype");
+  const auto machine = o.machine.make();
+  Context ctx = machine->context();
+  const io::HfCheckpoint checkpoint = io::open_checkpoint(resolve_model(o.model));
+  const io::SafetensorsFile golden(o.golden);
+  VerifyReport report(golden);
+  if (golden.find("train.tokens") != nullptr)
+    verify_train(ctx, checkpoint, dtype, report);
+  else
+    verify_golden(ctx, checkpoint, dtype, report);
+  if (o.json)
+    fmt::print("{}", report.json());
+  else
+    fmt::print("{}", report.table());
+  HADAL_CHECK(report.passed(), "verification failed: ", o.golden, " in ", o.dtype,
+              " differs from what this model computes; the rows marked FAILED say where");
+  if (!o.json) fmt::print("verified: {} in {}\n", o.golden, o.dtype);
+}
+
+}  // namespace
+
+void add_verify_command(CLI::App& app) {
+  auto o = std::make_shared<Options>();
+  auto* command = app.add_subcommand("verify", "compare a model with reference outputs");
+  command->add_option("--model", o->model, "checkpoint directory")->required();
+  command->add_option("--golden", o->golden, "golden.safetensors or train.safetensors")->required();
+  command->add_option("--dtype", o->dtype, "f64, f32 or bf16")->capture_default_str();
+  command->add_flag("--json", o->json, "print the table as JSON");
+  o->machine.add_to(*command);
+  command->footer("Example: hadal verify --model tests/goldens/base --golden tests/goldens/base/golden.safetensors");
+  command->callback([o] { run(*o); });
+}
+
+}  // namespace hadal::cli

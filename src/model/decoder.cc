@@ -1,0 +1,79 @@
+// Decoder: the layers over the cache, one after the other.
+// SPDX-License-Identifier: Apache-2.0
+#include "model/decoder.h"
+
+#include <algorithm>
+
+#include "model/bytes.h"
+#include "model/embed.h"
+#include "model/head.h"
+#include "ops/norm.h"
+
+namespace hadal {
+namespace {
+
+int64_t num_pages(const Decoder::Limits& limits) {
+  return limits.max_seqs * ((limits.max_tokens + ops::kCachePageTokens - 1) / ops::kCachePageTokens);
+}
+
+}  // namespace
+
+Decoder::Decoder(Context& ctx, const Config& config, const Weights& weights, DType act, Limits limits)
+    : ctx_(ctx),
+      config_(config),
+      weights_(weights),
+      act_(act),
+      limits_(limits),
+      cache_(ctx, config, act, config.num_hidden_layers + limits.num_mtp, num_pages(limits),
+             limits.max_seqs, limits.max_tokens),
+      rows_(ctx, config, act,
+            std::max<int64_t>(1, experts::max_pages(config, limits.max_step_tokens))),
+      exchange_(rows_, config.n_routed_experts) {
+  HADAL_CHECK(limits.num_mtp <= config.num_nextn_predict_layers, "the model has ",
+              config.num_nextn_predict_layers, " MTP modules, ", limits.num_mtp, " were asked for");
+}
+
+void Decoder::check(const Call& call) {
+  HADAL_CHECK(call.step.seq.num_tokens <= limits_.max_step_tokens, "a step of ",
+              call.step.seq.num_tokens, " tokens is over the limit of ", limits_.max_step_tokens);
+  HADAL_CHECK(call.step.seq.num_seqs == static_cast<int64_t>(call.seqs.size()), "a step of ",
+              call.step.seq.num_seqs, " sequences names ", call.seqs.size());
+  for (size_t s = 0; s < call.seqs.size(); ++s) {
+    const int32_t last = call.step.seq.offsets.data<int32_t>()[s + 1] - 1;
+    cache_.reserve(call.seqs[s], call.step.seq.positions.data<int32_t>()[last] + 1);
+  }
+  cache_.select(call.seqs);
+}
+
+void Decoder::forward(const Call& call, Out h) {
+  check(call);
+  const int64_t T = call.step.seq.num_tokens, D = config_.hidden_size;
+  HADAL_CHECK_SHAPE(h, T, D);
+  Tensor x, rstd;
+  const Block x_memory = ctx_.memory.take_tensor(act_, {T, D}, &x);
+  const Block rstd_memory = ctx_.memory.take_tensor(stat_dtype(act_), {T}, &rstd);
+  embed::forward(ctx_, weights_.embed, call.step.ids, x);                            // [T, D]
+  for (int64_t l = 0; l < config_.num_hidden_layers; ++l) {
+    const block::Layer layer{.config = config_,
+                             .w = weights_.layers[static_cast<size_t>(l)],
+                             .exchange = exchange_,
+                             .is_moe = config_.is_moe_layer(l)};
+    block::decode(ctx_, layer, call.step.seq, cache_.layer(l), x, x);                // [T, D]
+  }
+  ops::rmsnorm_forward(ctx_, x, weights_.norm.data, config_.rms_norm_eps, h, rstd);  // [T, D]
+}
+
+void Decoder::mtp_forward(int64_t k, const Call& call, In h, Out out) {
+  HADAL_CHECK(k < limits_.num_mtp, "MTP module ", k, " has no cache; limits.num_mtp is ",
+              limits_.num_mtp);
+  check(call);
+  const mtp::Module module{.config = config_,
+                           .w = weights_.mtp[static_cast<size_t>(k)],
+                           .embed = weights_.embed,
+                           .exchange = exchange_};
+  mtp::decode(ctx_, module, call.step, cache_.layer(config_.num_hidden_layers + k), h, out);
+}
+
+void Decoder::logits(In h, Out logits) { head::logits(ctx_, weights_.head_of(config_), h, logits); }
+
+}  // namespace hadal

@@ -1,0 +1,136 @@
+// Checkpoints of a training run: writing in one step, reading back bit for bit.
+// SPDX-License-Identifier: Apache-2.0
+#include "train/checkpoint.h"
+
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "core/check.h"
+#include "io/atomic.h"
+#include "io/hf.h"
+
+namespace hadal::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kTokenizerFiles[] = {"tokenizer.json", "tokenizer_config.json"};
+
+std::string checkpoints_dir(const std::string& output) { return output + "/checkpoints"; }
+
+std::string step_name(int64_t step) { return fmt::format("step_{:08}", step); }
+
+std::vector<io::TensorSource> optimizer_tensors(Learner& learner) {
+  std::vector<io::TensorSource> tensors;
+  for_each_param(
+      learner.config(),
+      [&](const ParamInfo& info, Tensor& m, Tensor& v) {
+        if (!info.trained()) return;
+        tensors.push_back(io::source_of("m." + info.name, m));
+        tensors.push_back(io::source_of("v." + info.name, v));
+      },
+      learner.first_moment().tree, learner.second_moment().tree);
+  return tensors;
+}
+
+void read_moment(const io::SafetensorsFile& file, const std::string& key, const Tensor& to) {
+  const io::StoredTensor& from = file.at(key);
+  HADAL_CHECK(from.type == io::to_stored_type(to.dtype()) &&
+                  from.bytes == static_cast<size_t>(to.num_bytes()),
+              file.path(), ": tensor ", key, " is ", io::stored_type_name(from.type), " ",
+              io::shape_text(from.shape), ", this run needs ", to.str(),
+              "; resume with the config that wrote it");
+  std::memcpy(to.raw(), from.data, from.bytes);
+}
+
+void point_latest(const std::string& dir, const std::string& name) {
+  const std::string link = dir + "/latest", temporary = dir + "/.latest.tmp";
+  unlink(temporary.c_str());
+  HADAL_CHECK(symlink(name.c_str(), temporary.c_str()) == 0, "cannot write ", temporary, ": ",
+              io::errno_text());
+  HADAL_CHECK(rename(temporary.c_str(), link.c_str()) == 0, "cannot write ", link, ": ",
+              io::errno_text());
+  io::fsync_dir(dir);
+}
+
+void remove_old(const std::string& dir, int64_t keep) {
+  if (keep == 0) return;
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(dir)) {
+    const std::string name = entry.path().filename();
+    if (name.rfind("step_", 0) == 0) names.push_back(name);
+  }
+  std::sort(names.begin(), names.end());
+  for (size_t i = 0; i + static_cast<size_t>(keep) < names.size(); ++i)
+    fs::remove_all(dir + "/" + names[i]);
+}
+
+}  // namespace
+
+std::optional<std::string> latest_checkpoint(const std::string& output) {
+  const std::string link = checkpoints_dir(output) + "/latest";
+  if (!fs::exists(link + "/trainer.json")) return std::nullopt;
+  return checkpoints_dir(output) + "/" + fs::read_symlink(link).string();
+}
+
+void save_run_checkpoint(const RunConfig& run, Learner& learner, const TrainerState& state) {
+  const std::string dir = checkpoints_dir(run.train.output), name = step_name(state.step);
+  const std::string temporary = dir + "/." + name + ".tmp";
+  fs::remove_all(temporary);
+  std::error_code error;
+  fs::create_directories(temporary, error);
+  HADAL_CHECK(!error, "cannot make ", temporary, ": ", error.message());
+  try {
+    io::save_checkpoint(temporary, run.model, learner.masters().tree, {.dtype = DType::kF32, .quantization = {}});
+    io::write_safetensors(temporary + "/optimizer.safetensors", optimizer_tensors(learner));
+    for (const char* file : kTokenizerFiles) {
+      const std::string from = run.data.tokenizer + "/" + file;
+      if (!run.data.tokenizer.empty() && fs::exists(from))
+        io::write_file_atomic(temporary + "/" + file, io::read_file(from, size_t{1} << 30));
+    }
+    io::write_json(temporary + "/trainer.json", {{"format", 1},
+                                                 {"step", state.step},
+                                                 {"position", state.position},
+                                                 {"tokens", state.tokens},
+                                                 {"run", to_json(run)}});
+  } catch (...) {
+    fs::remove_all(temporary, error);
+    throw;
+  }
+  io::rename_dir_atomic(temporary, dir + "/" + name);
+  point_latest(dir, name);
+  remove_old(dir, run.train.keep_checkpoints);
+}
+
+TrainerState load_run_checkpoint(Context& ctx, const std::string& dir, const RunConfig& run,
+                                 Learner& learner) {
+  const io::JsonObject saved = io::JsonObject::read(dir + "/trainer.json");
+  HADAL_CHECK(saved.integer("format") == 1, dir, "/trainer.json has format ", saved.integer("format"),
+              "; this hadal reads format 1");
+  const RunConfig before = run_config_of(saved.object("run"));
+  HADAL_CHECK(to_json(before)["model"] == to_json(run)["model"], dir,
+              " was written with another model config; resume with that config, or start a new run ",
+              "with train.init_from");
+  const io::HfCheckpoint checkpoint = io::open_checkpoint(dir);
+  io::read_weights(ctx, checkpoint, learner.masters().tree);
+  learner.masters_changed();
+  const io::SafetensorsFile file(dir + "/optimizer.safetensors");
+  for_each_param(
+      learner.config(),
+      [&](const ParamInfo& info, Tensor& m, Tensor& v) {
+        if (!info.trained()) return;
+        read_moment(file, "m." + info.name, m);
+        read_moment(file, "v." + info.name, v);
+      },
+      learner.first_moment().tree, learner.second_moment().tree);
+  return {.step = saved.integer("step"),
+          .position = saved.integer("position"),
+          .tokens = saved.integer("tokens")};
+}
+
+}  // namespace hadal::train

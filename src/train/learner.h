@@ -1,0 +1,89 @@
+// Learner: a model with its masters, gradients and moments, and one optimizer step over micro-batches.
+//
+//   Dm MTP depths   M MoE layers (MTP blocks last)   E experts
+//
+// Masters, gradients and moments are f32 (f64 when computing in f64); bf16 compute reads a bf16 copy
+// of matrices and embeddings made after each step. Sums over micro-batches, clipping and the bias
+// update see the whole step, so the result depends on how it is cut only through rounding.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "model/param_store.h"
+#include "model/stage.h"
+
+namespace hadal::train {
+
+// Everything that may change from step to step.
+struct Recipe {
+  double lr = 0.0;
+  double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;
+  double clip_norm = 1.0;        // 0: no clipping
+  double mtp_weight = 0.3;       // lambda; divided by the number of depths (report, eq. 25)
+  double balance_alpha = 1e-4;   // sequence-wise balance loss
+  double bias_gamma = 1e-3;      // auxiliary-loss-free bias update speed
+};
+
+// What a step measured. Losses are means over the targets of the step.
+struct StepResult {
+  double main = 0.0;
+  std::vector<double> mtp;                     // [Dm]
+  double balance = 0.0;                        // sum over MoE layers of the mean over sequences
+  double grad_norm = 0.0;                      // before clipping
+  std::vector<std::vector<int64_t>> counts;    // [M][E]
+  int64_t num_targets = 0;
+  double max_violation() const;                // mean over layers of max(count) / mean(count) - 1
+};
+
+class Learner {
+ public:
+  // compute: f64, f32 or bf16. max_tokens: most tokens of a micro-batch.
+  Learner(Context& ctx, const Config& config, DType compute, int64_t max_tokens);
+
+  const Config& config() const { return config_; }
+  DType master_dtype() const { return masters_.flat().dtype(); }
+  ParamStore& masters() { return masters_; }
+  ParamStore& grads() { return grads_; }
+  ParamStore& first_moment() { return m_; }
+  ParamStore& second_moment() { return v_; }
+  const Weights& weights() const { return weights_; }
+  Exchange& exchange() { return exchange_; }
+
+  // After the masters were changed from outside (loaded, initialised): refreshes the bf16 copy.
+  void masters_changed();
+
+  // One step: gradients of all micro-batches, then the update. step is 1 for the first.
+  StepResult step(const std::vector<std::vector<Sequence>>& micro_batches, const Recipe& recipe,
+                  int64_t step);
+  // The first half alone: gradients of the objective into grads(), losses and counts measured.
+  StepResult compute_gradients(const std::vector<std::vector<Sequence>>& micro_batches,
+                               const Recipe& recipe);
+  // The second half alone; an Error if the gradient norm is not finite (nothing is changed then).
+  void update(const Recipe& recipe, int64_t step, const StepResult& measured);
+
+  // Losses without gradients: sums over targets of the main model and of each depth.
+  struct Evaluation {
+    double main_sum = 0.0;
+    int64_t num_targets = 0;
+    std::vector<double> mtp_sum;
+    std::vector<int64_t> mtp_targets;
+    std::vector<std::vector<int64_t>> counts;  // [M][E]
+  };
+  Evaluation evaluate(const std::vector<std::vector<Sequence>>& micro_batches);
+
+ private:
+  Context& ctx_;
+  Config config_;
+  DType compute_;
+  ParamStore masters_, grads_, m_, v_;
+  std::unique_ptr<ParamStore> copies_;   // bf16 compute only
+  Weights weights_;
+  RowPool rows_;
+  LocalExchange exchange_;
+  stage::Stage stage_;
+  stage::Meter meter_;
+};
+
+}  // namespace hadal::train
