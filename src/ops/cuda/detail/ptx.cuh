@@ -114,6 +114,10 @@ __device__ __forceinline__ void copy_box(void* dst, const CUtensorMap* map, int 
       "l"(map), "r"(smem_addr(bar)), "r"(x), "r"(y)
       : "memory");
 }
+__device__ __forceinline__ void prefetch_box(const CUtensorMap* map, int x, int y) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(x), "r"(y)
+               : "memory");
+}
 // The same box into the same place of every block in `mask`, each completing on its own barrier.
 __device__ __forceinline__ void copy_box_multicast(void* dst, const CUtensorMap* map, int x, int y,
                                                    uint64_t* bar, uint16_t mask) {
@@ -140,13 +144,6 @@ __device__ __forceinline__ void store_matrices(uint32_t addr, uint32_t a, uint32
                                                uint32_t d) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(addr),
                "r"(a), "r"(b), "r"(c), "r"(d)
-               : "memory");
-}
-__device__ __forceinline__ void load_matrices(uint32_t addr, uint32_t& a, uint32_t& b, uint32_t& c,
-                                              uint32_t& d) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(a), "=r"(b), "=r"(c), "=r"(d)
-               : "r"(addr)
                : "memory");
 }
 __device__ __forceinline__ uint32_t pack_bf16(float lo, float hi) {

@@ -139,7 +139,7 @@ __device__ __forceinline__ float quantise8(const float (&y)[8], ScaleRounding ro
 
 // One block walks neighbouring rows; the next row is on its way while this one is reduced.
 template <int kVectors>
-__global__ void __launch_bounds__(128, kVectors > 2 ? 4 : 8) rmsnorm_quantise_kernel(const RmsnormQuantiseArgs args) {
+__global__ void __launch_bounds__(128, kVectors > 2 ? 5 : 8) rmsnorm_quantise_kernel(const RmsnormQuantiseArgs args) {
   __shared__ float partial[2][4];
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int vectors = args.width / 8;
@@ -147,11 +147,10 @@ __global__ void __launch_bounds__(128, kVectors > 2 ? 4 : 8) rmsnorm_quantise_ke
   const int begin = static_cast<int>(blockIdx.x) * per_block;
   const int end = min(begin + per_block, args.num_rows);
   const uint4 zero = {0, 0, 0, 0};
-  uint4 gain[kVectors], next[kVectors];
+  uint4 next[kVectors];
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const int v = i * 128 + thread;
-    gain[i] = v < vectors ? static_cast<const uint4*>(args.gain)[v] : zero;
     next[i] = v < vectors && begin < end
                   ? __ldcs(static_cast<const uint4*>(args.x) + static_cast<int64_t>(begin) * vectors + v)
                   : zero;
@@ -190,7 +189,7 @@ __global__ void __launch_bounds__(128, kVectors > 2 ? 4 : 8) rmsnorm_quantise_ke
       const int v = i * 128 + thread;
       float x[8], g[8];
       unpack8(now[i], x);
-      unpack8(gain[i], g);
+      unpack8(v < vectors ? __ldg(static_cast<const uint4*>(args.gain) + v) : zero, g);
 #pragma unroll
       for (int j = 0; j < 8; ++j) x[j] = g[j] * (x[j] * rstd);
       uint2 q;

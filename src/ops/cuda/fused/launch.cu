@@ -28,9 +28,9 @@ void rmsnorm_quantise(const RmsnormQuantiseArgs& args, cudaStream_t stream) {
   } else if (args.width <= 2048) {
     launch(rmsnorm_quantise_kernel<2>, 8);
   } else if (args.width <= 7168) {
-    launch(rmsnorm_quantise_kernel<7>, 4);
+    launch(rmsnorm_quantise_kernel<7>, 5);
   } else {
-    launch(rmsnorm_quantise_kernel<8>, 4);
+    launch(rmsnorm_quantise_kernel<8>, 5);
   }
   HADAL_CHECK_CUDA(cudaGetLastError());
 }

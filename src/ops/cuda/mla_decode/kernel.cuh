@@ -1,12 +1,10 @@
 // Absorbed MLA decode: 64 rows of (token, head) against the pages of one split, two at a time.
 //
-// Warpgroup w of the two owns the pages of parity w and the output columns of half w. For a pair of
-// pages 0 and 1: each forms S = Q K^T of its own page; the running maximum goes from the one to the
-// other (m0 = max(m, S0), m1 = max(m0, S1)), and warpgroup 1 brings the P0 it reads to m1. Each first
-// adds its own P V to its half, which frees that half page early, then the other's; the next pair's S
-// is issued behind that. So one warpgroup's softmax runs under the other's products. P takes the
-// place of the page's rope columns, dead once S is known. Blocks are persistent: the copies of the
-// next tile run under the end of this one.
+// Warpgroup w of the two owns the pages of parity w and the output columns of half w. The owner of
+// page p forms S = Q K^T, continues the running maximum of page p - 1 and publishes P; both add P V to
+// their half at once, since the page's buffer is what the next load waits for. Warpgroup 1 does so
+// under its own softmax. P takes the place of the page's rope columns, dead once S is known. Blocks
+// are persistent: the copies of the next tile run under the end of this one.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -100,24 +98,21 @@ __device__ void mla_decode_copy(const MlaDecodeArgs& args, const CUtensorMap& ma
       const int c = i / q_boxes, b = i - c * q_boxes;
       copy_box(s.q + c * C::kChunkBytes + b * 2048, &map_q, c * 64, q_row + b * 16, s.q_full);
     }
-    // NOTE: first halves of both pages of a pair, then second halves: a warpgroup waits for the first
-    // half of its next page before it releases the second half of the other's.
+    int row = next * C::kPage;
+    int ahead = tile.num_pages > 1 ? __ldg(table + 1) * C::kPage : 0;
 #pragma unroll 1
-    for (int p = 0; p < tile.num_pages; p += 2) {
-      const int pages = min(2, tile.num_pages - p);
-      const int rows[2] = {next * C::kPage, pages == 2 ? __ldg(table + p + 1) * C::kPage : 0};
-      if (p + 2 < tile.num_pages) next = __ldg(table + p + 2);
+    for (int p = 0; p < tile.num_pages; ++p) {
+      const int later = p + 2 < tile.num_pages ? __ldg(table + p + 2) * C::kPage : 0;
+      const int buffer = p & 1;
+      const uint32_t parity = (buffer == 0 ? uses0 : uses1) & 1;
 #pragma unroll 1
-      for (int i = 0; i < 4; ++i) {
-        const int buffer = i & 1, second = i >> 1, half = buffer ^ second;
-        if (buffer >= pages) continue;
+      for (int i = 0; i < 2; ++i) {
+        const int half = buffer ^ i;
         const int bar = buffer * 2 + half;
-        const uint32_t parity = (buffer == 0 ? uses0 : uses1) & 1;
-        const int row = buffer == 0 ? rows[0] : rows[1];
         barrier_wait(s.empty + bar, parity ^ 1);
-        barrier_expect(s.full + bar, static_cast<uint32_t>((4 + second) * C::kChunkBytes));
+        barrier_expect(s.full + bar, static_cast<uint32_t>((4 + i) * C::kChunkBytes));
 #pragma unroll 1
-        for (int j = tile.rank; j < 4 + second; j += kCluster) {
+        for (int j = tile.rank; j < 4 + i; j += kCluster) {
           const int c = j < 4 ? half * 4 + j : 8;
           uint8_t* dst = s.page(buffer) + c * C::kChunkBytes;
           if constexpr (kCluster > 1) {
@@ -127,17 +122,28 @@ __device__ void mla_decode_copy(const MlaDecodeArgs& args, const CUtensorMap& ma
           }
         }
       }
-      ++uses0;
-      if (pages == 2) ++uses1;
+      if (buffer == 0) {
+        ++uses0;
+      } else {
+        ++uses1;
+      }
+      // Two pages on: into the L2, while the buffers are taken. With one row tile a page is read once and
+      // memory is the limit: there it only costs.
+      if (kCluster > 1 && p + 2 < tile.num_pages) {
+#pragma unroll 1
+        for (int c = tile.rank; c < C::kChunks; c += kCluster) prefetch_box(&map_pages, c * 64, later);
+      }
+      row = ahead;
+      ahead = later;
     }
   }
 }
 
-// Zeroes the rows of a page past the context: 0 * garbage must not reach the output.
+// Zeroes the latent rows of a page past the context: 0 * garbage must not reach the output.
 __device__ inline void mla_decode_clear_tail(uint8_t* page, int valid, int group_thread) {
   using C = MlaDecodeConfig;
   const int units = (C::kPage - valid) * 8;
-  for (int i = group_thread; i < units * C::kChunks; i += 128) {
+  for (int i = group_thread; i < units * 8; i += 128) {
     const int c = i / units, u = i - c * units;
     *reinterpret_cast<int4*>(page + c * C::kChunkBytes + valid * 128 + u * 16) = int4{0, 0, 0, 0};
   }
@@ -150,18 +156,21 @@ __device__ __forceinline__ void mla_decode_rescale(float (&out)[128], float lo, 
   }
 }
 
-// Issues the products of kCount 64-column chunks, from chunk `first` on.
+// Issues the products of kCount 64-column chunks, from chunk `first` on. The addresses are hidden from
+// the compiler: hoisted out of the loops, the descriptors of all steps would take 70 registers.
 template <int kCount>
-__device__ __forceinline__ void mla_decode_scores(float (&score)[32], uint64_t q, uint64_t k, int first,
+__device__ __forceinline__ void mla_decode_scores(float (&score)[32], uint32_t q, uint32_t k, int first,
                                                   int accumulate) {
   using C = MlaDecodeConfig;
+  asm volatile("" : "+r"(q), "+r"(k));
+  const uint64_t q_base = descriptor_k(q), k_base = descriptor_k(k);
 #pragma unroll
   for (int c = 0; c < kCount; ++c) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int chunk = c < 4 ? first + c : 8;
       const uint32_t at = static_cast<uint32_t>(chunk * C::kChunkBytes + i * 32);
-      mma_bf16_n64(score, advance(q, at), advance(k, at), accumulate || c + i > 0);
+      mma_bf16_n64(score, advance(q_base, at), advance(k_base, at), accumulate || c + i > 0);
     }
   }
 }
@@ -249,8 +258,7 @@ __device__ void mla_decode_multiply(const MlaDecodeArgs& args, const MlaDecodeSh
   const int my_row = warp * 16 + lane / 4;  // and + 8
   const float scale = args.scale * 1.4426950408889634f;
   uint8_t* const own_page = s.page(kGroup);
-  const uint64_t q = descriptor_k(smem_addr(s.q));
-  const uint64_t k = descriptor_k(smem_addr(own_page));
+  const uint32_t q = smem_addr(s.q), k = smem_addr(own_page);
   const uint64_t own_v = descriptor_mn(smem_addr(own_page + kGroup * 4 * C::kChunkBytes), C::kChunkBytes);
   const uint64_t other_v =
       descriptor_mn(smem_addr(s.page(kGroup ^ 1) + kGroup * 4 * C::kChunkBytes), C::kChunkBytes);
@@ -259,8 +267,10 @@ __device__ void mla_decode_multiply(const MlaDecodeArgs& args, const MlaDecodeSh
   uint64_t* const full_second = s.full + kGroup * 2 + (kGroup ^ 1);  // the rest of it
   uint64_t* const own_empty = s.empty + kGroup * 2 + kGroup;
   uint64_t* const other_empty = s.empty + (kGroup ^ 1) * 2 + kGroup;
-  // Parities: of the own page's loads, of what is published for page 0 and 1, of the tile.
-  uint32_t own_uses = 0, uses0 = 0, uses1 = 0, tile_parity = 0;
+  const uint32_t p_row = static_cast<uint32_t>(warp * 16 + lane % 8 + (lane / 8 & 1) * 8);
+  const uint32_t p_base = smem_addr(own_page + 8 * C::kChunkBytes) + p_row * 128;
+  // Parities: of the own page's loads, of the other's published pages, of the tile.
+  uint32_t own_uses = 0, other_uses = 0, tile_parity = 0;
 
   MlaDecodeTiles<kCluster> tile(args);
   bool more = tile.next();
@@ -279,193 +289,139 @@ __device__ void mla_decode_multiply(const MlaDecodeArgs& args, const MlaDecodeSh
     float own[2] = {-1e30f, -1e30f};  // the maximum that `sum` refers to
     float sum[2] = {0.0f, 0.0f};      // of this thread's columns of the own pages
 
-    const auto is_tail = [&](int p) { return length < (first_page + p + 1) * C::kPage; };
-    const auto clear_tail = [&](int p) {
-      barrier_wait(full_second, own_uses & 1);
-      mla_decode_clear_tail(own_page, length - (first_page + p) * C::kPage, thread);
-      async_proxy_fence();
-      named_sync(1 + kGroup, 128);
-    };
-    barrier_wait(s.q_full, tile_parity);
-    if (kGroup < pages) {
+    const auto scores_first = [&] {
       barrier_wait(full_first, own_uses & 1);
-      if (is_tail(kGroup)) clear_tail(kGroup);
       mma_fence();
       mla_decode_scores<4>(score, q, k, kGroup * 4, 0);
       mma_commit();
+    };
+    const auto scores_second = [&](int p) {
       barrier_wait(full_second, own_uses & 1);
       mma_fence();
       mla_decode_scores<5>(score, q, k, (kGroup ^ 1) * 4, 1);
       mma_commit();
       mma_wait<0>();
       ++own_uses;
-    }
-    if (kGroup + 2 >= pages && lane == 0) barrier_arrive(s.q_empty);
-
-    for (int pair = 0; pair * 2 < pages; ++pair) {
-      const bool has_own = kGroup == 0 || pair * 2 + 1 < pages;
-      const bool has_second = pair * 2 + 1 < pages;
-      float m0[2];
-      uint32_t p[16];
-      const uint32_t p_row = static_cast<uint32_t>(warp * 16 + lane % 8 + (lane / 8 & 1) * 8);
-      const uint32_t p_base = smem_addr(own_page + 8 * C::kChunkBytes) + p_row * 128;
-      const auto store_p = [&] {
+      if (p + 2 >= pages && lane == 0) barrier_arrive(s.q_empty);
+    };
+    // Issues the products of the other's page.
+    const auto other_issue = [&] {
+      barrier_wait(s.published + (kGroup ^ 1), other_uses & 1);
+      ++other_uses;
+      float top[2];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const uint32_t unit = static_cast<uint32_t>(2 * j + lane / 16) ^ (p_row & 7);
-          store_matrices(p_base + (unit << 4), p[4 * j], p[4 * j + 1], p[4 * j + 2], p[4 * j + 3]);
-        }
-        async_proxy_fence();
-        __syncwarp();
-        if (lane == 0) barrier_arrive(s.published + kGroup);
-      };
-      if (has_own) {
-        mma_touch(score);
-        const int begin = (first_page + pair * 2 + kGroup) * C::kPage;
-        if (begin + C::kPage > length - args.num_queries) {
+      for (int i = 0; i < 2; ++i) top[i] = s.row_max[(kGroup ^ 1) * C::kRows + my_row + 8 * i];
+      mla_decode_rescale(out, exp2_fast(now[0] - top[0]), exp2_fast(now[1] - top[1]));
+      now[0] = top[0], now[1] = top[1];
+      mma_fence();
 #pragma unroll
-          for (int i = 0; i < 32; ++i) {
-            const int position = begin + (i / 4) * 8 + (lane % 4) * 2 + (i & 1);
-            if (position > limit[(i & 2) / 2]) score[i] = -INFINITY;
-          }
-        }
-        float top[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-        for (int i = 0; i < 32; ++i) top[(i & 2) / 2] = fmaxf(top[(i & 2) / 2], score[i]);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          top[i] = fmaxf(top[i], __shfl_xor_sync(0xffffffff, top[i], 1));
-          top[i] = fmaxf(top[i], __shfl_xor_sync(0xffffffff, top[i], 2));
-        }
-        float before[2] = {now[0], now[1]};
-        if (kGroup == 1) {
-          barrier_wait(s.published, uses0 & 1);
-#pragma unroll
-          for (int i = 0; i < 2; ++i) before[i] = m0[i] = s.row_max[my_row + 8 * i];
-        }
-        float here[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) here[i] = fmaxf(before[i], top[i] * scale);
-        if (lane % 4 == 0) {
-          s.row_max[kGroup * C::kRows + my_row] = here[0];
-          s.row_max[kGroup * C::kRows + my_row + 8] = here[1];
-        }
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          sum[i] *= exp2_fast(own[i] - here[i]);
-          own[i] = here[i];
-        }
+      for (int i = 0; i < 4; ++i) {
+        mma_bf16_n256_mn(out, advance(other_p, i * 32), advance(other_v, i * 2048), 1);
+      }
+      mma_commit();
+    };
+    const auto finish = [&](uint64_t* empty) {
+      mma_wait<0>();
+      mma_touch(out);
+      mla_decode_release<kCluster>(empty, lane);
+    };
+    uint32_t prob[16];
+    float here[2];
+    // From the scores of the own page p: `here`, `prob`, both published.
+    const auto softmax = [&](int p) {
+      mma_touch(score);
+      const int begin = (first_page + p) * C::kPage;
+      if (begin + C::kPage > length - args.num_queries) {
 #pragma unroll
         for (int i = 0; i < 32; ++i) {
-          score[i] = exp2_fast(fmaf(score[i], scale, -here[(i & 2) / 2]));
-          sum[(i & 2) / 2] += score[i];
+          const int position = begin + (i / 4) * 8 + (lane % 4) * 2 + (i & 1);
+          if (position > limit[(i & 2) / 2]) score[i] = -INFINITY;
         }
-#pragma unroll
-        for (int i = 0; i < 16; ++i) p[i] = pack_bf16(score[2 * i], score[2 * i + 1]);
-        // Every warp has read the rope columns (its products are done); P may replace them.
-        named_sync(1 + kGroup, 128);
-        store_p();
-        mla_decode_rescale(out, exp2_fast(now[0] - here[0]), exp2_fast(now[1] - here[1]));
-        now[0] = here[0], now[1] = here[1];
-        mma_fence();
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const uint32_t a[4] = {p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]};
-          mma_bf16_n256_mn(out, a, advance(own_v, i * 2048), 1);
-        }
-        mma_commit();
-      } else {
-        barrier_wait(s.published, uses0 & 1);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) m0[i] = s.row_max[my_row + 8 * i];
-        mla_decode_rescale(out, exp2_fast(now[0] - m0[0]), exp2_fast(now[1] - m0[1]));
-        now[0] = m0[0], now[1] = m0[1];
       }
+      float top[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+      for (int i = 0; i < 32; ++i) top[(i & 2) / 2] = fmaxf(top[(i & 2) / 2], score[i]);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        top[i] = fmaxf(top[i], __shfl_xor_sync(0xffffffff, top[i], 1));
+        top[i] = fmaxf(top[i], __shfl_xor_sync(0xffffffff, top[i], 2));
+        here[i] = fmaxf(now[i], top[i] * scale);
+        sum[i] *= exp2_fast(own[i] - here[i]);
+        own[i] = here[i];
+      }
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        score[i] = exp2_fast(fmaf(score[i], scale, -here[(i & 2) / 2]));
+        sum[(i & 2) / 2] += score[i];
+      }
+#pragma unroll
+      for (int i = 0; i < 16; ++i) prob[i] = pack_bf16(score[2 * i], score[2 * i + 1]);
+      if (begin + C::kPage > length) mla_decode_clear_tail(own_page, length - begin, thread);
+      async_proxy_fence();
+      // Every warp has read the rope columns (its products are done); P may replace them.
+      named_sync(1 + kGroup, 128);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const uint32_t unit = static_cast<uint32_t>(2 * j + lane / 16) ^ (p_row & 7);
+        store_matrices(p_base + (unit << 4), prob[4 * j], prob[4 * j + 1], prob[4 * j + 2],
+                       prob[4 * j + 3]);
+      }
+      if (lane % 4 == 0) {
+        s.row_max[kGroup * C::kRows + my_row] = here[0];
+        s.row_max[kGroup * C::kRows + my_row + 8] = here[1];
+      }
+      async_proxy_fence();
+      __syncwarp();
+      if (lane == 0) barrier_arrive(s.published + kGroup);
+    };
+    const auto own_page_products = [&] {
+      mla_decode_rescale(out, exp2_fast(now[0] - here[0]), exp2_fast(now[1] - here[1]));
+      now[0] = here[0], now[1] = here[1];
+      mma_fence();
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t a[4] = {prob[4 * i], prob[4 * i + 1], prob[4 * i + 2], prob[4 * i + 3]};
+        mma_bf16_n256_mn(out, a, advance(own_v, i * 2048), 1);
+      }
+      mma_commit();
+      finish(own_empty);
+    };
 
-      // The other's page, and behind it the own scores of the next pair.
-      const int next_own = pair * 2 + 2 + kGroup;
-      if (kGroup == 0) {
-        float factor[2] = {1.0f, 1.0f};
-        if (has_second) {
-          barrier_wait(s.published + 1, uses1 & 1);
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const float m1 = s.row_max[C::kRows + my_row + 8 * i];
-            factor[i] = exp2_fast(now[i] - m1);
-            now[i] = m1;
-          }
-        }
-        mma_wait<0>();
-        mma_touch(out);
-        mla_decode_release<kCluster>(own_empty, lane);
-        if (has_second) {
-          mla_decode_rescale(out, factor[0], factor[1]);
-          mma_fence();
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            mma_bf16_n256_mn(out, advance(other_p, i * 32), advance(other_v, i * 2048), 1);
-          }
-          mma_commit();
+    barrier_wait(s.q_full, tile_parity);
+    if (kGroup < pages) {
+      scores_first();
+      scores_second(kGroup);
+    } else if (lane == 0) {
+      barrier_arrive(s.q_empty);
+    }
+    for (int p = 0; p < pages; p += 2) {
+      if constexpr (kGroup == 0) {
+        softmax(p);
+        own_page_products();
+        if (p + 1 < pages) {
+          other_issue();
+          finish(other_empty);
         }
       } else {
-        // P0 at the maximum of the pair.
-        const float factor[2] = {exp2_fast(m0[0] - now[0]), exp2_fast(m0[1] - now[1])};
-        const uint32_t base = smem_addr(s.page(0) + 8 * C::kChunkBytes) + p_row * 128;
-        uint32_t first[16];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const uint32_t unit = static_cast<uint32_t>(2 * j + lane / 16) ^ (p_row & 7);
-          load_matrices(base + (unit << 4), first[4 * j], first[4 * j + 1], first[4 * j + 2], first[4 * j + 3]);
-        }
-#pragma unroll
-        for (int i = 0; i < 16; ++i) {
-          const float lo = __uint_as_float(first[i] << 16), hi = __uint_as_float(first[i] & 0xFFFF0000u);
-          first[i] = pack_bf16(lo * factor[i & 1], hi * factor[i & 1]);
-        }
-        mma_fence();
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const uint32_t a[4] = {first[4 * i], first[4 * i + 1], first[4 * i + 2], first[4 * i + 3]};
-          mma_bf16_n256_mn(out, a, advance(other_v, i * 2048), 1);
-        }
-        mma_commit();
-        if (has_own) {
-          mma_wait<1>();
-          mla_decode_release<kCluster>(own_empty, lane);
+        other_issue();
+        if (p + 1 < pages) {
+          softmax(p + 1);
+          finish(other_empty);
+          own_page_products();
+        } else {
+          finish(other_empty);
         }
       }
-      if (next_own < pages) {
-        barrier_wait(full_first, own_uses & 1);
-        const bool tail = is_tail(next_own);
-        if (tail) {
-          mma_wait<0>();
-          mla_decode_release<kCluster>(other_empty, lane);
-          clear_tail(next_own);
-        }
-        mma_fence();
-        mla_decode_scores<4>(score, q, k, kGroup * 4, 0);
-        mma_commit();
-        mma_wait<1>();
-        if (!tail) mla_decode_release<kCluster>(other_empty, lane);
-        barrier_wait(full_second, own_uses & 1);
-        mma_fence();
-        mla_decode_scores<5>(score, q, k, (kGroup ^ 1) * 4, 1);
-        mma_commit();
-        mma_wait<0>();
-        ++own_uses;
-        if (next_own + 2 >= pages && lane == 0) barrier_arrive(s.q_empty);
-      } else {
-        mma_wait<0>();
-        if (kGroup == 1 || has_second) mla_decode_release<kCluster>(other_empty, lane);
+      if (p + 2 + kGroup < pages) {
+        scores_first();
+        scores_second(p + 2 + kGroup);
       }
-      mma_touch(out);
-      ++uses0;
-      if (has_second) ++uses1;
     }
 
 #pragma unroll
     for (int i = 0; i < 2; ++i) sum[i] *= exp2_fast(own[i] - now[i]);
-    const int seq = tile.seq, split = tile.split, num_splits = tile.num_splits, row0 = tile.row0, rows = tile.rows();
+    const int seq = tile.seq, split = tile.split, num_splits = tile.num_splits, row0 = tile.row0,
+              rows = tile.rows();
     more = tile.next();
     if (!more) let_next_kernel_start();
     mla_decode_store<kGroup>(args, s, seq, split, num_splits, row0, rows, tile_parity, out, sum, now);
