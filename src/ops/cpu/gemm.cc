@@ -78,6 +78,7 @@ Grid grid_of(int64_t M, int64_t N, int64_t wanted) {
 
 void dense(Context& ctx, int64_t M, int64_t N, int64_t K, const MatrixView& a, const MatrixView& b,
            const ResultView& c, Start start) {
+  if (M == 0 || N == 0) return;  // an MTP depth may have no tokens
   const int threads = ctx.threads.num_threads();
   const Grid g = grid_of(M, N, threads == 1 ? 1 : threads * kMinTasksPerThread);
   ctx.threads.parallel_for(g.row_tasks * g.col_tasks, [&](int64_t task, int) {
