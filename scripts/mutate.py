@@ -114,12 +114,12 @@ class Copy:
             sys.exit(result.stdout)
 
     def compile(self, tests):
-        return run(["ninja", "-C", self.build, f"-j{self.jobs}", *(f"grad_{t}" for t in tests)])
+        return run(["ninja", "-C", self.build, f"-j{self.jobs}", *(f"grad_{t}_test" for t in tests)])
 
     def test(self, name):
         """None if it passes, else what failed."""
         try:
-            result = run([self.build / "tests" / f"grad_{name}", "--gtest_brief=1"], cwd=self.root,
+            result = run([self.build / "tests" / f"grad_{name}_test", "--gtest_brief=1"], cwd=self.root,
                          timeout=TEST_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             return f"grad_{name} ran into its time limit"
