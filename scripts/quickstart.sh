@@ -24,6 +24,7 @@ say() { printf '\n== %s\n' "$*"; }
 config=configs/quickstart.json
 hadal=build/release/hadal
 vocab=$(sed -n 's/.*"vocab_size": *\([0-9]*\).*/\1/p' "$config" | head -n 1)
+held_out=$(sed -n 's/.*"held_out": *\([0-9.]*\).*/\1/p' "$config" | head -n 1)
 begin=$SECONDS
 
 say "building $hadal"
@@ -41,7 +42,7 @@ fi
 tokenizer=data/$name
 if [ ! -s "$tokenizer/tokenizer.json" ]; then
   say "training a tokenizer of $vocab tokens on the training part of $text"
-  $hadal tokenizer train --input "$text" --vocab-size "$vocab" --output "$tokenizer"
+  $hadal tokenizer train --input "$text" --held-out "$held_out" --vocab-size "$vocab" --output "$tokenizer"
 fi
 
 run=runs/$name

@@ -21,8 +21,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 # A text of its own: words of a small vocabulary in a fixed pseudo-random order.
-awk 'BEGIN { s = 7; for (i = 0; i < 30000; ++i) { s = (s * 1103515245 + 12345) % 2147483648;
-  printf "%s%s", substr("abcdefghijklmnopqrstuvwxyz", s % 23 + 1, s % 4 + 1), i % 11 == 10 ? ".\n" : " " } }' >"$work/text.txt"
+awk 'BEGIN { s = 7; for (i = 0; i < 30000; ++i) { s = (s * 1103515245 + 12345) % 2147483648; r = int(s / 4096);
+  printf "%s%s", substr("abcdefghijklmnopqrstuvwxyz", r % 23 + 1, r % 7 % 4 + 1), i % 11 == 10 ? ".\n" : " " } }' >"$work/text.txt"
 "$hadal" tokenizer train --input "$work/text.txt" --vocab-size 320 --output "$work/tokenizer" >"$work/log" ||
   { cat "$work/log" >&2; exit 1; }
 

@@ -29,11 +29,14 @@ namespace fs = std::filesystem;
 
 TextData load_data(const RunConfig& run) {
   HADAL_CHECK(!run.data.text.empty(), "data.text is empty; name a text file");
-  HADAL_CHECK(!run.data.tokenizer.empty(), "data.tokenizer is empty; make one with: hadal tokenizer train");
+  HADAL_CHECK(!run.data.tokenizer.empty(),
+              "data.tokenizer is empty; make one with: hadal tokenizer train");
   const auto tokenizer = io::Tokenizer::load(run.data.tokenizer + "/tokenizer.json");
   HADAL_CHECK(tokenizer.vocab_size() <= run.model.vocab_size, run.data.tokenizer, " has ",
-              tokenizer.vocab_size(), " tokens, more than model.vocab_size = ", run.model.vocab_size);
-  return load_text(run.data.text, tokenizer, run.data.held_out, run.train.output + "/tokens.bin");
+              tokenizer.vocab_size(),
+              " tokens, more than model.vocab_size = ", run.model.vocab_size);
+  return load_text(run.data.text, tokenizer, run.data.held_out,
+                   static_cast<int32_t>(run.model.bos_token_id));
 }
 
 // Cuts sequences into micro-batches of at most `size`.
@@ -41,13 +44,16 @@ std::vector<std::vector<Sequence>> cut(std::vector<Sequence> sequences, int64_t 
   std::vector<std::vector<Sequence>> batches;
   for (size_t i = 0; i < sequences.size(); i += static_cast<size_t>(size)) {
     const size_t end = std::min(sequences.size(), i + static_cast<size_t>(size));
-    batches.emplace_back(std::make_move_iterator(sequences.begin() + static_cast<std::ptrdiff_t>(i)),
-                         std::make_move_iterator(sequences.begin() + static_cast<std::ptrdiff_t>(end)));
+    batches.emplace_back(
+        std::make_move_iterator(sequences.begin() + static_cast<std::ptrdiff_t>(i)),
+        std::make_move_iterator(sequences.begin() + static_cast<std::ptrdiff_t>(end)));
   }
   return batches;
 }
 
-double mean(double sum, int64_t count) { return count > 0 ? sum / static_cast<double>(count) : 0.0; }
+double mean(double sum, int64_t count) {
+  return count > 0 ? sum / static_cast<double>(count) : 0.0;
+}
 
 // One run in progress.
 class Run {
@@ -57,7 +63,8 @@ class Run {
         run_(run),
         options_(options),
         data_(load_data(run)),
-        learner_(ctx, run.model, run.train.dtype, run.train.micro_batch_sequences * run.train.sequence_length) {}
+        learner_(ctx, run.model, run.train.dtype,
+                 run.train.micro_batch_sequences * run.train.sequence_length) {}
 
   TrainReport go();
 
@@ -95,8 +102,9 @@ void Run::start() {
   } else if (!t.init_from.empty()) {
     const io::HfCheckpoint checkpoint = io::open_checkpoint(t.init_from);
     const io::Json theirs = io::hf_config_to_json(checkpoint.config, DType::kF32, {});
-    HADAL_CHECK(theirs == io::hf_config_to_json(run_.model, DType::kF32, {}), "train.init_from: ",
-                t.init_from, " has another model config than this run; copy its config.json into \"model\"");
+    HADAL_CHECK(theirs == io::hf_config_to_json(run_.model, DType::kF32, {}),
+                "train.init_from: ", t.init_from,
+                " has another model config than this run; copy its config.json into \"model\"");
     io::read_weights(ctx_, checkpoint, learner_.masters().tree);
     learner_.masters_changed();
   } else {
@@ -109,9 +117,9 @@ void Run::start() {
 void Run::one_step() {
   const TrainConfig& t = run_.train;
   const Recipe recipe = recipe_of(t, state_.step + 1);
-  const auto batches = cut(training_batch(data_, data_seed_, state_.position, t.batch_sequences,
-                                          t.sequence_length),
-                           t.micro_batch_sequences);
+  const auto batches =
+      cut(training_batch(data_, data_seed_, state_.position, t.batch_sequences, t.sequence_length),
+          t.micro_batch_sequences);
   const StepResult result = learner_.step(batches, recipe, state_.step + 1);
   const int64_t tokens = t.batch_sequences * t.sequence_length;
   ++state_.step;
@@ -125,8 +133,9 @@ void Run::one_step() {
 // Held-out text in windows of the training length. On the way only part of it, at the end all.
 void Run::evaluate(bool all) {
   const TrainConfig& t = run_.train;
-  if (data_.held_out.size() < 2) return;
-  // At the end windows overlap by half, so that every token but the first sees half a window or more.
+  if (data_.held_out.empty()) return;
+  // At the end windows overlap by half, so that every token but the first sees half a window or
+  // more.
   const int64_t stride = all ? std::max<int64_t>(1, t.sequence_length / 2) : t.sequence_length;
   std::vector<Sequence> windows = held_out_windows(data_, t.sequence_length, stride);
   if (!all && t.eval_tokens > 0)
@@ -143,7 +152,8 @@ void Run::evaluate(bool all) {
   report_.held_out_loss = loss;
   report_.held_out_bits_per_byte = loss / std::numbers::ln2 / bytes_per_token;
   report_.max_violation = load.max_violation();
-  metrics_->evaluation(state_.step, loss, report_.held_out_bits_per_byte, mtp, report_.max_violation);
+  metrics_->evaluation(state_.step, loss, report_.held_out_bits_per_byte, mtp,
+                       report_.max_violation);
 }
 
 TrainReport Run::go() {
@@ -177,7 +187,7 @@ Recipe recipe_of(const TrainConfig& t, int64_t step) {
   r.weight_decay = t.weight_decay;
   r.clip_norm = t.clip_norm;
   r.mtp_weight = t.mtp_weight_final_step > 0 && step >= t.mtp_weight_final_step ? t.mtp_weight_final
-                                                                               : t.mtp_weight;
+                                                                                : t.mtp_weight;
   r.balance_alpha = t.balance_alpha;
   r.bias_gamma = t.bias_gamma_zero_step > 0 && step >= t.bias_gamma_zero_step ? 0.0 : t.bias_gamma;
   return r;

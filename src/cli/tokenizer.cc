@@ -1,0 +1,138 @@
+// hadal tokenizer: train a byte-level BPE vocabulary, encode, decode.
+// SPDX-License-Identifier: Apache-2.0
+#include "io/tokenizer.h"
+
+#include <fmt/core.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <iostream>
+#include <iterator>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "cli/options.h"
+#include "core/check.h"
+#include "io/atomic.h"
+#include "io/bpe_train.h"
+#include "train/data.h"
+
+namespace hadal::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct TrainOptions {
+  std::string input, output;
+  int64_t vocab_size = 0;
+  double held_out = 0.0;
+};
+
+struct CodeOptions {
+  std::string tokenizer, text, file, ids;
+  bool json = false;
+};
+
+void train(const TrainOptions& o) {
+  HADAL_CHECK(o.held_out >= 0.0 && o.held_out <= 0.9, "--held-out is ", o.held_out,
+              "; allowed: 0 to 0.9");
+  const std::string text = io::read_file(o.input, std::numeric_limits<size_t>::max());
+  HADAL_CHECK(!text.empty(), o.input, " is empty; give a text to train on");
+  const size_t used = train::training_bytes(text, o.held_out);
+  const io::Tokenizer tokenizer =
+      io::train_bpe(std::string_view(text).substr(0, used), o.vocab_size);
+  std::error_code error;
+  fs::create_directories(o.output, error);
+  HADAL_CHECK(!error, "cannot make ", o.output, ": ", error.message());
+  tokenizer.save(o.output + "/tokenizer.json");
+  const size_t tokens = tokenizer.encode(std::string_view(text).substr(used)).size();
+  fmt::print("{} tokens from {} bytes of {}, written to {}/tokenizer.json\n",
+             tokenizer.vocab_size(), used, o.input, o.output);
+  if (tokens > 0)
+    fmt::print("held out: {} bytes, {:.3f} bytes per token\n", text.size() - used,
+               static_cast<double>(text.size() - used) / static_cast<double>(tokens));
+}
+
+// A directory or a tokenizer.json.
+io::Tokenizer open_tokenizer(const std::string& path) {
+  return io::Tokenizer::load(fs::is_directory(path) ? resolve_model(path) + "/tokenizer.json"
+                                                    : path);
+}
+
+// --text, --file or standard input.
+std::string input_text(const CodeOptions& o) {
+  if (!o.text.empty()) return o.text;
+  if (!o.file.empty()) return io::read_file(o.file, std::numeric_limits<size_t>::max());
+  return {std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
+}
+
+void encode(const CodeOptions& o) {
+  HADAL_CHECK(o.text.empty() || o.file.empty(), "give --text or --file, not both");
+  const std::vector<int32_t> ids = open_tokenizer(o.tokenizer).encode(input_text(o));
+  if (o.json) {
+    fmt::print("{}\n", nlohmann::json(ids).dump());
+    return;
+  }
+  std::string line;
+  for (int32_t id : ids) line += fmt::format("{}{}", line.empty() ? "" : ",", id);
+  fmt::print("{}\n", line);
+}
+
+void decode(const CodeOptions& o) {
+  const std::string text = open_tokenizer(o.tokenizer).decode(parse_ids(o.ids));
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  fmt::print("\n");
+}
+
+void add_train(CLI::App& app) {
+  auto o = std::make_shared<TrainOptions>();
+  auto* command = app.add_subcommand("train", "make a vocabulary from a text");
+  command->add_option("--input", o->input, "text file")->required();
+  command
+      ->add_option("--vocab-size", o->vocab_size, "tokens, with 2 special ones and the 256 bytes")
+      ->required();
+  command->add_option("--output", o->output, "directory for tokenizer.json")->required();
+  command
+      ->add_option("--held-out", o->held_out,
+                   "last share of the bytes to leave unseen, as data.held_out does")
+      ->capture_default_str();
+  command->footer(
+      "Example: hadal tokenizer train --input kjv.txt --vocab-size 2048 --output data/kjv");
+  command->callback([o] { train(*o); });
+}
+
+void add_encode(CLI::App& app) {
+  auto o = std::make_shared<CodeOptions>();
+  auto* command = app.add_subcommand(
+      "encode", "text to token ids; reads standard input without --text or --file");
+  command->add_option("--tokenizer", o->tokenizer, "tokenizer.json, or a directory that holds one")
+      ->required();
+  command->add_option("--text", o->text, "text to encode");
+  command->add_option("--file", o->file, "file to encode");
+  command->add_flag("--json", o->json, "print the ids as a JSON list");
+  command->footer(
+      "Example: hadal tokenizer encode --tokenizer data/kjv --text \"In the beginning\"");
+  command->callback([o] { encode(*o); });
+}
+
+void add_decode(CLI::App& app) {
+  auto o = std::make_shared<CodeOptions>();
+  auto* command = app.add_subcommand("decode", "token ids to text");
+  command->add_option("--tokenizer", o->tokenizer, "tokenizer.json, or a directory that holds one")
+      ->required();
+  command->add_option("--ids", o->ids, "token ids: 5,9,200")->required();
+  command->footer("Example: hadal tokenizer decode --tokenizer data/kjv --ids 5,9,200");
+  command->callback([o] { decode(*o); });
+}
+
+}  // namespace
+
+void add_tokenizer_command(CLI::App& app) {
+  auto* command = app.add_subcommand("tokenizer", "train a vocabulary, encode, decode");
+  command->require_subcommand(1);
+  add_train(*command);
+  add_encode(*command);
+  add_decode(*command);
+}
+
+}  // namespace hadal::cli
