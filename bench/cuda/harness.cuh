@@ -23,7 +23,8 @@ template <class T>
 class Buffer {
  public:
   explicit Buffer(int64_t count) : count_(count) {
-    HADAL_CHECK_CUDA(cudaMalloc(&data_, static_cast<size_t>(std::max<int64_t>(count, 1)) * sizeof(T)));
+    HADAL_CHECK_CUDA(
+        cudaMalloc(&data_, static_cast<size_t>(std::max<int64_t>(count, 1)) * sizeof(T)));
   }
   Buffer(int64_t count, const std::vector<T>& host) : Buffer(count) { copy_from(host); }
   ~Buffer() { cudaFree(data_); }
@@ -35,13 +36,14 @@ class Buffer {
     HADAL_CHECK_CUDA(cudaMemset(data_, value, static_cast<size_t>(count_) * sizeof(T)));
   }
   void copy_from(const std::vector<T>& host) const {
-    HADAL_CHECK_CUDA(cudaMemcpy(data_, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
+    HADAL_CHECK_CUDA(
+        cudaMemcpy(data_, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
   }
   std::vector<T> to_host() const { return to_host(0, count_); }
   std::vector<T> to_host(int64_t first, int64_t count) const {
     std::vector<T> host(static_cast<size_t>(count));
-    HADAL_CHECK_CUDA(cudaMemcpy(host.data(), data_ + first, host.size() * sizeof(T),
-                                cudaMemcpyDeviceToHost));
+    HADAL_CHECK_CUDA(
+        cudaMemcpy(host.data(), data_ + first, host.size() * sizeof(T), cudaMemcpyDeviceToHost));
     return host;
   }
 
@@ -66,7 +68,8 @@ template <class T>
 __global__ void fill_gaussian_kernel(T* data, int64_t count, float mean, float deviation,
                                      uint64_t seed) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += step) {
     data[i] = static_cast<T>(mean + deviation * gaussian(seed, i));
   }
 }
@@ -78,7 +81,8 @@ void fill_gaussian(const Buffer<T>& buffer, float mean, float deviation, uint64_
 template <class T>
 __global__ void fill_uniform_kernel(T* data, int64_t count, float low, float high, uint64_t seed) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += step) {
     const uint64_t bits = mix(seed * 0x100000001B3ull + static_cast<uint64_t>(i));
     data[i] = static_cast<T>(low + (high - low) * static_cast<float>(bits >> 40) * 0x1p-24f);
   }
@@ -91,7 +95,8 @@ void fill_uniform(const Buffer<T>& buffer, float low, float high, uint64_t seed)
 
 // Microseconds a call: the median over replays of a graph of `calls` calls, divided by `calls`.
 // call(i, stream) should use data set i of a rotation larger than the L2.
-inline double time_graph(int calls, int replays, const std::function<void(int, cudaStream_t)>& call) {
+inline double time_graph(int calls, int replays,
+                         const std::function<void(int, cudaStream_t)>& call) {
   cudaStream_t stream;
   HADAL_CHECK_CUDA(cudaStreamCreate(&stream));
   call(0, stream);
@@ -122,6 +127,29 @@ inline double time_graph(int calls, int replays, const std::function<void(int, c
   cudaStreamDestroy(stream);
   std::sort(times.begin(), times.end());
   return times[times.size() / 2] * 1e3 / calls;
+}
+
+// Microseconds of single calls, events around each, the L2 flushed before: the median.
+inline double time_single(int repeats, const std::function<void(int, cudaStream_t)>& call) {
+  Buffer<uint8_t> flush(128 << 20);
+  cudaEvent_t begin, end;
+  HADAL_CHECK_CUDA(cudaEventCreate(&begin));
+  HADAL_CHECK_CUDA(cudaEventCreate(&end));
+  std::vector<float> times;
+  for (int i = 0; i < repeats + 3; ++i) {
+    HADAL_CHECK_CUDA(cudaMemsetAsync(flush.get(), i, static_cast<size_t>(flush.count()), nullptr));
+    HADAL_CHECK_CUDA(cudaEventRecord(begin, nullptr));
+    call(i, nullptr);
+    HADAL_CHECK_CUDA(cudaEventRecord(end, nullptr));
+    HADAL_CHECK_CUDA(cudaEventSynchronize(end));
+    float ms;
+    HADAL_CHECK_CUDA(cudaEventElapsedTime(&ms, begin, end));
+    if (i >= 3) times.push_back(ms);
+  }
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2] * 1e3;
 }
 
 inline int num_sms() {

@@ -95,7 +95,9 @@ struct Scratch {
   explicit Scratch(const MlaDecodeArgs& a)
       : out(partial_rows(a) * C::kLatent), lse(partial_rows(a)) {}
   static int64_t partial_rows(const MlaDecodeArgs& a) {
-    return a.max_splits > 1 ? static_cast<int64_t>(a.num_seqs) * a.max_splits * a.num_queries * a.num_heads : 1;
+    return a.max_splits > 1
+               ? static_cast<int64_t>(a.num_seqs) * a.max_splits * a.num_queries * a.num_heads
+               : 1;
   }
 };
 
@@ -113,7 +115,8 @@ std::vector<bf16> run_once(const Problem& problem, MlaDecodeArgs a, MlaDecodeSpl
 }
 
 // Distance of `rows_per_seq` random rows of each of a few sequences to f64.
-Distance distance(const Problem& problem, const std::vector<bf16>& got, int max_seqs, int rows_per_seq) {
+Distance distance(const Problem& problem, const std::vector<bf16>& got, int max_seqs,
+                  int rows_per_seq) {
   const int seq_rows = problem.num_queries * problem.num_heads;
   const int seqs = std::min(problem.num_seqs, max_seqs);
   std::vector<Distance> parts(static_cast<size_t>(seqs));
@@ -135,15 +138,18 @@ Distance distance(const Problem& problem, const std::vector<bf16>& got, int max_
       std::mt19937 random(static_cast<unsigned>(n + 1));
       std::vector<double> score(static_cast<size_t>(total)), acc(C::kLatent);
       for (int r = 0; r < rows_per_seq; ++r) {
-        const int row = rows_per_seq >= seq_rows ? r % seq_rows : static_cast<int>(random() % static_cast<unsigned>(seq_rows));
+        const int row = rows_per_seq >= seq_rows
+                            ? r % seq_rows
+                            : static_cast<int>(random() % static_cast<unsigned>(seq_rows));
         const int visible = total - problem.num_queries + row / problem.num_heads + 1;
         const int64_t at = static_cast<int64_t>(seq) * seq_rows + row;
         double top = -INFINITY, sum = 0.0;
         for (int t = 0; t < visible; ++t) {
           double dot = 0.0;
           for (int i = 0; i < C::kWidth; ++i) {
-            dot += static_cast<double>(__bfloat162float(q[static_cast<size_t>(at * C::kWidth + i)])) *
-                   static_cast<double>(kv[static_cast<size_t>(t * C::kWidth + i)]);
+            dot +=
+                static_cast<double>(__bfloat162float(q[static_cast<size_t>(at * C::kWidth + i)])) *
+                static_cast<double>(kv[static_cast<size_t>(t * C::kWidth + i)]);
           }
           score[static_cast<size_t>(t)] = dot * static_cast<double>(0.07f);
           top = std::max(top, score[static_cast<size_t>(t)]);
@@ -152,17 +158,23 @@ Distance distance(const Problem& problem, const std::vector<bf16>& got, int max_
         for (int t = 0; t < visible; ++t) {
           const double w = std::exp(score[static_cast<size_t>(t)] - top);
           sum += w;
-          for (int i = 0; i < C::kLatent; ++i) acc[static_cast<size_t>(i)] += w * static_cast<double>(kv[static_cast<size_t>(t * C::kWidth + i)]);
+          for (int i = 0; i < C::kLatent; ++i)
+            acc[static_cast<size_t>(i)] +=
+                w * static_cast<double>(kv[static_cast<size_t>(t * C::kWidth + i)]);
         }
         for (int i = 0; i < C::kLatent; ++i) {
-          parts[static_cast<size_t>(n)].add(static_cast<double>(__bfloat162float(got[static_cast<size_t>(at * C::kLatent + i)])), acc[static_cast<size_t>(i)] / sum);
+          parts[static_cast<size_t>(n)].add(
+              static_cast<double>(__bfloat162float(got[static_cast<size_t>(at * C::kLatent + i)])),
+              acc[static_cast<size_t>(i)] / sum);
         }
       }
     });
   }
   for (auto& t : threads) t.join();
   Distance all;
-  for (const auto& p : parts) all.error += p.error, all.norm += p.norm, all.bad += p.bad, all.worst = std::max(all.worst, p.worst);
+  for (const auto& p : parts)
+    all.error += p.error, all.norm += p.norm, all.bad += p.bad,
+        all.worst = std::max(all.worst, p.worst);
   for (const auto& v : got) all.bad += !std::isfinite(__bfloat162float(v));
   return all;
 }
@@ -189,16 +201,19 @@ int check(const std::vector<int>& lengths, int queries, int heads) {
         a.length += seq;
         a.num_seqs = 1;
         const auto single = run_once(problem, a, split);
-        alone = alone && std::memcmp(single.data(), first.data() + row * C::kLatent,
-                                     static_cast<size_t>(queries * heads * C::kLatent) * sizeof(bf16)) == 0;
+        alone = alone &&
+                std::memcmp(single.data(), first.data() + row * C::kLatent,
+                            static_cast<size_t>(queries * heads * C::kLatent) * sizeof(bf16)) == 0;
       }
     }
     const bool good = d.relative() < 5e-3 && twice && alone;
     failures += !good;
-    std::printf("check heads %3d queries %d seqs %2d first length %5d %-9s distance %.2e twice %s alone %s %s\n",
-                heads, queries, problem.num_seqs, lengths[0], invariant ? "invariant" : "fastest",
-                d.relative(), twice ? "same" : "DIFFERS", alone ? "same" : "DIFFERS",
-                good ? "ok" : "FAILED");
+    std::printf(
+        "check heads %3d queries %d seqs %2d first length %5d %-9s distance %.2e twice %s alone %s "
+        "%s\n",
+        heads, queries, problem.num_seqs, lengths[0], invariant ? "invariant" : "fastest",
+        d.relative(), twice ? "same" : "DIFFERS", alone ? "same" : "DIFFERS",
+        good ? "ok" : "FAILED");
   }
   std::fflush(stdout);
   return failures;
@@ -212,8 +227,10 @@ struct Row {
 void time_row(const Row& row, double bandwidth) {
   const double kv_bytes = static_cast<double>(row.batch) * row.context * C::kWidth * 2;
   const int sets = std::clamp(static_cast<int>(256e6 / kv_bytes) + 1, 1, 64);
-  Problem problem(row.batch, row.queries, row.heads, std::vector<int>(static_cast<size_t>(row.batch), row.context), sets);
-  const double flops = 2.0 * row.batch * row.context * row.heads * row.queries * (C::kWidth + C::kLatent);
+  Problem problem(row.batch, row.queries, row.heads,
+                  std::vector<int>(static_cast<size_t>(row.batch), row.context), sets);
+  const double flops =
+      2.0 * row.batch * row.context * row.heads * row.queries * (C::kWidth + C::kLatent);
   const double floor_us = std::max(kv_bytes / bandwidth, flops / 790e6);
   for (auto split : {MlaDecodeSplit::kFastest, MlaDecodeSplit::kInvariant}) {
     std::vector<MlaDecodeArgs> calls;
@@ -225,10 +242,15 @@ void time_row(const Row& row, double bandwidth) {
     const double us = time_graph(num_calls, 20, [&](int i, cudaStream_t stream) {
       hadal::cuda::mla_decode_sm90(calls[static_cast<size_t>(i % sets)], stream);
     });
-    std::printf("| %d | %d | %d | %d | %s | %d | %.1f | %.0f | %.0f | %.0f%% | %s%.2f |\n", row.heads,
-                row.batch, row.queries, row.context,
-                split == MlaDecodeSplit::kFastest ? "fastest" : "invariant", calls[0].max_splits, us,
-                flops / us * 1e-6, kv_bytes / us * 1e-3, 100.0 * floor_us / us, "", row.peer_us / us);
+    const double alone = time_single(20, [&](int i, cudaStream_t stream) {
+      hadal::cuda::mla_decode_sm90(calls[static_cast<size_t>(i % sets)], stream);
+    });
+    std::printf(
+        "| %d | %d | %d | %d | %s | %d | %.1f | %.0f | %.0f | %.0f%% | %.2f | %.1f | %.2f |\n",
+        row.heads, row.batch, row.queries, row.context,
+        split == MlaDecodeSplit::kFastest ? "fastest" : "invariant", calls[0].max_splits, us,
+        flops / us * 1e-6, kv_bytes / us * 1e-3, 100.0 * floor_us / us, row.peer_us / us, alone,
+        row.peer_us / alone);
     std::fflush(stdout);
   }
 }
@@ -237,8 +259,10 @@ void time_row(const Row& row, double bandwidth) {
 void sweep_row(const Row& row) {
   const double kv_bytes = static_cast<double>(row.batch) * row.context * C::kWidth * 2;
   const int sets = std::clamp(static_cast<int>(256e6 / kv_bytes) + 1, 1, 64);
-  Problem problem(row.batch, row.queries, row.heads, std::vector<int>(static_cast<size_t>(row.batch), row.context), sets);
-  std::printf("sweep heads %d batch %d queries %d context %d: pages per split us:", row.heads, row.batch, row.queries, row.context);
+  Problem problem(row.batch, row.queries, row.heads,
+                  std::vector<int>(static_cast<size_t>(row.batch), row.context), sets);
+  std::printf("sweep heads %d batch %d queries %d context %d: pages per split us:", row.heads,
+              row.batch, row.queries, row.context);
   const int pages = row.context / C::kPage;
   for (int per_split = 1; per_split <= pages; per_split *= 2) {
     if (pages / per_split > 128 || (row.batch > 16 && pages / per_split > 16)) continue;
@@ -262,16 +286,19 @@ int main(int argc, char** argv) try {
   const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
   const bool sweep = argc > 1 && std::strcmp(argv[1], "--sweep") == 0;
   if (sweep) {
-    for (const Row& row : {Row{128, 1, 1, 4096, 0}, Row{128, 1, 1, 32768, 0}, Row{128, 16, 1, 4096, 0}, Row{128, 64, 1, 4096, 0},
-                           Row{128, 128, 1, 8192, 0}, Row{128, 128, 2, 8192, 0}, Row{16, 1, 1, 4096, 0}, Row{16, 1, 1, 32768, 0},
-                           Row{16, 16, 1, 4096, 0}, Row{16, 64, 1, 4096, 0}, Row{16, 128, 1, 8192, 0}}) {
+    for (const Row& row :
+         {Row{128, 1, 1, 4096, 0}, Row{128, 1, 1, 32768, 0}, Row{128, 16, 1, 4096, 0},
+          Row{128, 64, 1, 4096, 0}, Row{128, 128, 1, 8192, 0}, Row{128, 128, 2, 8192, 0},
+          Row{16, 1, 1, 4096, 0}, Row{16, 1, 1, 32768, 0}, Row{16, 16, 1, 4096, 0},
+          Row{16, 64, 1, 4096, 0}, Row{16, 128, 1, 8192, 0}}) {
       sweep_row(row);
     }
     return 0;
   }
   if (argc > 1 && std::strcmp(argv[1], "--one") == 0) {  // heads batch queries context
     Problem problem(std::atoi(argv[3]), std::atoi(argv[4]), std::atoi(argv[2]),
-                    std::vector<int>(static_cast<size_t>(std::atoi(argv[3])), std::atoi(argv[5])), 1);
+                    std::vector<int>(static_cast<size_t>(std::atoi(argv[3])), std::atoi(argv[5])),
+                    1);
     run_once(problem, problem.args(0), MlaDecodeSplit::kFastest);
     return 0;
   }
@@ -286,13 +313,16 @@ int main(int argc, char** argv) try {
   std::printf(failures ? "%d CHECKS FAILED\n" : "all checks passed\n", failures);
   const double copy = copy_ceiling();
   std::printf("copy ceiling %.2f TB/s\n", copy);
-  std::printf("| heads | batch | query tokens | context | mode | splits | us | TFLOPS | GB/s | of floor | FlashMLA / ours |\n|---|---|---|---|---|---|---|---|---|---|---|\n");
+  std::printf(
+      "| heads | batch | query tokens | context | mode | splits | us | TFLOPS | GB/s | of floor | "
+      "FlashMLA / ours | us alone | FlashMLA / ours alone "
+      "|\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
   const std::vector<Row> rows = {
-      {128, 1, 1, 4096, 52.7},     {128, 1, 1, 32768, 68.2},   {128, 16, 1, 4096, 74.7},
-      {128, 64, 1, 4096, 153.6},   {128, 128, 1, 4096, 276.3}, {128, 128, 1, 8192, 543.7},
-      {128, 128, 2, 4096, 472.4},  {128, 128, 2, 8192, 870.6}, {128, 128, 2, 16384, 1711.3},
-      {16, 1, 1, 4096, 52.1},      {16, 1, 1, 32768, 72.2},    {16, 16, 1, 4096, 60.7},
-      {16, 64, 1, 4096, 138.4},    {16, 128, 1, 8192, 443.7},  {16, 128, 2, 8192, 444.7},
+      {128, 1, 1, 4096, 52.7},    {128, 1, 1, 32768, 68.2},   {128, 16, 1, 4096, 74.7},
+      {128, 64, 1, 4096, 153.6},  {128, 128, 1, 4096, 276.3}, {128, 128, 1, 8192, 543.7},
+      {128, 128, 2, 4096, 472.4}, {128, 128, 2, 8192, 870.6}, {128, 128, 2, 16384, 1711.3},
+      {16, 1, 1, 4096, 52.1},     {16, 1, 1, 32768, 72.2},    {16, 16, 1, 4096, 60.7},
+      {16, 64, 1, 4096, 138.4},   {16, 128, 1, 8192, 443.7},  {16, 128, 2, 8192, 444.7},
       {16, 128, 4, 8192, 0}};
   for (size_t i = 0; i < rows.size(); ++i) {
     if (!quick || i % 3 == 0) time_row(rows[i], copy * 1e6);

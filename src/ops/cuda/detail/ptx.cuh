@@ -1,7 +1,7 @@
 // Hopper's own instructions under plain names: mbarriers, bulk tensor copies, clusters, stmatrix.
 //
-// Device code for sm_90a only. Shared-memory addresses are 32-bit; a barrier is a uint64_t in shared
-// memory. Phases: a wait(parity) returns once the phase of that parity has completed.
+// Device code for sm_90a only. Shared-memory addresses are 32-bit; a barrier is a uint64_t in
+// shared memory. Phases: a wait(parity) returns once the phase of that parity has completed.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -83,10 +83,6 @@ __device__ __forceinline__ void registers_shrink() {
 __device__ __forceinline__ void named_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
-// Arrives at a named barrier without waiting for it.
-__device__ __forceinline__ void named_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
 // Ordinary writes to shared memory before, matrix unit and copy engine after.
 __device__ __forceinline__ void async_proxy_fence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -115,7 +111,8 @@ __device__ __forceinline__ void copy_box(void* dst, const CUtensorMap* map, int 
       : "memory");
 }
 __device__ __forceinline__ void prefetch_box(const CUtensorMap* map, int x, int y) {
-  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(x), "r"(y)
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(x),
+               "r"(y)
                : "memory");
 }
 // The same box into the same place of every block in `mask`, each completing on its own barrier.
@@ -130,8 +127,8 @@ __device__ __forceinline__ void copy_box_multicast(void* dst, const CUtensorMap*
 __device__ __forceinline__ void copy_bytes(void* dst, const void* src, uint32_t bytes,
                                            uint64_t* bar) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          smem_addr(dst)),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(smem_addr(dst)),
       "l"(src), "r"(bytes), "r"(smem_addr(bar))
       : "memory");
 }

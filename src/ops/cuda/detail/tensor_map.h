@@ -16,15 +16,15 @@ inline void check_cuda(cudaError_t status, const char* call) {
 }
 #define HADAL_CHECK_CUDA(call) ::hadal::cuda::check_cuda((call), #call)
 
-// A row-major matrix [rows, cols], read in boxes of box_rows x box_cols whose rows are 128 bytes and
-// swizzled by 128 bytes. Elements outside the matrix read as zero.
+// A row-major matrix [rows, cols], read in boxes of box_rows x box_cols whose rows are 128 bytes
+// and swizzled by 128 bytes. Elements outside the matrix read as zero.
 inline CUtensorMap make_tensor_map(CUtensorMapDataType type, int64_t elem_bytes, const void* data,
                                    int64_t rows, int64_t cols, int64_t row_stride,
                                    uint32_t box_rows, uint32_t box_cols) {
-  using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*,
-                              const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
-                              const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
-                              CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+  using Encode =
+      CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
+                   const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
+                   CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
   static const Encode encode = [] {
     void* fn = nullptr;
     cudaDriverEntryPointQueryResult found;

@@ -13,7 +13,9 @@
 
 namespace hadal::cuda {
 
-__device__ __forceinline__ void mma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void mma_fence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void mma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
@@ -33,8 +35,8 @@ __device__ __forceinline__ uint64_t descriptor_k(uint32_t addr) {
   return (uint64_t{1} << 62) | (uint64_t{1024 >> 4} << 32) | (uint64_t{1} << 16) |
          ((addr & 0x3FFFF) >> 4);
 }
-// Operand whose rows (M or N) are contiguous: 64-row tiles `tile_bytes` apart, 8 steps of depth 1024
-// bytes apart.
+// Operand whose rows (M or N) are contiguous: 64-row tiles `tile_bytes` apart, 8 steps of depth
+// 1024 bytes apart.
 __device__ __forceinline__ uint64_t descriptor_mn(uint32_t addr, uint32_t tile_bytes) {
   return (uint64_t{1} << 62) | (uint64_t{1024 >> 4} << 32) |
          (static_cast<uint64_t>(tile_bytes >> 4) << 16) | ((addr & 0x3FFFF) >> 4);
@@ -45,7 +47,7 @@ __device__ __forceinline__ uint64_t advance(uint64_t descriptor, uint32_t bytes)
   return (descriptor & 0xFFFFFFFF00000000ull) | (static_cast<uint32_t>(descriptor) + (bytes >> 4));
 }
 
-#define HADAL_ACC8(d, i)                                                                    \
+#define HADAL_ACC8(d, i)                                                                      \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
 #define HADAL_ACC32(d, i) \
@@ -55,7 +57,7 @@ __device__ __forceinline__ uint64_t advance(uint64_t descriptor, uint32_t bytes)
 
 // a [64,32] e4m3, b [128,32] e4m3, both depth-contiguous.
 __device__ __forceinline__ void mma_e4m3_n128(float (&d)[64], uint64_t a, uint64_t b,
-    int accumulate) {
+                                              int accumulate) {
   asm volatile(
       "{\n.reg .pred p;\n"
       "setp.ne.b32 p, %66, 0;\n"
@@ -71,7 +73,7 @@ __device__ __forceinline__ void mma_e4m3_n128(float (&d)[64], uint64_t a, uint64
 
 // a [64,16] bf16, b [64,16] bf16, both depth-contiguous.
 __device__ __forceinline__ void mma_bf16_n64(float (&d)[32], uint64_t a, uint64_t b,
-    int accumulate) {
+                                             int accumulate) {
   asm volatile(
       "{\n.reg .pred p;\n"
       "setp.ne.b32 p, %34, 0;\n"
@@ -85,7 +87,7 @@ __device__ __forceinline__ void mma_bf16_n64(float (&d)[32], uint64_t a, uint64_
 
 // a [64,16] bf16 depth-contiguous, b [16,256] bf16 column-contiguous (descriptor_mn).
 __device__ __forceinline__ void mma_bf16_n256_mn(float (&d)[128], uint64_t a, uint64_t b,
-    int accumulate) {
+                                                 int accumulate) {
   asm volatile(
       "{\n.reg .pred p;\n"
       "setp.ne.b32 p, %130, 0;\n"
@@ -104,8 +106,8 @@ __device__ __forceinline__ void mma_bf16_n256_mn(float (&d)[128], uint64_t a, ui
 }
 
 // The same with a in registers: rows r, r + 8 at depths 0-7, then at 8-15.
-__device__ __forceinline__ void mma_bf16_n256_mn(float (&d)[128], const uint32_t (&a)[4], uint64_t b,
-    int accumulate) {
+__device__ __forceinline__ void mma_bf16_n256_mn(float (&d)[128], const uint32_t (&a)[4],
+                                                 uint64_t b, int accumulate) {
   asm volatile(
       "{\n.reg .pred p;\n"
       "setp.ne.b32 p, %133, 0;\n"

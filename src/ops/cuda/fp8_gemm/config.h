@@ -4,9 +4,8 @@
 //
 // c[row, n] = sum over k of a[row, k] scale_a[k / 128, row] w[e, n, k] scale_w[e, n / 128, k / 128]
 // for the rows of expert e. The matrix unit sums 128 of K; those partial sums are scaled and added
-// in f32 registers (report, 3.3.2). One K order whatever the rows: a row's result depends on nothing
-// else in the call. Deterministic.
-// SPDX-License-Identifier: Apache-2.0
+// in f32 registers (report, 3.3.2). One K order whatever the rows: a row's result depends on
+// nothing else in the call. Deterministic. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cuda_runtime.h>
@@ -16,18 +15,14 @@
 namespace hadal::cuda {
 
 struct Fp8GemmConfig {
-  static constexpr int kPage = 128;    // rows of a page
-  static constexpr int kRows = 256;    // rows of a tile: two pages, one for each matrix warpgroup
-  static constexpr int kCols = 128;    // columns of a tile
-  static constexpr int kDepth = 128;   // K of a stage, and of one partial sum
+  static constexpr int kPage = 128;   // rows of a page
+  static constexpr int kRows = 256;   // rows of a tile: two pages, one for each matrix warpgroup
+  static constexpr int kCols = 128;   // columns of a tile
+  static constexpr int kDepth = 128;  // K of a stage, and of one partial sum
   static constexpr int kStages = 4;
-  static constexpr int kCluster = 2;   // blocks that share a tile's rows
-#ifndef HADAL_SKEW
-#define HADAL_SKEW 2
-#endif
-  static constexpr int kSkew = HADAL_SKEW;     // K blocks by which the second warpgroup runs behind
-  static constexpr int kGroup = 8;     // row tiles whose columns are walked together, for the L2
-  static constexpr int kThreads = 384; // a copy warpgroup and two matrix warpgroups
+  static constexpr int kCluster = 2;    // blocks that share a tile's rows
+  static constexpr int kGroup = 8;      // row tiles whose columns are walked together, for the L2
+  static constexpr int kThreads = 384;  // a copy warpgroup and two matrix warpgroups
 
   static constexpr int kBytesA = kRows * kDepth;
   static constexpr int kBytesW = kCols * kDepth;
@@ -38,18 +33,18 @@ struct Fp8GemmConfig {
 };
 
 struct Fp8GemmArgs {
-  const void* a;            // [slab pages * 128, K] e4m3
-  const float* scale_a;     // [K/128, scale_stride] f32, one a slab row
-  int64_t scale_stride;     // a multiple of 4
-  const void* w;            // [E, N, K] e4m3
-  const float* scale_w;     // [E, ceil(N/128), K/128] f32
-  void* c;                  // [slab pages * 128, N] bf16
-  const int* counts;        // [E] rows of each expert, on the device
-  const int* page_begin;    // [E+1] first page position of each expert, on the device
-  const int* page;          // [positions] slab page of a position; null: position i is page i
-  int64_t slab_rows;        // rows of a and c
+  const void* a;          // [slab pages * 128, K] e4m3
+  const float* scale_a;   // [K/128, scale_stride] f32, one a slab row
+  int64_t scale_stride;   // a multiple of 4
+  const void* w;          // [E, N, K] e4m3
+  const float* scale_w;   // [E, ceil(N/128), K/128] f32
+  void* c;                // [slab pages * 128, N] bf16
+  const int* counts;      // [E] rows of each expert, on the device
+  const int* page_begin;  // [E+1] first page position of each expert, on the device
+  const int* page;        // [positions] slab page of a position; null: position i is page i
+  int64_t slab_rows;      // rows of a and c
   int num_experts, n, k;
-  int num_sms;              // SMs this launch may use
+  int num_sms;  // SMs this launch may use
 };
 
 // N a multiple of 64, K of 128. Rows past an expert's count are not written.

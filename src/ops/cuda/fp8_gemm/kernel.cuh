@@ -1,7 +1,7 @@
 // Block-scaled FP8 matrix product: copy engine, wgmma, f32 promotion every 128 of K; persistent.
 //
-// A warpgroup copies, two multiply; each of the two owns one page of a 256-row tile. Two blocks of a
-// cluster work on neighbouring columns of the same rows, and each copies one page for both.
+// A warpgroup copies, two multiply; each of the two owns one page of a 256-row tile. Two blocks of
+// a cluster work on neighbouring columns of the same rows, and each copies one page for both.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -57,12 +57,12 @@ struct Fp8GemmTiles {
 
 struct Fp8GemmShared {
   using C = Fp8GemmConfig;
-  uint8_t* a;        // [kStages][kRows][kDepth]
-  uint8_t* w;        // [kStages][kCols][kDepth]
-  float* scale;      // [kStages][kRows]
-  uint8_t* out;      // [8 warps][16][128]
-  uint64_t* full;    // [kStages]
-  uint64_t* empty;   // [kStages]
+  uint8_t* a;       // [kStages][kRows][kDepth]
+  uint8_t* w;       // [kStages][kCols][kDepth]
+  float* scale;     // [kStages][kRows]
+  uint8_t* out;     // [8 warps][16][128]
+  uint64_t* full;   // [kStages]
+  uint64_t* empty;  // [kStages]
   __device__ explicit Fp8GemmShared(uint8_t* raw) {
     a = raw;
     w = a + C::kStages * C::kBytesA;
@@ -128,7 +128,8 @@ __device__ inline void fp8_gemm_store(const float (&acc)[64], uint8_t* staging, 
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int r = i * 4 + lane / 8, unit = lane % 8;
-        const int4 value = *reinterpret_cast<const int4*>(staging + r * 128 + ((unit ^ (r & 7)) << 4));
+        const int4 value =
+            *reinterpret_cast<const int4*>(staging + r * 128 + ((unit ^ (r & 7)) << 4));
         if (warp * 16 + r < rows_left) {
           *reinterpret_cast<int4*>(c + static_cast<int64_t>(warp * 16 + r) * n + half * 64 +
                                    unit * 8) = value;
@@ -142,7 +143,8 @@ __device__ inline void fp8_gemm_store(const float (&acc)[64], uint8_t* staging, 
 __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmShared& s,
                                          uint32_t rank, int group) {
   using C = Fp8GemmConfig;
-  const int warp = static_cast<int>(threadIdx.x) / 32 % 4, lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32 % 4,
+            lane = static_cast<int>(threadIdx.x) % 32;
   uint8_t* staging = s.out + (group * 4 + warp) * 2048;
   const int k_blocks = args.k / C::kDepth;
   const int w_blocks = (args.n + C::kCols - 1) / C::kCols;
@@ -151,19 +153,16 @@ __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmS
   Fp8GemmTiles tiles(args);
   bool more = tiles.next(rank);
   const auto scales_of_tile = [&] {
-    return args.scale_w + (static_cast<int64_t>(tiles.expert) * w_blocks +
-                           min(tiles.column_tile, w_blocks - 1)) * k_blocks;
+    return args.scale_w +
+           (static_cast<int64_t>(tiles.expert) * w_blocks + min(tiles.column_tile, w_blocks - 1)) *
+               k_blocks;
   };
   const float* scale_w = args.scale_w;
   float next_scale = 0.0f;
   if (more) {
     scale_w = scales_of_tile();
     next_scale = __ldg(scale_w);
-    // The second warpgroup starts late and stays late, so that each writes its tile out while the
-    // other multiplies.
-    if (group == 1) named_sync(1, 256);
   }
-  bool ahead = group == 0;
   while (more) {
     const bool works = group < tiles.tile_pages();
     const int page = works ? tiles.slab_page(tiles.position() + group) : 0;
@@ -172,46 +171,54 @@ __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmS
     float acc[2][64];
 #pragma unroll
     for (int i = 0; i < 64; ++i) acc[0][i] = acc[1][i] = 0.0f;
-    for (int k = 0; k < k_blocks; ++k) {
-      const float block_scale = next_scale;
-      if (k + 1 < k_blocks) next_scale = __ldg(scale_w + k + 1);
+    float row_scale[4];
+    uint64_t a = 0, w = 0;
+    // Waits for a stage and reads what its products need.
+    const auto prepare = [&](int k) {
       barrier_wait(s.full + stage, parity);
-      if (works) {
-        const float* scale = s.scale + stage * C::kRows + group * C::kPage + warp * 16 + lane / 4;
-        float row_scale[4];
+      const float* scale = s.scale + stage * C::kRows + group * C::kPage + warp * 16 + lane / 4;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) row_scale[i] = scale[(i / 2) * 64 + (i % 2) * 8] * next_scale;
+      if (k + 1 < k_blocks) next_scale = __ldg(scale_w + k + 1);
+      a = descriptor_k(smem_addr(s.a) + stage * C::kBytesA + group * C::kPage * C::kDepth);
+      w = descriptor_k(smem_addr(s.w) + stage * C::kBytesW);
+    };
+    if (works) {
+      prepare(0);
+      for (int k = 0; k < k_blocks; ++k) {
+        float partial[64];
+        mma_fence();
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          mma_e4m3_n128(partial, advance(a, i * 32), advance(w, i * 32), i > 0);
+        mma_commit();
+        mma_wait<0>();
+        mma_touch(partial);
+#pragma unroll
+        for (int i = 0; i < 64; ++i) acc[0][i] += partial[i] * row_scale[(i / 2) % 2];
+        mma_fence();
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          row_scale[i] = scale[(i / 2) * 64 + (i % 2) * 8] * block_scale;
+          mma_e4m3_n128(partial, advance(a, 8192 + i * 32), advance(w, i * 32), i > 0);
         }
-        const uint64_t a = descriptor_k(smem_addr(s.a + stage * C::kBytesA + group * 16384));
-        const uint64_t w = descriptor_k(smem_addr(s.w + stage * C::kBytesW));
+        mma_commit();
+        // The next stage's overhead runs under these products.
+        const float lo = row_scale[2], hi = row_scale[3];
+        uint64_t* const empty = s.empty + stage;
+        if (++stage == C::kStages) stage = 0, parity ^= 1;
+        if (k + 1 < k_blocks) prepare(k + 1);
+        mma_wait<0>();
+        mma_touch(partial);
+        if (lane < C::kCluster) barrier_arrive_at(empty, static_cast<uint32_t>(lane));
 #pragma unroll
-        for (int part = 0; part < 2; ++part) {
-          float partial[64];
-          mma_fence();
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            mma_e4m3_n128(partial, advance(a, part * 8192 + i * 32), advance(w, i * 32), i > 0);
-          }
-          mma_commit();
-          mma_wait<0>();
-          mma_touch(partial);
-          if (part == 1 && lane < C::kCluster) {
-            barrier_arrive_at(s.empty + stage, static_cast<uint32_t>(lane));
-          }
-#pragma unroll
-          for (int i = 0; i < 64; ++i) {
-            acc[part][i] += partial[i] * row_scale[part * 2 + (i / 2) % 2];
-          }
-        }
-      } else if (lane < C::kCluster) {
-        barrier_arrive_at(s.empty + stage, static_cast<uint32_t>(lane));
+        for (int i = 0; i < 64; ++i) acc[1][i] += partial[i] * ((i / 2) % 2 ? hi : lo);
       }
-      if (ahead && (k + 1 == C::kSkew || k + 1 == k_blocks)) {
-        named_arrive(1, 256);
-        ahead = false;
+    } else {
+      for (int k = 0; k < k_blocks; ++k) {
+        barrier_wait(s.full + stage, parity);
+        if (lane < C::kCluster) barrier_arrive_at(s.empty + stage, static_cast<uint32_t>(lane));
+        if (++stage == C::kStages) stage = 0, parity ^= 1;
       }
-      if (++stage == C::kStages) stage = 0, parity ^= 1;
     }
     more = tiles.next(rank);
     if (more) {

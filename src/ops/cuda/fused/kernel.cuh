@@ -26,7 +26,8 @@ __global__ void __launch_bounds__(256) gate_v3_kernel(const GateArgs args) {
   float bias[8];
   *reinterpret_cast<float4*>(bias) = reinterpret_cast<const float4*>(args.bias)[lane * 2];
   *reinterpret_cast<float4*>(bias + 4) = reinterpret_cast<const float4*>(args.bias)[lane * 2 + 1];
-  for (int token = static_cast<int>(blockIdx.x) * 8 + warp; token < args.num_tokens; token += step) {
+  for (int token = static_cast<int>(blockIdx.x) * 8 + warp; token < args.num_tokens;
+       token += step) {
     // Lane l has experts 8 l .. 8 l + 7; four lanes make a group.
     const int64_t at = static_cast<int64_t>(token) * 64 + lane * 2;
     float score[8];
@@ -139,11 +140,13 @@ __device__ __forceinline__ float quantise8(const float (&y)[8], ScaleRounding ro
 
 // One block walks neighbouring rows; the next row is on its way while this one is reduced.
 template <int kVectors>
-__global__ void __launch_bounds__(128, kVectors > 2 ? 5 : 8) rmsnorm_quantise_kernel(const RmsnormQuantiseArgs args) {
+__global__ void __launch_bounds__(128, kVectors > 2 ? 5 : 8)
+    rmsnorm_quantise_kernel(const RmsnormQuantiseArgs args) {
   __shared__ float partial[2][4];
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int vectors = args.width / 8;
-  const int per_block = (args.num_rows + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
+  const int per_block =
+      (args.num_rows + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
   const int begin = static_cast<int>(blockIdx.x) * per_block;
   const int end = min(begin + per_block, args.num_rows);
   const uint4 zero = {0, 0, 0, 0};
@@ -151,9 +154,10 @@ __global__ void __launch_bounds__(128, kVectors > 2 ? 5 : 8) rmsnorm_quantise_ke
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const int v = i * 128 + thread;
-    next[i] = v < vectors && begin < end
-                  ? __ldcs(static_cast<const uint4*>(args.x) + static_cast<int64_t>(begin) * vectors + v)
-                  : zero;
+    next[i] =
+        v < vectors && begin < end
+            ? __ldcs(static_cast<const uint4*>(args.x) + static_cast<int64_t>(begin) * vectors + v)
+            : zero;
   }
   for (int row = begin; row < end; ++row) {
     uint4 now[kVectors];
@@ -165,7 +169,8 @@ __global__ void __launch_bounds__(128, kVectors > 2 ? 5 : 8) rmsnorm_quantise_ke
       for (int i = 0; i < kVectors; ++i) {
         const int v = i * 128 + thread;
         if (v < vectors) {
-          next[i] = __ldcs(static_cast<const uint4*>(args.x) + static_cast<int64_t>(row + 1) * vectors + v);
+          next[i] = __ldcs(static_cast<const uint4*>(args.x) +
+                           static_cast<int64_t>(row + 1) * vectors + v);
         }
       }
     }
@@ -196,7 +201,8 @@ __global__ void __launch_bounds__(128, kVectors > 2 ? 5 : 8) rmsnorm_quantise_ke
       const float scale = quantise8(x, args.rounding, q);
       if (v < vectors) {
         static_cast<uint2*>(args.q)[static_cast<int64_t>(row) * vectors + v] = q;
-        if (lane % 16 == 0) args.scale[static_cast<int64_t>(v / 16) * args.scale_stride + row] = scale;
+        if (lane % 16 == 0)
+          args.scale[static_cast<int64_t>(v / 16) * args.scale_stride + row] = scale;
       }
     }
   }

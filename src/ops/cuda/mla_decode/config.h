@@ -16,14 +16,14 @@
 namespace hadal::cuda {
 
 struct MlaDecodeConfig {
-  static constexpr int kPage = 64;       // tokens of a cache page
-  static constexpr int kRows = 64;       // (token, head) rows of a block
+  static constexpr int kPage = 64;  // tokens of a cache page
+  static constexpr int kRows = 64;  // (token, head) rows of a block
   static constexpr int kLatent = 512;
   static constexpr int kRope = 64;
   static constexpr int kWidth = kLatent + kRope;
-  static constexpr int kChunks = kWidth / 64;      // 64 columns: one 128-byte swizzled tile
+  static constexpr int kChunks = kWidth / 64;  // 64 columns: one 128-byte swizzled tile
   static constexpr int kChunkBytes = kPage * 128;
-  static constexpr int kThreads = 384;   // a copy warpgroup and two matrix warpgroups
+  static constexpr int kThreads = 384;  // a copy warpgroup and two matrix warpgroups
 
   static constexpr int kMaxSplits = 512;
 
@@ -33,19 +33,19 @@ struct MlaDecodeConfig {
 enum class MlaDecodeSplit : uint8_t { kInvariant, kFastest };
 
 struct MlaDecodeArgs {
-  const void* q;         // [S, Q, H, R+Dr] bf16
-  const void* pages;     // [num_pages, kPage, R+Dr] bf16
-  const int* table;      // [S, table_stride]
-  const int* length;     // [S] tokens of the context, the Q query tokens included; at least Q
-  void* out;             // [S, Q, H, R] bf16
-  void* partial_out;     // [S, max_splits, Q*H, R] f16, normalised
-  float* partial_lse;    // [S, max_splits, Q*H] f32, base 2
+  const void* q;       // [S, Q, H, R+Dr] bf16
+  const void* pages;   // [num_pages, kPage, R+Dr] bf16
+  const int* table;    // [S, table_stride]
+  const int* length;   // [S] tokens of the context, the Q query tokens included; at least Q
+  void* out;           // [S, Q, H, R] bf16
+  void* partial_out;   // [S, max_splits, Q*H, R] f16, normalised
+  float* partial_lse;  // [S, max_splits, Q*H] f32, base 2
   int64_t num_pages;
   int num_seqs, num_queries, num_heads;
   int table_stride;
-  int max_splits;        // splits that the longest context of this launch has
-  int pages_per_split;   // 0: by mla_decode_pages_per_split of each sequence's own length
-  int num_sms;           // SMs this launch may use
+  int max_splits;       // splits that the longest context of this launch has
+  int pages_per_split;  // 0: by mla_decode_pages_per_split of each sequence's own length
+  int num_sms;          // SMs this launch may use
   float scale;
 };
 

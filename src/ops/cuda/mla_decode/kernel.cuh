@@ -1,10 +1,10 @@
 // Absorbed MLA decode: 64 rows of (token, head) against the pages of one split, two at a time.
 //
 // Warpgroup w of the two owns the pages of parity w and the output columns of half w. The owner of
-// page p forms S = Q K^T, continues the running maximum of page p - 1 and publishes P; both add P V to
-// their half at once, since the page's buffer is what the next load waits for. Warpgroup 1 does so
-// under its own softmax. P takes the place of the page's rope columns, dead once S is known. Blocks
-// are persistent: the copies of the next tile run under the end of this one.
+// page p forms S = Q K^T, continues the running maximum of page p - 1 and publishes P; both add P V
+// to their half at once, since the page's buffer is what the next load waits for. Warpgroup 1 does
+// so under its own softmax. P takes the place of the page's rope columns, dead once S is known.
+// Blocks are persistent: the copies of the next tile run under the end of this one.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -18,10 +18,10 @@ namespace hadal::cuda {
 
 struct MlaDecodeShared {
   using C = MlaDecodeConfig;
-  uint8_t* q;           // [kChunks][kRows][128]
-  uint8_t* pages;       // [2][kChunks][kPage][128]
-  float* row_max;       // [2][kRows]      m0, m1 of the pair
-  float* row_sum;       // [2][2][kRows]   by parity of the tile
+  uint8_t* q;      // [kChunks][kRows][128]
+  uint8_t* pages;  // [2][kChunks][kPage][128]
+  float* row_max;  // [2][kRows]      m0, m1 of the pair
+  float* row_sum;  // [2][2][kRows]   by parity of the tile
   uint64_t* q_full;
   uint64_t* q_empty;
   uint64_t* full;       // [2 pages][2 halves]; the rope columns count to the half of the non-owner
@@ -38,7 +38,9 @@ struct MlaDecodeShared {
     empty = full + 4;
     published = empty + 4;
   }
-  __device__ uint8_t* page(int buffer) const { return pages + buffer * C::kChunks * C::kChunkBytes; }
+  __device__ uint8_t* page(int buffer) const {
+    return pages + buffer * C::kChunks * C::kChunkBytes;
+  }
 };
 
 // The tiles of one block, in order; every role walks the same list. The blocks of a cluster take
@@ -86,7 +88,8 @@ __device__ void mla_decode_copy(const MlaDecodeArgs& args, const CUtensorMap& ma
   uint32_t q_parity = 0, uses0 = 0, uses1 = 0;
 #pragma unroll 1
   while (tile.next()) {
-    const int* table = args.table + static_cast<int64_t>(tile.seq) * args.table_stride + tile.first_page;
+    const int* table =
+        args.table + static_cast<int64_t>(tile.seq) * args.table_stride + tile.first_page;
     int next = __ldg(table);
     const int q_boxes = (tile.rows() + 15) / 16;
     const int q_row = tile.seq * args.num_queries * args.num_heads + tile.row0;
@@ -127,11 +130,12 @@ __device__ void mla_decode_copy(const MlaDecodeArgs& args, const CUtensorMap& ma
       } else {
         ++uses1;
       }
-      // Two pages on: into the L2, while the buffers are taken. With one row tile a page is read once and
-      // memory is the limit: there it only costs.
+      // Two pages on: into the L2, while the buffers are taken. With one row tile a page is read
+      // once and memory is the limit: there it only costs.
       if (kCluster > 1 && p + 2 < tile.num_pages) {
 #pragma unroll 1
-        for (int c = tile.rank; c < C::kChunks; c += kCluster) prefetch_box(&map_pages, c * 64, later);
+        for (int c = tile.rank; c < C::kChunks; c += kCluster)
+          prefetch_box(&map_pages, c * 64, later);
       }
       row = ahead;
       ahead = later;
@@ -156,11 +160,12 @@ __device__ __forceinline__ void mla_decode_rescale(float (&out)[128], float lo, 
   }
 }
 
-// Issues the products of kCount 64-column chunks, from chunk `first` on. The addresses are hidden from
-// the compiler: hoisted out of the loops, the descriptors of all steps would take 70 registers.
+// Issues the products of kCount 64-column chunks, from chunk `first` on. The addresses are hidden
+// from the compiler: hoisted out of the loops, the descriptors of all steps would take 70
+// registers.
 template <int kCount>
-__device__ __forceinline__ void mla_decode_scores(float (&score)[32], uint32_t q, uint32_t k, int first,
-                                                  int accumulate) {
+__device__ __forceinline__ void mla_decode_scores(float (&score)[32], uint32_t q, uint32_t k,
+                                                  int first, int accumulate) {
   using C = MlaDecodeConfig;
   asm volatile("" : "+r"(q), "+r"(k));
   const uint64_t q_base = descriptor_k(q), k_base = descriptor_k(k);
@@ -207,11 +212,13 @@ __device__ __forceinline__ void mla_decode_release(uint64_t* bar, int lane) {
 
 // Joins the two row sums, normalises, writes the rows of one warpgroup's half.
 template <int kGroup>
-__device__ inline void mla_decode_store(const MlaDecodeArgs& args, const MlaDecodeShared& s, int seq,
-                                        int split, int num_splits, int row0, int rows, uint32_t tile_parity,
-                                        float (&out)[128], const float (&sum)[2], const float (&top)[2]) {
+__device__ inline void mla_decode_store(const MlaDecodeArgs& args, const MlaDecodeShared& s,
+                                        int seq, int split, int num_splits, int row0, int rows,
+                                        uint32_t tile_parity, float (&out)[128],
+                                        const float (&sum)[2], const float (&top)[2]) {
   using C = MlaDecodeConfig;
-  const int warp = static_cast<int>(threadIdx.x) % 128 / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) % 128 / 32,
+            lane = static_cast<int>(threadIdx.x) % 32;
   const int my_row = warp * 16 + lane / 4;
   float* row_sum = s.row_sum + tile_parity * 2 * C::kRows;
 #pragma unroll
@@ -229,8 +236,9 @@ __device__ inline void mla_decode_store(const MlaDecodeArgs& args, const MlaDeco
     const float total = row_sum[row] + row_sum[C::kRows + row];
     const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
     const bool direct = num_splits == 1;
-    const int64_t at = direct ? static_cast<int64_t>(seq) * seq_rows + row0 + row
-                              : (static_cast<int64_t>(seq) * args.max_splits + split) * seq_rows + row0 + row;
+    const int64_t at =
+        direct ? static_cast<int64_t>(seq) * seq_rows + row0 + row
+               : (static_cast<int64_t>(seq) * args.max_splits + split) * seq_rows + row0 + row;
     uint4* dst = static_cast<uint4*>(direct ? args.out : args.partial_out) +
                  (at * C::kLatent + kGroup * 256) / 8 + lane % 4;
 #pragma unroll
@@ -238,7 +246,8 @@ __device__ inline void mla_decode_store(const MlaDecodeArgs& args, const MlaDeco
       uint32_t v[4];
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const float lo = out[16 * j + 4 * k + 2 * i] * inverse, hi = out[16 * j + 4 * k + 2 * i + 1] * inverse;
+        const float lo = out[16 * j + 4 * k + 2 * i] * inverse,
+                    hi = out[16 * j + 4 * k + 2 * i + 1] * inverse;
         v[k] = direct ? pack_bf16(lo, hi) : pack_f16(lo, hi);
       }
       quad_transpose(v, lane);
@@ -259,7 +268,8 @@ __device__ void mla_decode_multiply(const MlaDecodeArgs& args, const MlaDecodeSh
   const float scale = args.scale * 1.4426950408889634f;
   uint8_t* const own_page = s.page(kGroup);
   const uint32_t q = smem_addr(s.q), k = smem_addr(own_page);
-  const uint64_t own_v = descriptor_mn(smem_addr(own_page + kGroup * 4 * C::kChunkBytes), C::kChunkBytes);
+  const uint64_t own_v =
+      descriptor_mn(smem_addr(own_page + kGroup * 4 * C::kChunkBytes), C::kChunkBytes);
   const uint64_t other_v =
       descriptor_mn(smem_addr(s.page(kGroup ^ 1) + kGroup * 4 * C::kChunkBytes), C::kChunkBytes);
   const uint64_t other_p = descriptor_k(smem_addr(s.page(kGroup ^ 1) + 8 * C::kChunkBytes));
@@ -424,7 +434,8 @@ __device__ void mla_decode_multiply(const MlaDecodeArgs& args, const MlaDecodeSh
               rows = tile.rows();
     more = tile.next();
     if (!more) let_next_kernel_start();
-    mla_decode_store<kGroup>(args, s, seq, split, num_splits, row0, rows, tile_parity, out, sum, now);
+    mla_decode_store<kGroup>(args, s, seq, split, num_splits, row0, rows, tile_parity, out, sum,
+                             now);
     tile_parity ^= 1;
   }
 }
@@ -467,8 +478,8 @@ __global__ void __launch_bounds__(MlaDecodeConfig::kThreads, 1)
   if constexpr (kCluster > 1) cluster_sync();
 }
 
-// Merges the splits of one row: four sums over splits 0, 4, .. / 1, 5, .. / ..., then their sum. One
-// block a row, eight columns a thread.
+// Merges the splits of one row: four sums over splits 0, 4, .. / 1, 5, .. / ..., then their sum.
+// One block a row, eight columns a thread.
 __global__ void __launch_bounds__(256) mla_decode_merge_kernel(const MlaDecodeArgs args) {
   using C = MlaDecodeConfig;
   __shared__ float weight[MlaDecodeConfig::kMaxSplits];
@@ -485,7 +496,8 @@ __global__ void __launch_bounds__(256) mla_decode_merge_kernel(const MlaDecodeAr
   if (splits == 1) return;
   const int64_t first = static_cast<int64_t>(seq) * args.max_splits * rows + row;
   const int column = thread % 64, lot = thread / 64;
-  const uint4* src = static_cast<const uint4*>(args.partial_out) + first * (C::kLatent / 8) + column;
+  const uint4* src =
+      static_cast<const uint4*>(args.partial_out) + first * (C::kLatent / 8) + column;
   const int64_t step = static_cast<int64_t>(rows) * (C::kLatent / 8);
   if (thread < 32) {
     float top = -INFINITY;
@@ -529,9 +541,10 @@ __global__ void __launch_bounds__(256) mla_decode_merge_kernel(const MlaDecodeAr
 #pragma unroll
     for (int j = 0; j < 8; ++j) sum[j] += sums[i][column][j];
   }
-  uint4* dst = static_cast<uint4*>(args.out) + (static_cast<int64_t>(seq) * rows + row) * (C::kLatent / 8);
-  dst[column] = uint4{pack_bf16(sum[0], sum[1]), pack_bf16(sum[2], sum[3]), pack_bf16(sum[4], sum[5]),
-                      pack_bf16(sum[6], sum[7])};
+  uint4* dst =
+      static_cast<uint4*>(args.out) + (static_cast<int64_t>(seq) * rows + row) * (C::kLatent / 8);
+  dst[column] = uint4{pack_bf16(sum[0], sum[1]), pack_bf16(sum[2], sum[3]),
+                      pack_bf16(sum[4], sum[5]), pack_bf16(sum[6], sum[7])};
 }
 
 }  // namespace hadal::cuda

@@ -11,8 +11,8 @@ namespace hadal::cuda {
 namespace {
 
 template <int kCluster>
-void launch_decode(const MlaDecodeArgs& args, const CUtensorMap& map_q, const CUtensorMap& map_pages,
-                    int tiles, cudaStream_t stream) {
+void launch_decode(const MlaDecodeArgs& args, const CUtensorMap& map_q,
+                   const CUtensorMap& map_pages, int tiles, cudaStream_t stream) {
   using C = MlaDecodeConfig;
   static const bool ready = [] {
     HADAL_CHECK_CUDA(cudaFuncSetAttribute(mla_decode_kernel_sm90<kCluster>,
@@ -64,9 +64,9 @@ void mla_decode_sm90(const MlaDecodeArgs& args, cudaStream_t stream) {
   const CUtensorMap map_q =
       make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, args.q,
                       static_cast<int64_t>(args.num_seqs) * rows, C::kWidth, C::kWidth, 16, 64);
-  const CUtensorMap map_pages = make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, args.pages,
-                                                args.num_pages * C::kPage, C::kWidth, C::kWidth,
-                                                C::kPage, 64);
+  const CUtensorMap map_pages =
+      make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, args.pages, args.num_pages * C::kPage,
+                      C::kWidth, C::kWidth, C::kPage, 64);
   const int row_tiles = (rows + C::kRows - 1) / C::kRows;
   const int tiles = row_tiles * args.max_splits * args.num_seqs;
   if (row_tiles % 2 == 0) {
