@@ -1,9 +1,10 @@
 // hadal env: the environment variables that hadal reads.
 // SPDX-License-Identifier: Apache-2.0
+#include "core/env.h"
+
 #include <fmt/core.h>
 
 #include "cli/options.h"
-#include "core/env.h"
 
 namespace hadal::cli {
 

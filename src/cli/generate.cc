@@ -28,20 +28,22 @@ struct Options {
 };
 
 void check(const Options& o) {
-  HADAL_CHECK(o.prompt.empty() != o.prompt_ids.empty(), "give either --prompt TEXT or --prompt-ids 5,9,200");
+  HADAL_CHECK(o.prompt.empty() != o.prompt_ids.empty(),
+              "give either --prompt TEXT or --prompt-ids 5,9,200");
   HADAL_CHECK(o.max_tokens >= 1, "--max-tokens is ", o.max_tokens, "; give 1 or more");
   HADAL_CHECK(o.temperature >= 0.0 && o.temperature <= 100.0, "--temperature is ", o.temperature,
               "; allowed: 0 (greedy) to 100");
   HADAL_CHECK(o.top_k >= 0, "--top-k is ", o.top_k, "; give 0 (all) or more");
-  HADAL_CHECK(o.top_p > 0.0 && o.top_p <= 1.0, "--top-p is ", o.top_p, "; allowed: above 0, at most 1");
-  HADAL_CHECK(o.speculate >= 0 && o.speculate <= 16, "--speculate is ", o.speculate, "; allowed: 0 to 16");
+  HADAL_CHECK(o.top_p > 0.0 && o.top_p <= 1.0, "--top-p is ", o.top_p,
+              "; allowed: above 0, at most 1");
+  HADAL_CHECK(o.speculate >= 0 && o.speculate <= 16, "--speculate is ", o.speculate,
+              "; allowed: 0 to 16");
   HADAL_CHECK(o.chunk >= 1 && o.chunk <= 65536, "--chunk is ", o.chunk, "; allowed: 1 to 65536");
 }
 
 // Weights and the type to compute in.
 struct Model {
-  Model(Context& ctx, const Options& o)
-      : checkpoint(io::open_checkpoint(resolve_model(o.model))) {
+  Model(Context& ctx, const Options& o) : checkpoint(io::open_checkpoint(resolve_model(o.model))) {
     const io::StoredType stored = checkpoint.params.front().data->type;
     act = stored == io::StoredType::kF32 ? DType::kF32 : DType::kBF16;
     io::WeightFormat format = io::WeightFormat::kKeep;
@@ -115,7 +117,8 @@ class Printer {
   bool stopped_ = false;
 };
 
-void report(const Options& o, const serve::GenerateResult& r, const std::string& text, bool has_text) {
+void report(const Options& o, const serve::GenerateResult& r, const std::string& text,
+            bool has_text) {
   if (o.json) {
     nlohmann::json root = {{"token_ids", r.tokens},
                            {"acceptance", r.acceptance()},
@@ -134,8 +137,10 @@ void report(const Options& o, const serve::GenerateResult& r, const std::string&
     for (int32_t id : r.tokens) ids += fmt::format("{}{}", ids.empty() ? "" : ",", id);
     fmt::print("{}\n", ids);
   }
-  std::string line = fmt::format("[{} tokens, {:.1f} tokens/s", r.tokens.size(), r.tokens_per_second());
-  if (o.speculate > 0) line += fmt::format(", first draft accepted {:.1f}%", 100.0 * r.acceptance());
+  std::string line =
+      fmt::format("[{} tokens, {:.1f} tokens/s", r.tokens.size(), r.tokens_per_second());
+  if (o.speculate > 0)
+    line += fmt::format(", first draft accepted {:.1f}%", 100.0 * r.acceptance());
   fmt::print(stderr, "{}]\n", line);
 }
 
@@ -145,12 +150,13 @@ void run(const Options& o) {
   Context ctx = machine->context();
   Model model(ctx, o);
   const Config& c = model.checkpoint.config;
-  HADAL_CHECK(o.speculate == 0 || c.num_nextn_predict_layers > 0, "--speculate needs a model with an MTP ",
-              "module; this one has none");
+  HADAL_CHECK(o.speculate == 0 || c.num_nextn_predict_layers > 0,
+              "--speculate needs a model with an MTP ", "module; this one has none");
   const std::string tokenizer_path = resolve_model(o.model) + "/tokenizer.json";
   std::optional<io::Tokenizer> tokenizer;
   if (std::filesystem::exists(tokenizer_path)) tokenizer = io::Tokenizer::load(tokenizer_path);
-  HADAL_CHECK(tokenizer || o.prompt.empty(), tokenizer_path, " is missing; use --prompt-ids 5,9,200");
+  HADAL_CHECK(tokenizer || o.prompt.empty(), tokenizer_path,
+              " is missing; use --prompt-ids 5,9,200");
   HADAL_CHECK(tokenizer || o.stop.empty(), tokenizer_path, " is missing; --stop needs a tokenizer");
 
   serve::GenerateRequest request;
@@ -162,7 +168,8 @@ void run(const Options& o) {
     request.prompt.insert(request.prompt.begin(), static_cast<int32_t>(c.bos_token_id));
   }
   request.max_tokens = o.max_tokens;
-  request.sampling = {.temperature = o.temperature, .top_k = o.top_k, .top_p = o.top_p, .seed = o.seed};
+  request.sampling = {
+      .temperature = o.temperature, .top_k = o.top_k, .top_p = o.top_p, .seed = o.seed};
   if (!o.ignore_eos) request.stop_ids = c.eos_token_ids;
   request.speculate = o.speculate;
   Printer printer(tokenizer ? &*tokenizer : nullptr, o);
@@ -184,24 +191,33 @@ void run(const Options& o) {
 void add_generate_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
   auto* command = app.add_subcommand("generate", "generate text from a prompt");
-  command->add_option("--model", o->model, "checkpoint, or output directory of a training run")->required();
+  command->add_option("--model", o->model, "checkpoint, or output directory of a training run")
+      ->required();
   command->add_option("--prompt", o->prompt, "text to go on from");
   command->add_option("--prompt-ids", o->prompt_ids, "token ids instead of text: 5,9,200");
   command->add_option("--max-tokens", o->max_tokens, "tokens to generate")->capture_default_str();
   command->add_option("--temperature", o->temperature, "0 is greedy")->capture_default_str();
-  command->add_option("--top-k", o->top_k, "keep the k most probable tokens; 0 keeps all")->capture_default_str();
+  command->add_option("--top-k", o->top_k, "keep the k most probable tokens; 0 keeps all")
+      ->capture_default_str();
   command->add_option("--top-p", o->top_p, "keep the most probable tokens up to this probability")
       ->capture_default_str();
-  command->add_option("--seed", o->seed, "the same seed gives the same text")->capture_default_str();
+  command->add_option("--seed", o->seed, "the same seed gives the same text")
+      ->capture_default_str();
   command->add_option("--stop", o->stop, "end before this text; may be repeated");
   command->add_flag("--ignore-eos", o->ignore_eos, "go on after an end-of-sequence token");
-  command->add_option("--speculate", o->speculate, "tokens drafted by MTP in a round; the text stays the same")
+  command
+      ->add_option("--speculate", o->speculate,
+                   "tokens drafted by MTP in a round; the text stays the same")
       ->capture_default_str();
-  command->add_option("--chunk", o->chunk, "prompt tokens of one prefill step")->capture_default_str();
+  command->add_option("--chunk", o->chunk, "prompt tokens of one prefill step")
+      ->capture_default_str();
   command->add_option("--dtype", o->dtype, "auto (as stored), f32 or bf16")->capture_default_str();
-  command->add_flag("--json", o->json, "print token_ids, text, acceptance and tokens_per_second as JSON");
+  command->add_flag("--json", o->json,
+                    "print token_ids, text, acceptance and tokens_per_second as JSON");
   o->machine.add_to(*command);
-  command->footer("Example: hadal generate --model runs/quickstart --prompt \"In the beginning\" --speculate 1");
+  command->footer(
+      "Example: hadal generate --model runs/quickstart --prompt \"In the beginning\" --speculate "
+      "1");
   command->callback([o] { run(*o); });
 }
 

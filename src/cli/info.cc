@@ -20,7 +20,7 @@ struct Options {
 
 // What training one micro-batch keeps, all layers saved at once.
 struct TrainingPlan {
-  size_t saved = 0, deferred = 0;   // deferred: of the largest layer
+  size_t saved = 0, deferred = 0;  // deferred: of the largest layer
 };
 
 TrainingPlan plan(const Config& c, int64_t T, DType act) {
@@ -49,20 +49,18 @@ void run(const Options& o) {
   HADAL_CHECK(o.model.empty() != o.config.empty(), "give either --model DIR or --config FILE");
   HADAL_CHECK(o.tokens > 0 && o.tokens <= (int64_t{1} << 24), "--tokens is ", o.tokens,
               "; allowed: 1 to ", int64_t{1} << 24);
-  const Config c = read_model_config(o.config.empty() ? resolve_model(o.model) + "/config.json" : o.config);
+  const Config c =
+      read_model_config(o.config.empty() ? resolve_model(o.model) + "/config.json" : o.config);
   const ParamCounts n = count_params(c);
   const int64_t cache = cache_bytes_per_token(c, DType::kBF16, 0);
   const TrainingPlan p = plan(c, o.tokens, DType::kBF16);
   const int64_t all = n.main + n.mtp;
   if (o.json) {
-    const nlohmann::json root = {{"parameters", n.main},
-                                 {"mtp_parameters", n.mtp},
-                                 {"activated", n.activated},
-                                 {"activated_head_only", n.activated_head_only},
-                                 {"kv_bytes_per_token", cache},
-                                 {"tokens", o.tokens},
-                                 {"saved_bytes", p.saved},
-                                 {"deferred_bytes", p.deferred}};
+    const nlohmann::json root = {
+        {"parameters", n.main},        {"mtp_parameters", n.mtp},
+        {"activated", n.activated},    {"activated_head_only", n.activated_head_only},
+        {"kv_bytes_per_token", cache}, {"tokens", o.tokens},
+        {"saved_bytes", p.saved},      {"deferred_bytes", p.deferred}};
     fmt::print("{}\n", root.dump(2));
     return;
   }
@@ -78,8 +76,10 @@ void run(const Options& o) {
              gib(4.0 * static_cast<double>(all)));
   fmt::print("training state        {} (f32 masters, gradients and moments)\n",
              gib(16.0 * static_cast<double>(all)));
-  fmt::print("activations, bf16     {} saved for {} tokens on one rank, {} deferred by its largest layer\n",
-             gib(static_cast<double>(p.saved)), o.tokens, gib(static_cast<double>(p.deferred)));
+  fmt::print(
+      "activations, bf16     {} saved for {} tokens on one rank, {} deferred by its largest "
+      "layer\n",
+      gib(static_cast<double>(p.saved)), o.tokens, gib(static_cast<double>(p.deferred)));
 }
 
 }  // namespace
@@ -89,7 +89,8 @@ void add_info_command(CLI::App& app) {
   auto* command = app.add_subcommand("info", "parameters, cache and memory of a model");
   command->add_option("--model", o->model, "checkpoint directory");
   command->add_option("--config", o->config, "config.json, or a run config");
-  command->add_option("--tokens", o->tokens, "tokens of a micro-batch in the memory plan")->capture_default_str();
+  command->add_option("--tokens", o->tokens, "tokens of a micro-batch in the memory plan")
+      ->capture_default_str();
   command->add_flag("--json", o->json, "print JSON");
   command->footer("Example: hadal info --config configs/deepseek_v3.json");
   command->callback([o] { run(*o); });

@@ -68,7 +68,8 @@ void add_init_command(CLI::App& app) {
   auto* command = app.add_subcommand("init", "write a checkpoint with random weights");
   command->add_option("--config", o->config, "config.json, or a run config")->required();
   command->add_option("dir", o->dir, "directory to make")->required();
-  command->add_option("--seed", o->seed, "the same seed gives the same weights")->capture_default_str();
+  command->add_option("--seed", o->seed, "the same seed gives the same weights")
+      ->capture_default_str();
   command->add_option("--dtype", o->dtype, "f32, bf16, fp8 or fp8-ue8m0")->capture_default_str();
   command->add_option("--shard-mib", o->shard_mib, "largest file")->capture_default_str();
   o->machine.add_to(*command);

@@ -16,7 +16,8 @@ void MachineOptions::add_to(CLI::App& app) {
 }
 
 std::unique_ptr<Machine> MachineOptions::make() const {
-  HADAL_CHECK(device == "cpu", "--device ", device, ": this build runs on the CPU; use --device cpu");
+  HADAL_CHECK(device == "cpu", "--device ", device,
+              ": this build runs on the CPU; use --device cpu");
   return std::make_unique<Machine>(threads);
 }
 
@@ -36,8 +37,9 @@ std::vector<int32_t> parse_ids(const std::string& text) {
   while (p < end) {
     int32_t id = 0;
     const auto [next, error] = std::from_chars(p, end, id);
-    HADAL_CHECK(error == std::errc() && (next == end || *next == ','), "token ids are numbers with ",
-                "commas between them, like 5,9,200; got \"", text, "\"");
+    HADAL_CHECK(error == std::errc() && (next == end || *next == ','),
+                "token ids are numbers with ", "commas between them, like 5,9,200; got \"", text,
+                "\"");
     ids.push_back(id);
     p = next == end ? end : next + 1;
   }
@@ -49,7 +51,8 @@ std::string resolve_model(const std::string& path) {
   HADAL_CHECK(fs::exists(path), "there is no directory ", path);
   if (fs::exists(path + "/config.json")) return path;
   if (fs::exists(path + "/checkpoints/latest/config.json")) return path + "/checkpoints/latest";
-  HADAL_FAIL(path, " holds no config.json and no checkpoints/latest; give a checkpoint directory or ",
+  HADAL_FAIL(path,
+             " holds no config.json and no checkpoints/latest; give a checkpoint directory or ",
              "the output directory of a training run");
 }
 

@@ -36,11 +36,12 @@ void run(const Options& o) {
   const train::TrainReport report = train::run_training(
       ctx, config, {.resume = o.resume, .should_stop = [] { return stop_requested.load(); }});
   if (!report.finished) {
-    fmt::print("stopped after step {}; go on with: hadal train {} --resume\n", report.steps, o.config);
+    fmt::print("stopped after step {}; go on with: hadal train {} --resume\n", report.steps,
+               o.config);
     return;
   }
-  fmt::print("trained {} steps in {:.0f} s: {:.4f} bits per byte held out, MaxVio {:.3f}\n", report.steps,
-             report.seconds, report.held_out_bits_per_byte, report.max_violation);
+  fmt::print("trained {} steps in {:.0f} s: {:.4f} bits per byte held out, MaxVio {:.3f}\n",
+             report.steps, report.seconds, report.held_out_bits_per_byte, report.max_violation);
 }
 
 }  // namespace

@@ -46,7 +46,9 @@ void add_verify_command(CLI::App& app) {
   command->add_option("--dtype", o->dtype, "f64, f32 or bf16")->capture_default_str();
   command->add_flag("--json", o->json, "print the table as JSON");
   o->machine.add_to(*command);
-  command->footer("Example: hadal verify --model tests/goldens/base --golden tests/goldens/base/golden.safetensors");
+  command->footer(
+      "Example: hadal verify --model tests/goldens/base --golden "
+      "tests/goldens/base/golden.safetensors");
   command->callback([o] { run(*o); });
 }
 

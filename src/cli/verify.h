@@ -1,6 +1,5 @@
-// The two comparisons of `hadal verify`: a forward-and-backward golden, and a ten-step training golden.
-// Keys and conventions: tests/goldens/make_goldens.py.
-// SPDX-License-Identifier: Apache-2.0
+// The two comparisons of `hadal verify`: a forward-and-backward golden, and a ten-step training
+// golden. Keys and conventions: tests/goldens/make_goldens.py. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "cli/verify_report.h"
@@ -10,10 +9,12 @@
 
 namespace hadal::cli {
 
-// Logits, hidden states, router choices, losses and gradients through the training form; logits again
-// through absorbed decode in chunks; greedy tokens with and without speculation.
-void verify_golden(Context& ctx, const io::HfCheckpoint& checkpoint, DType dtype, VerifyReport& report);
+// Logits, hidden states, router choices, losses and gradients through the training form; logits
+// again through absorbed decode in chunks; greedy tokens with and without speculation.
+void verify_golden(Context& ctx, const io::HfCheckpoint& checkpoint, DType dtype,
+                   VerifyReport& report);
 // Replays the optimizer steps of a train.safetensors.
-void verify_train(Context& ctx, const io::HfCheckpoint& checkpoint, DType dtype, VerifyReport& report);
+void verify_train(Context& ctx, const io::HfCheckpoint& checkpoint, DType dtype,
+                  VerifyReport& report);
 
 }  // namespace hadal::cli

@@ -1,6 +1,7 @@
 // hadal verify on a golden.safetensors: one batch forward and backward, decode, greedy tokens.
 //
-//   B sequences   T tokens of each   D model width   V vocabulary   K choices of a token   E experts
+//   B sequences   T tokens of each   D model width   V vocabulary   K choices of a token   E
+//   experts
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <memory>
@@ -10,18 +11,18 @@
 #include "model/decoder.h"
 #include "model/head.h"
 #include "model/param_store.h"
-#include "ops/copy.h"
 #include "model/stage.h"
+#include "ops/copy.h"
 #include "serve/generator.h"
 
 namespace hadal::cli {
 namespace {
 
-constexpr double kMtpWeight = 0.3;   // of the objective that the gradients belong to
+constexpr double kMtpWeight = 0.3;  // of the objective that the gradients belong to
 constexpr int64_t kPromptTokens = 16;
 
-// What each kind of key may differ by. f32 and f64: the project's acceptance bounds; bf16: what 8 bits
-// of mantissa leave over a few layers (docs/numerics.md).
+// What each kind of key may differ by. f32 and f64: the project's acceptance bounds; bf16: what 8
+// bits of mantissa leave over a few layers (docs/numerics.md).
 struct Tolerances {
   Tolerance state, gate, loss, gradient, choice, greedy;
 };
@@ -92,8 +93,8 @@ std::vector<Sequence> sequences_of(const std::vector<int32_t>& ids, int64_t B, i
   return sequences;
 }
 
-void compare_layer(const std::string& layer, const gate::Saved& gate, int64_t E, const Tolerances& t,
-                   VerifyReport& report) {
+void compare_layer(const std::string& layer, const gate::Saved& gate, int64_t E,
+                   const Tolerances& t, VerifyReport& report) {
   report.compare("topk", "topk." + layer, gate.topk_idx, t.choice);
   report.compare("gate", "gate." + layer, gate.topk_weight, t.gate);
   std::vector<int32_t> load(static_cast<size_t>(E), 0);
@@ -103,8 +104,9 @@ void compare_layer(const std::string& layer, const gate::Saved& gate, int64_t E,
 }
 
 // logits of every row of h, compared under `kind`.
-void compare_logits(Context& ctx, const Subject& subject, const std::string& kind, const std::string& key,
-                    const Tensor& h, const Shape& shape, Tolerance tolerance, VerifyReport& report) {
+void compare_logits(Context& ctx, const Subject& subject, const std::string& kind,
+                    const std::string& key, const Tensor& h, const Shape& shape,
+                    Tolerance tolerance, VerifyReport& report) {
   const Config& c = subject.config;
   Tensor logits;
   const Block memory =
@@ -123,16 +125,17 @@ void compare_forward(Context& ctx, const Subject& subject, const stage::Saved& s
   }
   compare_logits(ctx, subject, "logits", "logits", saved.h, {B, T, c.vocab_size}, t.state, report);
   for (int64_t l = c.first_k_dense_replace; l < c.num_hidden_layers; ++l)
-    compare_layer(std::to_string(l), saved.blocks[static_cast<size_t>(l)].moe.gate, c.n_routed_experts,
-                  t, report);
+    compare_layer(std::to_string(l), saved.blocks[static_cast<size_t>(l)].moe.gate,
+                  c.n_routed_experts, t, report);
   HADAL_CHECK(c.num_nextn_predict_layers <= 1, "goldens hold one MTP depth, the model has ",
               c.num_nextn_predict_layers);
   if (c.num_nextn_predict_layers == 0) return;
   const mtp::Saved& mtp = saved.mtp[0];
-  compare_layer(std::to_string(c.num_hidden_layers), mtp.block.moe.gate, c.n_routed_experts, t, report);
+  compare_layer(std::to_string(c.num_hidden_layers), mtp.block.moe.gate, c.n_routed_experts, t,
+                report);
   report.compare("mtp.hidden", "mtp.hidden", mtp.out.view({B, T - 1, D}), t.state);
-  compare_logits(ctx, subject, "mtp.logits", "mtp.logits", mtp.out, {B, T - 1, c.vocab_size}, t.state,
-                 report);
+  compare_logits(ctx, subject, "mtp.logits", "mtp.logits", mtp.out, {B, T - 1, c.vocab_size},
+                 t.state, report);
 }
 
 void compare_loss(const std::string& key, double sum, int64_t count, const Tolerances& t,
@@ -147,7 +150,8 @@ void compare_gradients(const io::HfCheckpoint& checkpoint, Subject& subject, con
       subject.config,
       [&](const ParamInfo& info, Tensor& leaf) {
         if (!info.trained()) return;
-        report.compare("grad", "grad." + io::hf_name(checkpoint.config, info.name), leaf, t.gradient);
+        report.compare("grad", "grad." + io::hf_name(checkpoint.config, info.name), leaf,
+                       t.gradient);
       },
       subject.grads.tree);
 }
@@ -170,7 +174,8 @@ void compare_decode(Context& ctx, Subject& subject, DType dtype, const std::vect
     std::vector<int32_t> step_ids;
     for (int64_t b = 0; b < B; ++b)
       step_ids.insert(step_ids.end(), ids.begin() + b * T + start, ids.begin() + b * T + start + n);
-    const std::vector<int64_t> lengths(static_cast<size_t>(B), n), starts(static_cast<size_t>(B), start);
+    const std::vector<int64_t> lengths(static_cast<size_t>(B), n),
+        starts(static_cast<size_t>(B), start);
     const Step step = make_step(ctx, c, step_ids, starts, lengths, dtype);
     Tensor out;
     const Block out_memory = ctx.memory.take_tensor(dtype, {B * n, c.hidden_size}, &out);
@@ -178,7 +183,8 @@ void compare_decode(Context& ctx, Subject& subject, DType dtype, const std::vect
     for (int64_t b = 0; b < B; ++b) ops::cast(ctx, out.rows(b * n, n), h.rows(b * T + start, n));
     start += n;
   }
-  compare_logits(ctx, subject, "logits by decode", "logits", h, {B, T, c.vocab_size}, t.state, report);
+  compare_logits(ctx, subject, "logits by decode", "logits", h, {B, T, c.vocab_size}, t.state,
+                 report);
 }
 
 void compare_greedy(Context& ctx, Subject& subject, DType dtype, const Tolerances& t,
@@ -207,17 +213,18 @@ void compare_greedy(Context& ctx, Subject& subject, DType dtype, const Tolerance
                        .on_token = nullptr});
     std::vector<int32_t> all(golden.begin(), golden.begin() + kPromptTokens);
     all.insert(all.end(), result.tokens.begin(), result.tokens.end());
-    const std::string kind =
-        speculate == 0 ? "greedy" : concat("greedy, speculate ", speculate);
+    const std::string kind = speculate == 0 ? "greedy" : concat("greedy, speculate ", speculate);
     report.compare(kind, "greedy", Tensor(all.data(), DType::kI32, {1, n}), t.greedy);
   }
 }
 
 }  // namespace
 
-void verify_golden(Context& ctx, const io::HfCheckpoint& checkpoint, DType dtype, VerifyReport& report) {
+void verify_golden(Context& ctx, const io::HfCheckpoint& checkpoint, DType dtype,
+                   VerifyReport& report) {
   const io::StoredTensor* stored = report.find("input_ids");
-  HADAL_CHECK(stored != nullptr && stored->shape.size() == 2 && stored->shape[0] > 0 && stored->shape[1] > 2,
+  HADAL_CHECK(stored != nullptr && stored->shape.size() == 2 && stored->shape[0] > 0 &&
+                  stored->shape[1] > 2,
               "the golden file needs input_ids [sequences, tokens]");
   const int64_t B = stored->shape[0], T = stored->shape[1];
   report.mark_used("input_ids");
@@ -232,15 +239,19 @@ void verify_golden(Context& ctx, const io::HfCheckpoint& checkpoint, DType dtype
   stage::Saved saved = stage::forward(ctx, subject.stage, batch, In(), meter);
   compare_forward(ctx, subject, saved, B, T, t, report);
   compare_loss("loss", *meter.main.data<double>(), batch.num_targets, t, report);
-  if (depths > 0) compare_loss("mtp.loss", *meter.mtp.data<double>(), batch.mtp[0].num_targets, t, report);
+  if (depths > 0)
+    compare_loss("mtp.loss", *meter.mtp.data<double>(), batch.mtp[0].num_targets, t, report);
 
-  stage::LossScale scale{.main = 1.0 / static_cast<double>(batch.num_targets), .mtp = {}, .mtp_balance = {}};
+  stage::LossScale scale{
+      .main = 1.0 / static_cast<double>(batch.num_targets), .mtp = {}, .mtp_balance = {}};
   for (int64_t k = 0; k < depths; ++k) {
-    scale.mtp.push_back(kMtpWeight / static_cast<double>(batch.mtp[static_cast<size_t>(k)].num_targets));
+    scale.mtp.push_back(kMtpWeight /
+                        static_cast<double>(batch.mtp[static_cast<size_t>(k)].num_targets));
     scale.mtp_balance.push_back(0.0);
   }
   stage::backward(ctx, subject.stage, std::move(saved),
-                  {.batch = batch, .scale = scale, .dy_in = In(), .dx_out = Out()}, subject.grads.tree);
+                  {.batch = batch, .scale = scale, .dy_in = In(), .dx_out = Out()},
+                  subject.grads.tree);
   // NOTE: goldens of quantised checkpoints carry no gradients.
   if (!checkpoint.quantization.fp8) compare_gradients(checkpoint, subject, t, report);
 

@@ -22,7 +22,7 @@ std::string coordinate(const std::string& key, const io::StoredShape& shape, siz
     index /= extent;
   }
   std::string text = key + "[";
-  for (size_t i = 0; i < at.size(); ++i) text += (i > 0 ? "," : "") + std::to_string(at[i]);
+  for (size_t i = 0; i < at.size(); ++i) text += fmt::format("{}{}", i > 0 ? "," : "", at[i]);
   return text + "]";
 }
 
@@ -93,9 +93,11 @@ void VerifyReport::compare(const std::string& kind, const std::string& key, cons
 }
 
 void VerifyReport::compare_values(const std::string& kind, const std::string& where,
-                                  const std::vector<double>& ours, const std::vector<double>& golden,
+                                  const std::vector<double>& ours,
+                                  const std::vector<double>& golden,
                                   const std::vector<double>& scale, Tolerance tolerance) {
-  HADAL_CHECK(ours.size() == golden.size(), where, ": ", ours.size(), " values against ", golden.size());
+  HADAL_CHECK(ours.size() == golden.size(), where, ": ", ours.size(), " values against ",
+              golden.size());
   Row& row = row_of(kind, tolerance);
   ++row.num_tensors;
   double error = 0.0, norm = 0.0, worst = 0.0;
@@ -144,8 +146,9 @@ std::string VerifyReport::table() const {
   for (const auto& [kind, r] : rows_) {
     std::string allowed;
     if (r.integer) {
-      allowed = r.tolerance.mismatches == 0.0 ? "equal"
-                                              : fmt::format("{:.0f}% unequal", 100.0 * r.tolerance.mismatches);
+      allowed = r.tolerance.mismatches == 0.0
+                    ? "equal"
+                    : fmt::format("{:.0f}% unequal", 100.0 * r.tolerance.mismatches);
       text += fmt::format("{:<22} {:>7} {:>11.3g}% {:>12} {:>24}  {}", kind, r.num_tensors,
                           100.0 * r.mismatches, "", allowed, r.mismatch_where);
     } else {
@@ -153,8 +156,9 @@ std::string VerifyReport::table() const {
       if (r.tolerance.relative_l2 >= 0.0)
         allowed += fmt::format("{}rel {:g}", allowed.empty() ? "" : ", ", r.tolerance.relative_l2);
       const bool by_absolute = r.tolerance.absolute >= 0.0;
-      text += fmt::format("{:<22} {:>7} {:>12.3g} {:>12.3g} {:>24}  {}", kind, r.num_tensors, r.absolute,
-                          r.relative_l2, allowed, by_absolute ? r.absolute_where : r.relative_where);
+      text += fmt::format("{:<22} {:>7} {:>12.3g} {:>12.3g} {:>24}  {}", kind, r.num_tensors,
+                          r.absolute, r.relative_l2, allowed,
+                          by_absolute ? r.absolute_where : r.relative_where);
     }
     text += r.failed ? "  FAILED\n" : "\n";
   }

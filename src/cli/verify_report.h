@@ -1,6 +1,5 @@
-// VerifyReport: compares tensors with a golden file and keeps, for each kind of key, the worst error
-// and where it is.
-// SPDX-License-Identifier: Apache-2.0
+// VerifyReport: compares tensors with a golden file and keeps, for each kind of key, the worst
+// error and where it is. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <map>
@@ -16,22 +15,23 @@ namespace hadal::cli {
 
 // Allowed errors of one kind of key; a negative bound is not checked.
 struct Tolerance {
-  double absolute = -1.0;       // largest |ours - golden|
-  double relative_l2 = -1.0;    // ||ours - golden|| / ||golden||, over one tensor
-  double mismatches = -1.0;     // share of unequal integers
+  double absolute = -1.0;     // largest |ours - golden|
+  double relative_l2 = -1.0;  // ||ours - golden|| / ||golden||, over one tensor
+  double mismatches = -1.0;   // share of unequal integers
 };
 
 class VerifyReport {
  public:
   explicit VerifyReport(const io::SafetensorsFile& golden) : golden_(golden) {}
 
-  // Compares with golden tensor `key`; an Error if it is missing or has another shape. `kind` is the
-  // row of the table.
-  void compare(const std::string& kind, const std::string& key, const Tensor& ours, Tolerance tolerance);
+  // Compares with golden tensor `key`; an Error if it is missing or has another shape. `kind` is
+  // the row of the table.
+  void compare(const std::string& kind, const std::string& key, const Tensor& ours,
+               Tolerance tolerance);
   // The same against another reference than the golden tensor (relative to `scale`, if given).
-  void compare_values(const std::string& kind, const std::string& where, const std::vector<double>& ours,
-                      const std::vector<double>& golden, const std::vector<double>& scale,
-                      Tolerance tolerance);
+  void compare_values(const std::string& kind, const std::string& where,
+                      const std::vector<double>& ours, const std::vector<double>& golden,
+                      const std::vector<double>& scale, Tolerance tolerance);
   // Errors unless every tensor of the file was compared or marked as read.
   void check_all_used() const;
   void mark_used(const std::string& key) { used_.insert(key); }

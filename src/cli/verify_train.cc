@@ -25,13 +25,15 @@ struct Tolerances {
 
 Tolerances tolerances(DType dtype) {
   if (dtype == DType::kBF16)
-    return {.loss = {.relative_l2 = 0.05}, .bias = {.absolute = 0.2}, .weight = {.relative_l2 = 1.0}};
+    return {
+        .loss = {.relative_l2 = 0.05}, .bias = {.absolute = 0.2}, .weight = {.relative_l2 = 1.0}};
   return {.loss = {.relative_l2 = dtype == DType::kF64 ? 1e-6 : 1e-5},
           .bias = {.absolute = 1e-6},
           .weight = {.relative_l2 = 1e-3}};
 }
 
-std::vector<Sequence> sequences_of(const std::vector<double>& tokens, int64_t step, int64_t B, int64_t T) {
+std::vector<Sequence> sequences_of(const std::vector<double>& tokens, int64_t step, int64_t B,
+                                   int64_t T) {
   std::vector<Sequence> sequences;
   for (int64_t b = 0; b < B; ++b) {
     const auto begin = tokens.begin() + (step * B + b) * (T + 1);
@@ -46,8 +48,8 @@ std::vector<Sequence> sequences_of(const std::vector<double>& tokens, int64_t st
 }
 
 // Final weights, each tensor's error relative to how far it moved since step 0.
-void compare_weights(const io::HfCheckpoint& checkpoint, train::Learner& learner, Tolerance tolerance,
-                     VerifyReport& report) {
+void compare_weights(const io::HfCheckpoint& checkpoint, train::Learner& learner,
+                     Tolerance tolerance, VerifyReport& report) {
   size_t i = 0;
   for_each_param(
       learner.config(),
@@ -57,7 +59,8 @@ void compare_weights(const io::HfCheckpoint& checkpoint, train::Learner& learner
         const std::string key = "final." + io::hf_name(checkpoint.config, info.name);
         io::StoredShape shape;
         for (int d = 0; d < leaf.rank(); ++d) shape.push_back(leaf.dim(d));
-        const std::vector<double> want = to_doubles(report.golden(key, shape)), ours = to_doubles(leaf);
+        const std::vector<double> want = to_doubles(report.golden(key, shape)),
+                                  ours = to_doubles(leaf);
         std::vector<double> moved = to_doubles(*start.data);
         for (size_t j = 0; j < moved.size(); ++j) moved[j] = want[j] - moved[j];
         report.compare_values("final weights", key, ours, want, moved, tolerance);
@@ -67,7 +70,8 @@ void compare_weights(const io::HfCheckpoint& checkpoint, train::Learner& learner
 
 }  // namespace
 
-void verify_train(Context& ctx, const io::HfCheckpoint& checkpoint, DType dtype, VerifyReport& report) {
+void verify_train(Context& ctx, const io::HfCheckpoint& checkpoint, DType dtype,
+                  VerifyReport& report) {
   const io::StoredTensor* stored = report.find("train.tokens");
   HADAL_CHECK(stored != nullptr && stored->shape.size() == 3 && stored->shape[2] > 2,
               "the golden file needs train.tokens [steps, sequences, tokens + 1]");
@@ -75,7 +79,8 @@ void verify_train(Context& ctx, const io::HfCheckpoint& checkpoint, DType dtype,
   report.mark_used("train.tokens");
   const std::vector<double> tokens = to_doubles(*stored);
   const Config& c = checkpoint.config;
-  HADAL_CHECK(!checkpoint.quantization.fp8, "a training golden needs a checkpoint that is not quantised");
+  HADAL_CHECK(!checkpoint.quantization.fp8,
+              "a training golden needs a checkpoint that is not quantised");
   train::Learner learner(ctx, c, dtype, B * T);
   io::read_weights(ctx, checkpoint, learner.masters().tree);
   learner.masters_changed();

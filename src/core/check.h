@@ -60,10 +60,10 @@ std::string concat(const Args&... args) {
 
 }  // namespace hadal
 
-#define HADAL_CHECK(cond, ...)                                                              \
-  do {                                                                                      \
-    if (!(cond)) [[unlikely]]                                                               \
-      ::hadal::detail::fail(__FILE__, __LINE__, #cond, ::hadal::concat(__VA_ARGS__));       \
+#define HADAL_CHECK(cond, ...)                                                        \
+  do {                                                                                \
+    if (!(cond)) [[unlikely]]                                                         \
+      ::hadal::detail::fail(__FILE__, __LINE__, #cond, ::hadal::concat(__VA_ARGS__)); \
   } while (false)
 
 #define HADAL_FAIL(...) \

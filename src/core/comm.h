@@ -16,10 +16,10 @@ class Comm {
   virtual ~Comm() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  virtual void all_reduce(Context& ctx, Acc x) = 0;               // x = sum over ranks
-  virtual void reduce_scatter(Context& ctx, In x, Out y) = 0;     // [size * n] -> [n]
-  virtual void all_gather(Context& ctx, In x, Out y) = 0;         // [n] -> [size * n]
-  virtual void all_to_all(Context& ctx, In x, Out y) = 0;         // [size, n] -> [size, n]
+  virtual void all_reduce(Context& ctx, Acc x) = 0;            // x = sum over ranks
+  virtual void reduce_scatter(Context& ctx, In x, Out y) = 0;  // [size * n] -> [n]
+  virtual void all_gather(Context& ctx, In x, Out y) = 0;      // [n] -> [size * n]
+  virtual void all_to_all(Context& ctx, In x, Out y) = 0;      // [size, n] -> [size, n]
   virtual void send(Context& ctx, In x, int to) = 0;
   virtual void recv(Context& ctx, Out x, int from) = 0;
   virtual void barrier() = 0;

@@ -22,7 +22,9 @@ class CommSelf final : public Comm {
   void reduce_scatter(Context&, In x, Out y) override { copy(x, y); }
   void all_gather(Context&, In x, Out y) override { copy(x, y); }
   void all_to_all(Context&, In x, Out y) override { copy(x, y); }
-  void send(Context&, In, int to) override { HADAL_FAIL("a world of one rank cannot send to rank ", to); }
+  void send(Context&, In, int to) override {
+    HADAL_FAIL("a world of one rank cannot send to rank ", to);
+  }
   void recv(Context&, Out, int from) override {
     HADAL_FAIL("a world of one rank cannot receive from rank ", from);
   }

@@ -55,7 +55,8 @@ float to_f32(f16 v) {
   const uint32_t exponent = (v.bits >> 10) & 0x1fu;
   const uint32_t mantissa = v.bits & 0x3ffu;
   if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
-  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  if (exponent != 0)
+    return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
   const float magnitude = std::ldexp(static_cast<float>(mantissa), -24);
   return sign != 0 ? -magnitude : magnitude;
 }
@@ -67,7 +68,8 @@ f16 to_f16(float v) {
   const float magnitude = std::fabs(v);
   if (magnitude >= 65520.0f) return {static_cast<uint16_t>(sign | 0x7c00u)};
   if (magnitude < 0x1p-14f) {  // subnormal: one unit is 2^-24
-    return {static_cast<uint16_t>(sign | static_cast<uint16_t>(std::nearbyint(magnitude * 0x1p24f)))};
+    return {
+        static_cast<uint16_t>(sign | static_cast<uint16_t>(std::nearbyint(magnitude * 0x1p24f)))};
   }
   uint32_t rounded = bits & 0x7fffffffu;
   rounded += 0xfffu + ((rounded >> 13) & 1u);
@@ -175,7 +177,8 @@ void convert(const void* src, DType src_dtype, void* dst, DType dst_dtype, int64
     for (int64_t i = 0; i < count; ++i) to[i] = to_f32(from[i]);
     return;
   }
-  for (int64_t i = 0; i < count; ++i) store_element(dst, dst_dtype, i, load_element(src, src_dtype, i));
+  for (int64_t i = 0; i < count; ++i)
+    store_element(dst, dst_dtype, i, load_element(src, src_dtype, i));
 }
 
 }  // namespace hadal

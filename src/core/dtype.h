@@ -14,9 +14,9 @@ namespace hadal {
 
 enum class DType : uint8_t { kF64, kF32, kF16, kBF16, kE4M3, kI32, kI64 };
 
-size_t dtype_size(DType dtype);             // bytes of one element
-std::string_view dtype_name(DType dtype);   // "f32"
-bool is_float(DType dtype);                 // f64, f32, f16, bf16 or e4m3
+size_t dtype_size(DType dtype);            // bytes of one element
+std::string_view dtype_name(DType dtype);  // "f32"
+bool is_float(DType dtype);                // f64, f32, f16, bf16 or e4m3
 // What sums, norms, scores and losses of activations in `act` are kept in: f64 for f64, else f32.
 inline DType stat_dtype(DType act) { return act == DType::kF64 ? DType::kF64 : DType::kF32; }
 

@@ -12,10 +12,12 @@ namespace hadal::env {
 namespace {
 
 constexpr std::array<Variable, 3> kTable = {{
-    {"HADAL_ISA", "", "CPU kernels to use: portable, avx2 or avx512; empty picks the best that runs"},
+    {"HADAL_ISA", "",
+     "CPU kernels to use: portable, avx2 or avx512; empty picks the best that runs"},
     {"HADAL_TRACE", "0", "1 adds source file, line and expression to errors"},
     {"HADAL_SABOTAGE", "",
-     "plants a named fault, to show that scripts/resume_check.sh notices it: rng, microbatch, counts, "
+     "plants a named fault, to show that scripts/resume_check.sh notices it: rng, microbatch, "
+     "counts, "
      "position"},
 }};
 

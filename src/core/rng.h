@@ -1,4 +1,5 @@
-// Counter-based random numbers: Philox-4x32-10 (Salmon et al., 2011), a pure function of (key, counter).
+// Counter-based random numbers: Philox-4x32-10 (Salmon et al., 2011), a pure function of (key,
+// counter).
 //
 // No state to save beyond the counter, and any element can be drawn alone: initial weights do not
 // depend on the order of parameters in memory, and the token at position p is drawn from (seed, p)
@@ -19,8 +20,9 @@ class Rng {
   Rng(uint64_t seed, uint64_t stream) : seed_(seed), stream_(stream) {}
 
   std::array<uint32_t, 4> block(uint64_t counter) const {
-    std::array<uint32_t, 4> x = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32),
-                                 static_cast<uint32_t>(stream_), static_cast<uint32_t>(stream_ >> 32)};
+    std::array<uint32_t, 4> x = {
+        static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32),
+        static_cast<uint32_t>(stream_), static_cast<uint32_t>(stream_ >> 32)};
     uint32_t k0 = static_cast<uint32_t>(seed_), k1 = static_cast<uint32_t>(seed_ >> 32);
     for (int round = 0; round < 10; ++round) {
       const uint64_t p0 = uint64_t{0xD2511F53u} * x[0], p1 = uint64_t{0xCD9E8D57u} * x[2];
@@ -37,7 +39,9 @@ class Rng {
     return (static_cast<uint64_t>(x[1]) << 32) | x[0];
   }
   // In [0, 1), 53 bits.
-  double uniform(uint64_t counter) const { return static_cast<double>(u64(counter) >> 11) * 0x1p-53; }
+  double uniform(uint64_t counter) const {
+    return static_cast<double>(u64(counter) >> 11) * 0x1p-53;
+  }
   // Standard normal by Box-Muller.
   double normal(uint64_t counter) const {
     const auto x = block(counter);

@@ -73,8 +73,8 @@ Tensor Tensor::rows(int64_t begin, int64_t count) const {
 
 Tensor Tensor::cols(int64_t begin, int64_t count) const {
   const int last = rank() - 1;
-  HADAL_CHECK(last >= 0 && begin >= 0 && count >= 0 && begin + count <= dim(last), "columns ", begin,
-              " to ", begin + count, " are outside ", str());
+  HADAL_CHECK(last >= 0 && begin >= 0 && count >= 0 && begin + count <= dim(last), "columns ",
+              begin, " to ", begin + count, " are outside ", str());
   Shape shape = shape_;
   shape.dims[static_cast<size_t>(last)] = count;
   return Tensor(advance(data_, dtype_, begin * stride(last)), dtype_, shape, strides_);

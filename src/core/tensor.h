@@ -33,7 +33,7 @@ struct Shape {
 class Tensor {
  public:
   Tensor() = default;
-  Tensor(void* data, DType dtype, Shape shape);                           // dense
+  Tensor(void* data, DType dtype, Shape shape);  // dense
   Tensor(void* data, DType dtype, Shape shape, std::array<int64_t, kMaxRank> strides);
 
   bool empty() const { return data_ == nullptr; }
@@ -54,10 +54,10 @@ class Tensor {
     return static_cast<T*>(data_);
   }
 
-  Tensor view(Shape shape) const;                            // same elements; REQUIRES: is_dense()
-  Tensor rows(int64_t begin, int64_t count) const;           // [begin, begin + count) of dim 0
-  Tensor cols(int64_t begin, int64_t count) const;           // [begin, begin + count) of the last dim
-  Tensor row(int64_t index) const;                           // dim 0 fixed; rank drops by one
+  Tensor view(Shape shape) const;                   // same elements; REQUIRES: is_dense()
+  Tensor rows(int64_t begin, int64_t count) const;  // [begin, begin + count) of dim 0
+  Tensor cols(int64_t begin, int64_t count) const;  // [begin, begin + count) of the last dim
+  Tensor row(int64_t index) const;                  // dim 0 fixed; rank drops by one
 
   std::string str() const;  // "f32 [2, 96, 64]"
 
@@ -107,10 +107,12 @@ struct Operand {
 
 namespace detail {
 template <size_t N>
-std::array<int64_t, N> checked_shape(const Tensor& t, const char* name, const char* file, int line) {
+std::array<int64_t, N> checked_shape(const Tensor& t, const char* name, const char* file,
+                                     int line) {
   if (t.rank() != static_cast<int>(N))
-    fail(file, line, nullptr, join({Part(name), Part(" must have "), Part(N), Part(" dimensions, has "),
-                                      Part(t.str())}));
+    fail(
+        file, line, nullptr,
+        join({Part(name), Part(" must have "), Part(N), Part(" dimensions, has "), Part(t.str())}));
   std::array<int64_t, N> dims{};
   for (size_t i = 0; i < N; ++i) dims[i] = t.dim(static_cast<int>(i));
   return dims;

@@ -33,8 +33,8 @@ void pause_cpu() {
 }  // namespace
 
 ThreadPool::ThreadPool(int num_threads) {
-  HADAL_CHECK(num_threads >= 0 && num_threads <= 1024, "threads must be 0 (all cores) to 1024, got ",
-              num_threads);
+  HADAL_CHECK(num_threads >= 0 && num_threads <= 1024,
+              "threads must be 0 (all cores) to 1024, got ", num_threads);
   const std::vector<int> cpus = allowed_cpus();
   num_threads_ = num_threads > 0 ? num_threads : static_cast<int>(cpus.size());
   for (int t = 1; t < num_threads_; ++t) {

@@ -1,9 +1,8 @@
 // ThreadPool: parallel_for over independent tasks, on threads bound to cores.
 //
-// Every task writes its own outputs and no result depends on which thread ran it, so results are the
-// same at every thread count. Threads spin for a short while between calls, then sleep.
-// Not reentrant: a task must not call parallel_for.
-// SPDX-License-Identifier: Apache-2.0
+// Every task writes its own outputs and no result depends on which thread ran it, so results are
+// the same at every thread count. Threads spin for a short while between calls, then sleep. Not
+// reentrant: a task must not call parallel_for. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <atomic>
@@ -31,9 +30,10 @@ class ThreadPool {
   // memory. The first exception of a task is thrown again here after all tasks ended.
   template <class Fn>
   void parallel_for(int64_t num_tasks, const Fn& fn) {
-    run(num_tasks, [](const void* f, int64_t task, int thread) {
-      (*static_cast<const Fn*>(f))(task, thread);
-    }, &fn);
+    run(
+        num_tasks,
+        [](const void* f, int64_t task, int thread) { (*static_cast<const Fn*>(f))(task, thread); },
+        &fn);
   }
 
  private:

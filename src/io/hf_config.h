@@ -31,8 +31,8 @@ struct HfConfig {
 // A checkpoint's config.json.
 HfConfig read_hf_config(const std::string& path);
 
-// The "model" object of a run, or a file of its own: the same keys, but unknown ones are errors, and
-// model_type may be left out. The result is validated.
+// The "model" object of a run, or a file of its own: the same keys, but unknown ones are errors,
+// and model_type may be left out. The result is validated.
 Config model_from_json(const JsonObject& object);
 
 // Keys as transformers writes them. `plain` is the dtype of what is not quantised: f32 or bf16.

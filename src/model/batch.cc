@@ -35,7 +35,9 @@ size_t host_bytes(const Config& c, const Host& h, DType stat) {
   ByteCount n;
   for (const auto* list : {&h.offsets, &h.positions, &h.rows, &h.ids, &h.targets})
     n.add(DType::kI32, {static_cast<int64_t>(list->size())});
-  return n.add(stat, {h.num_tokens(), c.qk_rope_head_dim}).add(DType::kF64, {c.qk_rope_head_dim / 2}).total();
+  return n.add(stat, {h.num_tokens(), c.qk_rope_head_dim})
+      .add(DType::kF64, {c.qk_rope_head_dim / 2})
+      .total();
 }
 
 Packed upload_packed(Context& ctx, const Config& c, Block& memory, const Host& h, DType stat) {
@@ -49,13 +51,14 @@ Packed upload_packed(Context& ctx, const Config& c, Block& memory, const Host& h
   const std::vector<double> frequencies = rope_inv_freq(c);
   const Tensor inv_freq = memory.tensor(DType::kF64, {c.qk_rope_head_dim / 2});
   std::copy(frequencies.begin(), frequencies.end(), inv_freq.data<double>());
-  ops::rope_table(ctx, seq.positions, inv_freq, rope_magnitude(c), seq.rope);   // [T, Dr]
+  ops::rope_table(ctx, seq.positions, inv_freq, rope_magnitude(c), seq.rope);  // [T, Dr]
   return seq;
 }
 
-// Depth k of the sequences; depth 0 is the main model. first_row[s]: where s begins in depth k-1, or
-// -1; on return, where it begins in depth k.
-Host host_depth(const std::vector<Sequence>& sequences, int64_t k, std::vector<int64_t>& first_row) {
+// Depth k of the sequences; depth 0 is the main model. first_row[s]: where s begins in depth k-1,
+// or -1; on return, where it begins in depth k.
+Host host_depth(const std::vector<Sequence>& sequences, int64_t k,
+                std::vector<int64_t>& first_row) {
   Host h;
   for (size_t s = 0; s < sequences.size(); ++s) {
     const Sequence& sequence = sequences[s];
@@ -79,12 +82,13 @@ Host host_depth(const std::vector<Sequence>& sequences, int64_t k, std::vector<i
 
 }  // namespace
 
-Batch make_batch(Context& ctx, const Config& c, const std::vector<Sequence>& sequences, int64_t num_mtp,
-                 DType act) {
+Batch make_batch(Context& ctx, const Config& c, const std::vector<Sequence>& sequences,
+                 int64_t num_mtp, DType act) {
   HADAL_CHECK(!sequences.empty(), "a batch needs at least one sequence");
   for (const Sequence& s : sequences)
     HADAL_CHECK(!s.ids.empty() && s.ids.size() == s.targets.size(), "a sequence has ", s.ids.size(),
-                " tokens and ", s.targets.size(), " targets; it needs as many of each, one or more");
+                " tokens and ", s.targets.size(),
+                " targets; it needs as many of each, one or more");
   HADAL_CHECK(num_mtp >= 0 && num_mtp <= c.num_nextn_predict_layers, num_mtp,
               " MTP depths were asked for, the model has ", c.num_nextn_predict_layers);
   const DType stat = stat_dtype(act);

@@ -2,10 +2,9 @@
 //
 //   T tokens   S sequences   k MTP depth (1, 2, ...)   Tk its tokens   Dr rope width
 //
-// Depth k sees, at position i of a sequence of n tokens, the state of depth k-1 at i and the token at
-// i+k, and predicts the target of position i+k; so it has n-k positions (report, 2.2). Sequences of
-// k tokens or fewer take no part in depth k.
-// SPDX-License-Identifier: Apache-2.0
+// Depth k sees, at position i of a sequence of n tokens, the state of depth k-1 at i and the token
+// at i+k, and predicts the target of position i+k; so it has n-k positions (report, 2.2). Sequences
+// of k tokens or fewer take no part in depth k. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>
@@ -32,9 +31,9 @@ struct Batch {
   };
   Block memory;
   Packed seq;
-  Tensor ids, targets;        // [T] i32  [T] i32
+  Tensor ids, targets;  // [T] i32  [T] i32
   int64_t num_targets = 0;
-  std::vector<Depth> mtp;     // mtp[k-1] is depth k; seq.num_tokens may be 0
+  std::vector<Depth> mtp;  // mtp[k-1] is depth k; seq.num_tokens may be 0
 };
 
 // `num_mtp` depths; rope tables in the statistics type of `act`.
@@ -45,7 +44,7 @@ Batch make_batch(Context& ctx, const Config& config, const std::vector<Sequence>
 struct Step {
   Block memory;
   Packed seq;
-  Tensor ids;                 // [T] i32
+  Tensor ids;  // [T] i32
 };
 Step make_step(Context& ctx, const Config& config, const std::vector<int32_t>& ids,
                const std::vector<int64_t>& starts, const std::vector<int64_t>& lengths, DType act);

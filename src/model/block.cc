@@ -18,16 +18,16 @@ Saved attn_forward(Context& ctx, const Layer& l, const Packed& seq, In x) {
   Saved s;
   s.seq = seq;
   s.x = x;
-  s.memory = ctx.memory.take(
-      ByteCount().add(act, {T, D}).add(stat, {T}).add(stat, {T}).total());
+  s.memory = ctx.memory.take(ByteCount().add(act, {T, D}).add(stat, {T}).add(stat, {T}).total());
   s.h = s.memory.tensor(act, {T, D});
   s.attn_rstd = s.memory.tensor(stat, {T});
   s.ffn_rstd = s.memory.tensor(stat, {T});
   Tensor x_n;
   const Block memory = ctx.memory.take_tensor(act, {T, D}, &x_n);
-  ops::rmsnorm_forward(ctx, x, l.w.attn_norm.data, l.config.rms_norm_eps, x_n, s.attn_rstd);  // [T, D]
-  s.attn = mla::forward(ctx, l.config, l.w.attn, seq, x_n, s.h);                              // [T, D]
-  ops::add_acc(ctx, x, s.h);                                                                  // [T, D]
+  ops::rmsnorm_forward(ctx, x, l.w.attn_norm.data, l.config.rms_norm_eps, x_n,
+                       s.attn_rstd);                              // [T, D]
+  s.attn = mla::forward(ctx, l.config, l.w.attn, seq, x_n, s.h);  // [T, D]
+  ops::add_acc(ctx, x, s.h);                                      // [T, D]
   return s;
 }
 
@@ -45,12 +45,12 @@ void mlp_forward(Context& ctx, const Layer& l, Saved& s) {
   if (l.is_moe)
     moe::mlp_forward(ctx, l.config, l.w.moe, l.exchange, s.h_n, s.moe);
   else
-    s.mlp = mlp::forward(ctx, l.w.mlp, s.h_n, s.y_mlp);      // [T, D]
+    s.mlp = mlp::forward(ctx, l.w.mlp, s.h_n, s.y_mlp);  // [T, D]
 }
 
 void combine_forward(Context& ctx, const Layer& l, Saved& s, Out y) {
   if (l.is_moe) moe::combine_forward(ctx, l.exchange, s.moe, s.y_mlp);
-  ops::add(ctx, s.h, s.y_mlp, y);                            // [T, D]
+  ops::add(ctx, s.h, s.y_mlp, y);  // [T, D]
   s.scratch = Block();
 }
 
@@ -82,13 +82,13 @@ Deferred combine_backward(Context& ctx, const Layer& l, Saved& s, In dy) {
   d.dy = d.memory.tensor(act, shape);
   d.dattn_norm = d.memory.tensor(stat, {D});
   d.dffn_norm = d.memory.tensor(stat, {D});
-  ops::cast(ctx, dy, d.dy);                                  // [T, D]
+  ops::cast(ctx, dy, d.dy);  // [T, D]
   if (l.is_moe) d.moe = moe::combine_backward(ctx, l.config, l.exchange, s.moe, d.dy);
   return d;
 }
 
 void mlp_backward(Context& ctx, const Layer& l, Saved& s, Deferred& d) {
-  ops::rmsnorm_recompute(ctx, s.h, l.w.ffn_norm.data, s.ffn_rstd, d.h_n);          // [T, D]
+  ops::rmsnorm_recompute(ctx, s.h, l.w.ffn_norm.data, s.ffn_rstd, d.h_n);  // [T, D]
   if (l.is_moe)
     moe::mlp_backward(ctx, l.config, l.w.moe, l.exchange, s.moe, d.h_n, d.dy, d.moe);
   else
@@ -97,24 +97,24 @@ void mlp_backward(Context& ctx, const Layer& l, Saved& s, Deferred& d) {
 
 void dispatch_backward(Context& ctx, const Layer& l, Saved& s, double balance_scale, Deferred& d) {
   if (l.is_moe)
-    moe::dispatch_backward(ctx, l.config, l.w.moe, l.exchange, std::move(s.moe), d.h_n, balance_scale,
-                           d.moe, d.dh);                                           // [T, D]
+    moe::dispatch_backward(ctx, l.config, l.w.moe, l.exchange, std::move(s.moe), d.h_n,
+                           balance_scale, d.moe, d.dh);  // [T, D]
   // NOTE: d.dh holds the gradient of the norm's output here and that of h below.
   Tensor dh_n;
   const Block memory = ctx.memory.take_tensor(d.dh.dtype(), d.dh.shape(), &dh_n);
   ops::cast(ctx, d.dh, dh_n);
   ops::rmsnorm_backward(ctx, s.h, l.w.ffn_norm.data, s.ffn_rstd, dh_n, d.dh, d.dffn_norm);
-  ops::add_acc(ctx, d.dy, d.dh);                                                   // [T, D]
+  ops::add_acc(ctx, d.dy, d.dh);  // [T, D]
 }
 
 void attn_backward(Context& ctx, const Layer& l, Saved&& saved, Deferred& d, Out dx) {
   Saved s = std::move(saved);
   Tensor dx_n;
   const Block memory = ctx.memory.take_tensor(d.dh.dtype(), d.dh.shape(), &dx_n);
-  ops::rmsnorm_recompute(ctx, s.x, l.w.attn_norm.data, s.attn_rstd, d.x_n);        // [T, D]
+  ops::rmsnorm_recompute(ctx, s.x, l.w.attn_norm.data, s.attn_rstd, d.x_n);  // [T, D]
   d.attn = mla::backward_input(ctx, l.config, l.w.attn, std::move(s.attn), d.x_n, d.dh, dx_n);
   ops::rmsnorm_backward(ctx, s.x, l.w.attn_norm.data, s.attn_rstd, dx_n, dx, d.dattn_norm);
-  ops::add_acc(ctx, d.dh, Acc(dx));                                                // [T, D]
+  ops::add_acc(ctx, d.dh, Acc(dx));  // [T, D]
 }
 
 Deferred backward_input(Context& ctx, const Layer& l, Saved&& saved, double balance_scale, In dy,
@@ -132,12 +132,12 @@ void mlp_backward_weight(Context& ctx, Deferred& d, Grads& dw) {
     moe::backward_weight(ctx, std::move(d.moe), dw.moe);
   else
     mlp::backward_weight(ctx, std::move(d.mlp), dw.mlp);
-  ops::add_acc(ctx, d.dffn_norm, dw.ffn_norm);               // [D]
+  ops::add_acc(ctx, d.dffn_norm, dw.ffn_norm);  // [D]
 }
 
 void attn_backward_weight(Context& ctx, Deferred& d, Grads& dw) {
   mla::backward_weight(ctx, std::move(d.attn), dw.attn);
-  ops::add_acc(ctx, d.dattn_norm, dw.attn_norm);             // [D]
+  ops::add_acc(ctx, d.dattn_norm, dw.attn_norm);  // [D]
 }
 
 void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw) {
@@ -154,17 +154,17 @@ void decode(Context& ctx, const Layer& l, const Packed& seq, const ops::LatentPa
   const Block n_memory = ctx.memory.take_tensor(act, {T, D}, &n);
   const Block h_memory = ctx.memory.take_tensor(act, {T, D}, &h);
   const Block rstd_memory = ctx.memory.take_tensor(stat_dtype(act), {T}, &rstd);
-  ops::rmsnorm_forward(ctx, x, l.w.attn_norm.data, l.config.rms_norm_eps, n, rstd);   // [T, D]
-  mla::decode(ctx, l.config, l.w.attn, seq, cache, n, h);                             // [T, D]
+  ops::rmsnorm_forward(ctx, x, l.w.attn_norm.data, l.config.rms_norm_eps, n, rstd);  // [T, D]
+  mla::decode(ctx, l.config, l.w.attn, seq, cache, n, h);                            // [T, D]
   ops::add_acc(ctx, x, h);
-  ops::rmsnorm_forward(ctx, h, l.w.ffn_norm.data, l.config.rms_norm_eps, n, rstd);    // [T, D]
+  ops::rmsnorm_forward(ctx, h, l.w.ffn_norm.data, l.config.rms_norm_eps, n, rstd);  // [T, D]
   Tensor f;
   const Block f_memory = ctx.memory.take_tensor(act, {T, D}, &f);
   if (l.is_moe)
-    static_cast<void>(moe::forward(ctx, l.config, l.w.moe, l.exchange, seq, n, f));   // [T, D]
+    static_cast<void>(moe::forward(ctx, l.config, l.w.moe, l.exchange, seq, n, f));  // [T, D]
   else
-    static_cast<void>(mlp::forward(ctx, l.w.mlp, n, f));                              // [T, D]
-  ops::add(ctx, h, f, y);                                                             // [T, D]
+    static_cast<void>(mlp::forward(ctx, l.w.mlp, n, f));  // [T, D]
+  ops::add(ctx, h, f, y);                                 // [T, D]
 }
 
 }  // namespace hadal::block

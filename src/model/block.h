@@ -1,5 +1,5 @@
-// One transformer layer: h = x + MLA(norm(x)); y = h + FFN(norm(h)), in stages attn / dispatch / mlp /
-// combine, so that two micro-batches can overlap (report, 3.2.1, figure 4).
+// One transformer layer: h = x + MLA(norm(x)); y = h + FFN(norm(h)), in stages attn / dispatch /
+// mlp / combine, so that two micro-batches can overlap (report, 3.2.1, figure 4).
 //
 //   T tokens   D model width
 //
@@ -28,19 +28,19 @@ struct Layer {
 
 struct [[nodiscard]] Saved {
   Packed seq;
-  Tensor x;                       // [T, D]   the caller's
+  Tensor x;  // [T, D]   the caller's
   Block memory;
   Tensor h, attn_rstd, ffn_rstd;  // [T, D]  [T]  [T]
   mla::Saved attn;
-  mlp::Saved mlp;                 // dense layers
-  moe::Saved moe;                 // the others
-  Block scratch;                  // between dispatch_forward and combine_forward
-  Tensor h_n, y_mlp;              // [T, D]  [T, D]
+  mlp::Saved mlp;     // dense layers
+  moe::Saved moe;     // the others
+  Block scratch;      // between dispatch_forward and combine_forward
+  Tensor h_n, y_mlp;  // [T, D]  [T, D]
 };
 struct [[nodiscard]] Deferred {
   Block memory;
-  Tensor x_n, h_n, dh, dy;        // [T, D] each
-  Tensor dattn_norm, dffn_norm;   // [D]  [D]
+  Tensor x_n, h_n, dh, dy;       // [T, D] each
+  Tensor dattn_norm, dffn_norm;  // [D]  [D]
   mla::Deferred attn;
   mlp::Deferred mlp;
   moe::Deferred moe;
@@ -54,18 +54,19 @@ void combine_forward(Context& ctx, const Layer& layer, Saved& s, Out y);
 
 Deferred combine_backward(Context& ctx, const Layer& layer, Saved& s, In dy);
 void mlp_backward(Context& ctx, const Layer& layer, Saved& s, Deferred& d);
-void dispatch_backward(Context& ctx, const Layer& layer, Saved& s, double balance_scale, Deferred& d);
+void dispatch_backward(Context& ctx, const Layer& layer, Saved& s, double balance_scale,
+                       Deferred& d);
 void attn_backward(Context& ctx, const Layer& layer, Saved&& s, Deferred& d, Out dx);
 void mlp_backward_weight(Context& ctx, Deferred& d, Grads& dw);   // dw += ...
 void attn_backward_weight(Context& ctx, Deferred& d, Grads& dw);  // dw += ...
 
 Saved forward(Context& ctx, const Layer& layer, const Packed& seq, In x, Out y);
-Deferred backward_input(Context& ctx, const Layer& layer, Saved&& saved, double balance_scale, In dy,
-                        Out dx);
+Deferred backward_input(Context& ctx, const Layer& layer, Saved&& saved, double balance_scale,
+                        In dy, Out dx);
 void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw);
 
 // T new tokens through the layer with the latent cache; x and y may be the same.
-void decode(Context& ctx, const Layer& layer, const Packed& seq, const ops::LatentPages& cache, In x,
-            Out y);
+void decode(Context& ctx, const Layer& layer, const Packed& seq, const ops::LatentPages& cache,
+            In x, Out y);
 
 }  // namespace hadal::block

@@ -20,10 +20,10 @@ namespace mla {
 size_t saved_bytes(const Config& c, int64_t T, DType act) {
   const int64_t H = c.num_attention_heads;
   ByteCount n;
-  n.add(act, {T, c.latent_dim()})              // kv_lat
-      .add(stat_dtype(act), {T})               // kv_rstd
-      .add(act, {T, H * c.v_head_dim})         // out
-      .add(stat_dtype(act), {H, T});           // lse
+  n.add(act, {T, c.latent_dim()})                                                   // kv_lat
+      .add(stat_dtype(act), {T})                                                    // kv_rstd
+      .add(act, {T, H * c.v_head_dim})                                              // out
+      .add(stat_dtype(act), {H, T});                                                // lse
   if (c.q_lora_rank > 0) n.add(act, {T, c.q_lora_rank}).add(stat_dtype(act), {T});  // q_lat, q_rstd
   return n.total();
 }
@@ -31,13 +31,15 @@ size_t saved_bytes(const Config& c, int64_t T, DType act) {
 size_t deferred_bytes(const Config& c, int64_t T, DType act) {
   const int64_t H = c.num_attention_heads;
   ByteCount n;
-  n.add(act, {T, H * c.qk_head_dim()})                              // dq
-      .add(act, {T, H * (c.qk_nope_head_dim + c.v_head_dim)})       // dkv
-      .add(act, {T, c.latent_dim()})                                // dkv_lat
-      .add(act, {T, c.kv_lora_rank})                                // kv_n
-      .add(stat_dtype(act), {c.kv_lora_rank});                      // dkv_norm
+  n.add(act, {T, H * c.qk_head_dim()})                         // dq
+      .add(act, {T, H * (c.qk_nope_head_dim + c.v_head_dim)})  // dkv
+      .add(act, {T, c.latent_dim()})                           // dkv_lat
+      .add(act, {T, c.kv_lora_rank})                           // kv_n
+      .add(stat_dtype(act), {c.kv_lora_rank});                 // dkv_norm
   if (c.q_lora_rank > 0)
-    n.add(act, {T, c.q_lora_rank}).add(act, {T, c.q_lora_rank}).add(stat_dtype(act), {c.q_lora_rank});
+    n.add(act, {T, c.q_lora_rank})
+        .add(act, {T, c.q_lora_rank})
+        .add(stat_dtype(act), {c.q_lora_rank});
   return n.total();
 }
 
@@ -57,11 +59,11 @@ namespace gate {
 
 size_t saved_bytes(const Config& c, int64_t T, int64_t num_seqs, DType act) {
   return ByteCount()
-      .add(stat_dtype(act), {T, c.n_routed_experts})          // scores
-      .add(DType::kI32, {T, c.num_experts_per_tok})           // topk_idx
-      .add(stat_dtype(act), {T, c.num_experts_per_tok})       // topk_weight
-      .add(stat_dtype(act), {num_seqs, c.n_routed_experts})   // fraction
-      .add(stat_dtype(act), {num_seqs})                       // balance
+      .add(stat_dtype(act), {T, c.n_routed_experts})         // scores
+      .add(DType::kI32, {T, c.num_experts_per_tok})          // topk_idx
+      .add(stat_dtype(act), {T, c.num_experts_per_tok})      // topk_weight
+      .add(stat_dtype(act), {num_seqs, c.n_routed_experts})  // fraction
+      .add(stat_dtype(act), {num_seqs})                      // balance
       .total();
 }
 
@@ -74,7 +76,8 @@ size_t deferred_bytes(const Config& c, int64_t T, DType act) {
 namespace experts {
 
 size_t page_bytes(const Config& c, DType act) {
-  return static_cast<size_t>(kRows * (c.hidden_size + 2 * c.moe_intermediate_size)) * dtype_size(act);
+  return static_cast<size_t>(kRows * (c.hidden_size + 2 * c.moe_intermediate_size)) *
+         dtype_size(act);
 }
 
 int64_t max_pages(const Config& c, int64_t T) {
@@ -86,20 +89,20 @@ int64_t max_pages(const Config& c, int64_t T) {
 size_t saved_bytes(const Config& c, int64_t T, DType act) {
   const int64_t P = max_pages(c, T);
   return ByteCount()
-      .add(DType::kI32, {c.n_routed_experts})           // counts
-      .add(DType::kI32, {c.n_routed_experts + 1})       // page_begin
-      .add(DType::kI32, {P})                            // page
-      .add(DType::kI32, {T, c.num_experts_per_tok})     // row_of_choice
-      .add(stat_dtype(act), {P * kRows})                // row_weight
+      .add(DType::kI32, {c.n_routed_experts})        // counts
+      .add(DType::kI32, {c.n_routed_experts + 1})    // page_begin
+      .add(DType::kI32, {P})                         // page
+      .add(DType::kI32, {T, c.num_experts_per_tok})  // row_of_choice
+      .add(stat_dtype(act), {P * kRows})             // row_weight
       .total();
 }
 
 size_t deferred_bytes(const Config& c, int64_t T, DType act) {
   const int64_t P = max_pages(c, T), D = c.hidden_size, F = c.moe_intermediate_size;
   return ByteCount()
-      .add(act, {P, kRows, D})                     // dy
-      .add(act, {P, kRows, F})                     // hidden
-      .add(act, {P, kRows, 2 * F})                 // dgate_up
+      .add(act, {P, kRows, D})      // dy
+      .add(act, {P, kRows, F})      // hidden
+      .add(act, {P, kRows, 2 * F})  // dgate_up
       .total();
 }
 
@@ -109,9 +112,9 @@ namespace block {
 
 size_t saved_bytes(const Config& c, int64_t T, int64_t num_seqs, bool is_moe, DType act) {
   size_t total = ByteCount()
-                     .add(act, {T, c.hidden_size})      // h
-                     .add(stat_dtype(act), {T})         // attn_rstd
-                     .add(stat_dtype(act), {T})         // ffn_rstd
+                     .add(act, {T, c.hidden_size})  // h
+                     .add(stat_dtype(act), {T})     // attn_rstd
+                     .add(stat_dtype(act), {T})     // ffn_rstd
                      .total() +
                  mla::saved_bytes(c, T, act);
   if (!is_moe) return total + mlp::saved_bytes(c.intermediate_size, T, act);
@@ -123,12 +126,12 @@ size_t saved_bytes(const Config& c, int64_t T, int64_t num_seqs, bool is_moe, DT
 
 size_t deferred_bytes(const Config& c, int64_t T, bool is_moe, DType act) {
   size_t total = ByteCount()
-                     .add(act, {T, c.hidden_size})                  // x_n
-                     .add(act, {T, c.hidden_size})                  // h_n
-                     .add(act, {T, c.hidden_size})                  // dh
-                     .add(act, {T, c.hidden_size})                  // dy
-                     .add(stat_dtype(act), {c.hidden_size})         // dattn_norm
-                     .add(stat_dtype(act), {c.hidden_size})         // dffn_norm
+                     .add(act, {T, c.hidden_size})           // x_n
+                     .add(act, {T, c.hidden_size})           // h_n
+                     .add(act, {T, c.hidden_size})           // dh
+                     .add(act, {T, c.hidden_size})           // dy
+                     .add(stat_dtype(act), {c.hidden_size})  // dattn_norm
+                     .add(stat_dtype(act), {c.hidden_size})  // dffn_norm
                      .total() +
                  mla::deferred_bytes(c, T, act);
   if (!is_moe) return total + mlp::deferred_bytes(c.intermediate_size, T, act);

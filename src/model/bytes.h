@@ -1,6 +1,6 @@
 // Bytes that each module keeps: forward -> backward (saved) and backward_input -> backward_weight
-// (deferred), and per token in the latent cache. What forward allocates with, `hadal info` prints and
-// a planner sums.
+// (deferred), and per token in the latent cache. What forward allocates with, `hadal info` prints
+// and a planner sums.
 //
 //   T tokens of a micro-batch   act: dtype of activations
 // SPDX-License-Identifier: Apache-2.0
@@ -41,10 +41,10 @@ size_t saved_bytes(const Config& config, int64_t T, int64_t num_seqs, DType act)
 size_t deferred_bytes(const Config& config, int64_t T, DType act);
 }  // namespace gate
 namespace experts {
-size_t page_bytes(const Config& config, DType act);                       // one page of the row pool
-int64_t max_pages(const Config& config, int64_t T);                       // worst case of T local tokens
-size_t saved_bytes(const Config& config, int64_t T, DType act);           // beside the pages
-size_t deferred_bytes(const Config& config, int64_t T, DType act);        // worst case
+size_t page_bytes(const Config& config, DType act);                 // one page of the row pool
+int64_t max_pages(const Config& config, int64_t T);                 // worst case of T local tokens
+size_t saved_bytes(const Config& config, int64_t T, DType act);     // beside the pages
+size_t deferred_bytes(const Config& config, int64_t T, DType act);  // worst case
 }  // namespace experts
 namespace block {
 size_t saved_bytes(const Config& config, int64_t T, int64_t num_seqs, bool is_moe, DType act);
@@ -59,10 +59,10 @@ int64_t cache_bytes_per_token(const Config& config, DType dtype, int64_t num_mtp
 
 // Number of parameters, router biases not counted (they are not trained).
 struct ParamCounts {
-  int64_t main = 0;                   // without MTP
-  int64_t mtp = 0;                    // own parameters of all MTP modules
-  int64_t activated = 0;              // main model, per token, with embedding and head
-  int64_t activated_head_only = 0;    // without the embedding
+  int64_t main = 0;                 // without MTP
+  int64_t mtp = 0;                  // own parameters of all MTP modules
+  int64_t activated = 0;            // main model, per token, with embedding and head
+  int64_t activated_head_only = 0;  // without the embedding
 };
 ParamCounts count_params(const Config& config);
 

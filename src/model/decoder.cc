@@ -13,12 +13,14 @@ namespace hadal {
 namespace {
 
 int64_t num_pages(const Decoder::Limits& limits) {
-  return limits.max_seqs * ((limits.max_tokens + ops::kCachePageTokens - 1) / ops::kCachePageTokens);
+  return limits.max_seqs *
+         ((limits.max_tokens + ops::kCachePageTokens - 1) / ops::kCachePageTokens);
 }
 
 }  // namespace
 
-Decoder::Decoder(Context& ctx, const Config& config, const Weights& weights, DType act, Limits limits)
+Decoder::Decoder(Context& ctx, const Config& config, const Weights& weights, DType act,
+                 Limits limits)
     : ctx_(ctx),
       config_(config),
       weights_(weights),
@@ -52,13 +54,13 @@ void Decoder::forward(const Call& call, Out h) {
   Tensor x, rstd;
   const Block x_memory = ctx_.memory.take_tensor(act_, {T, D}, &x);
   const Block rstd_memory = ctx_.memory.take_tensor(stat_dtype(act_), {T}, &rstd);
-  embed::forward(ctx_, weights_.embed, call.step.ids, x);                            // [T, D]
+  embed::forward(ctx_, weights_.embed, call.step.ids, x);  // [T, D]
   for (int64_t l = 0; l < config_.num_hidden_layers; ++l) {
     const block::Layer layer{.config = config_,
                              .w = weights_.layers[static_cast<size_t>(l)],
                              .exchange = exchange_,
                              .is_moe = config_.is_moe_layer(l)};
-    block::decode(ctx_, layer, call.step.seq, cache_.layer(l), x, x);                // [T, D]
+    block::decode(ctx_, layer, call.step.seq, cache_.layer(l), x, x);  // [T, D]
   }
   ops::rmsnorm_forward(ctx_, x, weights_.norm.data, config_.rms_norm_eps, h, rstd);  // [T, D]
 }

@@ -2,10 +2,10 @@
 //
 //   T new tokens   D model width   V vocabulary   k MTP module (0, 1, ...)
 //
-// One form serves prefill, chunks, decode and verification: absorbed attention over the cache, every
-// row computed on its own, so a token's state has the same bits however its tokens were cut into
-// steps. A step may run again over positions whose tokens changed: their cache entries are replaced.
-// SPDX-License-Identifier: Apache-2.0
+// One form serves prefill, chunks, decode and verification: absorbed attention over the cache,
+// every row computed on its own, so a token's state has the same bits however its tokens were cut
+// into steps. A step may run again over positions whose tokens changed: their cache entries are
+// replaced. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <vector>
@@ -18,9 +18,9 @@ class Decoder {
  public:
   struct Limits {
     int64_t max_seqs = 1;
-    int64_t max_tokens = 4096;       // of one sequence
-    int64_t max_step_tokens = 256;   // T of one step
-    int64_t num_mtp = 0;             // MTP modules to keep a cache for
+    int64_t max_tokens = 4096;      // of one sequence
+    int64_t max_step_tokens = 256;  // T of one step
+    int64_t num_mtp = 0;            // MTP modules to keep a cache for
   };
   // REQUIRES: config and weights outlive the decoder. act: f64, f32 or bf16.
   Decoder(Context& ctx, const Config& config, const Weights& weights, DType act, Limits limits);

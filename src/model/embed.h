@@ -10,7 +10,7 @@
 namespace hadal::embed {
 
 inline void forward(Context& ctx, const Operand& table, In ids, Out x) {
-  ops::embed_forward(ctx, table.data, ids, x);   // [V, D], [T] -> [T, D]
+  ops::embed_forward(ctx, table.data, ids, x);  // [V, D], [T] -> [T, D]
 }
 
 // dtable += ...; there is no input to differentiate.

@@ -8,7 +8,8 @@
 
 namespace hadal {
 
-Ticket LocalExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight, RowLease* rows) {
+Ticket LocalExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight,
+                                     RowLease* rows) {
   const auto [T, K] = HADAL_SHAPE(topk_idx, 2);
   const int64_t E = num_experts_, P = ops::max_pages(T * K, E);
   const DType stat = stat_dtype(x.dtype());
@@ -25,10 +26,10 @@ Ticket LocalExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_we
   const Tensor page = t.memory.tensor(DType::kI32, {P});
   t.row_of_choice = t.memory.tensor(DType::kI32, {T, K});
   t.row_weight = t.memory.tensor(stat, {P * ops::kPageRows});
-  ops::expert_layout(ctx, topk_idx, t.layout, t.row_of_choice);            // [T, K]
+  ops::expert_layout(ctx, topk_idx, t.layout, t.row_of_choice);  // [T, K]
   *rows = pool_.take(t.layout, page);
-  ops::scatter_rows(ctx, x, t.row_of_choice, rows->x());                   // [rows, D]
-  ops::scatter_choices(ctx, topk_weight, t.row_of_choice, t.row_weight);   // [rows]
+  ops::scatter_rows(ctx, x, t.row_of_choice, rows->x());                  // [rows, D]
+  ops::scatter_choices(ctx, topk_weight, t.row_of_choice, t.row_weight);  // [rows]
   return t;
 }
 
@@ -36,23 +37,25 @@ void LocalExchange::dispatch_finish(Context&, Ticket&) {}
 
 void LocalExchange::combine_start(Context&, Ticket&, const ops::PagedRows&) {}
 
-void LocalExchange::combine_finish(Context& ctx, Ticket& ticket, const ops::PagedRows& rows, Out y) {
-  ops::combine_rows(ctx, rows, ticket.row_of_choice, y);                   // [T, D]
+void LocalExchange::combine_finish(Context& ctx, Ticket& ticket, const ops::PagedRows& rows,
+                                   Out y) {
+  ops::combine_rows(ctx, rows, ticket.row_of_choice, y);  // [T, D]
 }
 
 void LocalExchange::combine_backward_start(Context& ctx, Ticket& ticket, In dy,
                                            const ops::PagedRows& drows) {
-  ops::scatter_rows(ctx, dy, ticket.row_of_choice, drows);                 // [rows, D]
+  ops::scatter_rows(ctx, dy, ticket.row_of_choice, drows);  // [rows, D]
 }
 
 void LocalExchange::combine_backward_finish(Context&, Ticket&) {}
 
 void LocalExchange::dispatch_backward_start(Context&, Ticket&, const ops::PagedRows&, In) {}
 
-void LocalExchange::dispatch_backward_finish(Context& ctx, Ticket& ticket, const ops::PagedRows& drows,
-                                             In drow_weight, Out dx, Out dtopk_weight) {
-  ops::combine_rows(ctx, drows, ticket.row_of_choice, dx);                         // [T, D]
-  ops::gather_choices(ctx, drow_weight, ticket.row_of_choice, dtopk_weight);       // [T, K]
+void LocalExchange::dispatch_backward_finish(Context& ctx, Ticket& ticket,
+                                             const ops::PagedRows& drows, In drow_weight, Out dx,
+                                             Out dtopk_weight) {
+  ops::combine_rows(ctx, drows, ticket.row_of_choice, dx);                    // [T, D]
+  ops::gather_choices(ctx, drow_weight, ticket.row_of_choice, dtopk_weight);  // [T, K]
 }
 
 }  // namespace hadal

@@ -4,11 +4,10 @@
 //
 // Every transfer has a start and a finish so that other work can run between them (report, 3.2.1).
 // dispatch takes tokens to expert rows; combine sums a token's rows. Their backward mirrors them:
-// combine_backward takes gradients to rows, dispatch_backward sums them back. Routing weights travel
-// with dispatch and are applied by the experts, so combine is a plain sum.
-// Order per micro-batch and layer: dispatch, combine, combine_backward, dispatch_backward. A Ticket
-// carries the routing through all four.
-// SPDX-License-Identifier: Apache-2.0
+// combine_backward takes gradients to rows, dispatch_backward sums them back. Routing weights
+// travel with dispatch and are applied by the experts, so combine is a plain sum. Order per
+// micro-batch and layer: dispatch, combine, combine_backward, dispatch_backward. A Ticket carries
+// the routing through all four. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "core/context.h"
@@ -19,10 +18,10 @@ namespace hadal {
 
 struct [[nodiscard]] Ticket {
   Block memory;
-  Event ready;                // the transfer under way
-  ops::ExpertLayout layout;   // rows of this rank's experts
-  Tensor row_of_choice;       // [T, K] i32
-  Tensor row_weight;          // [P*kPageRows]   routing weight of each row
+  Event ready;               // the transfer under way
+  ops::ExpertLayout layout;  // rows of this rank's experts
+  Tensor row_of_choice;      // [T, K] i32
+  Tensor row_weight;         // [P*kPageRows]   routing weight of each row
 };
 
 class Exchange {
@@ -30,13 +29,15 @@ class Exchange {
   virtual ~Exchange() = default;
 
   // Tokens x [T, D] with their choices go out; rows() of the lease hold them after finish.
-  virtual Ticket dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight, RowLease* rows) = 0;
+  virtual Ticket dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight,
+                                RowLease* rows) = 0;
   virtual void dispatch_finish(Context& ctx, Ticket& ticket) = 0;
   // Rows y of this rank's experts go back; y [T, D] is their sum per token.
   virtual void combine_start(Context& ctx, Ticket& ticket, const ops::PagedRows& rows) = 0;
   virtual void combine_finish(Context& ctx, Ticket& ticket, const ops::PagedRows& rows, Out y) = 0;
   // dy [T, D] goes to each row of its token.
-  virtual void combine_backward_start(Context& ctx, Ticket& ticket, In dy, const ops::PagedRows& drows) = 0;
+  virtual void combine_backward_start(Context& ctx, Ticket& ticket, In dy,
+                                      const ops::PagedRows& drows) = 0;
   virtual void combine_backward_finish(Context& ctx, Ticket& ticket) = 0;
   // drows and the gradients of the row weights go back: dx [T, D], dtopk_weight [T, K].
   virtual void dispatch_backward_start(Context& ctx, Ticket& ticket, const ops::PagedRows& drows,
@@ -48,12 +49,14 @@ class Exchange {
 // All experts on this rank: rows come from and go to this rank's own tokens.
 class LocalExchange final : public Exchange {
  public:
-  explicit LocalExchange(RowPool& pool, int64_t num_experts) : pool_(pool), num_experts_(num_experts) {}
+  explicit LocalExchange(RowPool& pool, int64_t num_experts)
+      : pool_(pool), num_experts_(num_experts) {}
   Ticket dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight, RowLease* rows) override;
   void dispatch_finish(Context& ctx, Ticket& ticket) override;
   void combine_start(Context& ctx, Ticket& ticket, const ops::PagedRows& rows) override;
   void combine_finish(Context& ctx, Ticket& ticket, const ops::PagedRows& rows, Out y) override;
-  void combine_backward_start(Context& ctx, Ticket& ticket, In dy, const ops::PagedRows& drows) override;
+  void combine_backward_start(Context& ctx, Ticket& ticket, In dy,
+                              const ops::PagedRows& drows) override;
   void combine_backward_finish(Context& ctx, Ticket& ticket) override;
   void dispatch_backward_start(Context& ctx, Ticket& ticket, const ops::PagedRows& drows,
                                In drow_weight) override;

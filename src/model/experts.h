@@ -2,10 +2,10 @@
 //
 //   P pages of kPageRows rows   E experts   D model width   F hidden width of an expert
 //
-// Row counts and offsets are device data; the host knows capacities only. Rows past an expert's count
-// are never read or written. An expert without rows adds nothing to its gradient.
-// Per micro-batch: forward -> backward_input -> backward_weight, each once.
-// SPDX-License-Identifier: Apache-2.0
+// Row counts and offsets are device data; the host knows capacities only. Rows past an expert's
+// count are never read or written. An expert without rows adds nothing to its gradient. Per
+// micro-batch: forward -> backward_input -> backward_weight, each once. SPDX-License-Identifier:
+// Apache-2.0
 #pragma once
 
 #include "core/context.h"
@@ -18,19 +18,19 @@ namespace hadal::experts {
 // What one call works on: the routing of a Ticket, by reference.
 struct Rows {
   const ops::ExpertLayout& layout;
-  In row_weight;             // [P*kPageRows]
-  int64_t num_pages;         // capacity P
+  In row_weight;      // [P*kPageRows]
+  int64_t num_pages;  // capacity P
 };
 struct [[nodiscard]] Saved {
-  RowLease rows;             // x [rows, D] and gate_up [rows, 2F]
+  RowLease rows;  // x [rows, D] and gate_up [rows, 2F]
 };
 struct [[nodiscard]] Deferred {
-  RowLease rows;             // x [rows, D]
+  RowLease rows;  // x [rows, D]
   Block memory;
   ops::ExpertLayout layout;
-  ops::PagedRows dy;         // [rows, D]
-  ops::PagedRows hidden;     // [rows, F]   weighted SwiGLU output
-  ops::PagedRows dgate_up;   // [rows, 2F]
+  ops::PagedRows dy;        // [rows, D]
+  ops::PagedRows hidden;    // [rows, F]   weighted SwiGLU output
+  ops::PagedRows dgate_up;  // [rows, 2F]
 };
 
 using Weights = Params<Operand>;

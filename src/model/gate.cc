@@ -15,8 +15,8 @@ ops::GateRule rule(const Config& c) {
   return {.n_group = c.n_group,
           .topk_group = c.topk_group,
           .num_experts_per_tok = c.num_experts_per_tok,
-          .scoring =
-              c.scoring_func == ScoringFunc::kSigmoid ? ops::Scoring::kSigmoid : ops::Scoring::kSoftmax,
+          .scoring = c.scoring_func == ScoringFunc::kSigmoid ? ops::Scoring::kSigmoid
+                                                             : ops::Scoring::kSoftmax,
           .group_score = c.topk_method == TopkMethod::kNoauxTc ? ops::GroupScore::kTopTwoSum
                                                                : ops::GroupScore::kMax,
           .norm_topk_prob = c.norm_topk_prob,
@@ -37,9 +37,9 @@ Saved forward(Context& ctx, const Config& c, const Weights& w, const Packed& seq
   s.balance = s.memory.tensor(stat, {seq.num_seqs});
   Tensor logits;
   const Block memory = ctx.memory.take_tensor(stat, {T, E}, &logits);
-  ops::gemm_nt(ctx, x, w.weight, logits);                                              // [T, E]
+  ops::gemm_nt(ctx, x, w.weight, logits);  // [T, E]
   ops::gate_forward(ctx, rule(c), logits, w.bias.data, s.scores, s.topk_idx, s.topk_weight);
-  ops::balance_loss_forward(ctx, rule(c), seq, s.scores, s.balance, s.fraction);       // [S]  [S, E]
+  ops::balance_loss_forward(ctx, rule(c), seq, s.scores, s.balance, s.fraction);  // [S]  [S, E]
   return s;
 }
 
@@ -51,10 +51,10 @@ Deferred backward_input(Context& ctx, const Config& c, const Weights& w, Saved&&
   d.x = x;
   d.memory = ctx.memory.take(deferred_bytes(c, T, x.dtype()));
   d.dlogits = d.memory.tensor(stat_dtype(x.dtype()), {T, c.n_routed_experts});
-  ops::gate_backward(ctx, rule(c), s.scores, s.topk_idx, dtopk_weight, d.dlogits);     // [T, E]
+  ops::gate_backward(ctx, rule(c), s.scores, s.topk_idx, dtopk_weight, d.dlogits);  // [T, E]
   if (balance_scale != 0.0)
     ops::balance_loss_backward(ctx, rule(c), s.seq, balance_scale, s.scores, s.fraction, d.dlogits);
-  ops::gemm_nn_acc(ctx, d.dlogits, w.weight, dx);                                      // [T, D]
+  ops::gemm_nn_acc(ctx, d.dlogits, w.weight, dx);  // [T, D]
   return d;
 }
 

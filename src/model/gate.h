@@ -2,8 +2,8 @@
 //
 //   T tokens   S sequences   D model width   E experts   K choices of a token
 //
-// Auxiliary-loss-free balancing (report, 2.1.2): the bias takes part in the choice alone; weights are
-// the unbiased scores; nothing flows to the bias or through the choice. The complementary
+// Auxiliary-loss-free balancing (report, 2.1.2): the bias takes part in the choice alone; weights
+// are the unbiased scores; nothing flows to the bias or through the choice. The complementary
 // sequence-wise balance loss (eq. 17-20) adds its gradient to the scores.
 // REQUIRES: the x given to backward_input stays unchanged until backward_weight.
 // SPDX-License-Identifier: Apache-2.0
@@ -20,16 +20,16 @@ namespace hadal::gate {
 struct [[nodiscard]] Saved {
   Block memory;
   Packed seq;
-  Tensor scores;        // [T, E]   unbiased
-  Tensor topk_idx;      // [T, K] i32, ascending
-  Tensor topk_weight;   // [T, K]   normalised and scaled
-  Tensor fraction;      // [S, E]   f_i of the balance loss
-  Tensor balance;       // [S]      the balance loss of each sequence, without alpha
+  Tensor scores;       // [T, E]   unbiased
+  Tensor topk_idx;     // [T, K] i32, ascending
+  Tensor topk_weight;  // [T, K]   normalised and scaled
+  Tensor fraction;     // [S, E]   f_i of the balance loss
+  Tensor balance;      // [S]      the balance loss of each sequence, without alpha
 };
 struct [[nodiscard]] Deferred {
   Block memory;
-  Tensor x;             // [T, D]   the caller's
-  Tensor dlogits;       // [T, E]
+  Tensor x;        // [T, D]   the caller's
+  Tensor dlogits;  // [T, E]
 };
 
 using Weights = Params<Operand>;

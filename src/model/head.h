@@ -2,11 +2,10 @@
 //
 //   T tokens   D model width   V vocabulary
 //
-// Tokens go through in chunks of loss_chunk_tokens(config), so all logits of a long batch never exist
-// at once: when the batch is one chunk its logits are kept for backward, else they are recomputed.
-// Shared by the main model and every MTP module (report, 2.2).
-// REQUIRES: h stays unchanged until backward_weight.
-// SPDX-License-Identifier: Apache-2.0
+// Tokens go through in chunks of loss_chunk_tokens(config), so all logits of a long batch never
+// exist at once: when the batch is one chunk its logits are kept for backward, else they are
+// recomputed. Shared by the main model and every MTP module (report, 2.2). REQUIRES: h stays
+// unchanged until backward_weight. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "core/context.h"
@@ -17,9 +16,9 @@ namespace hadal::head {
 
 struct [[nodiscard]] Saved {
   Block memory;
-  Tensor targets;         // [T] i32   the caller's; -1 has no target
-  Tensor lse, loss;       // [T]  [T]  loss 0 where there is no target
-  Tensor logits;          // [T, V]    only when the batch is one chunk
+  Tensor targets;    // [T] i32   the caller's; -1 has no target
+  Tensor lse, loss;  // [T]  [T]  loss 0 where there is no target
+  Tensor logits;     // [T, V]    only when the batch is one chunk
 };
 struct [[nodiscard]] Deferred {
   Block memory;

@@ -11,8 +11,9 @@ LatentCache::LatentCache(Context& ctx, const Config& c, DType dtype, int64_t num
     : max_pages_per_seq_((max_tokens + ops::kCachePageTokens - 1) / ops::kCachePageTokens),
       pages_(static_cast<size_t>(max_seqs)),
       taken_(static_cast<size_t>(max_seqs), false) {
-  HADAL_CHECK(num_pages > 0 && max_seqs > 0 && max_tokens > 0, "a cache needs pages, sequences and ",
-              "tokens, got ", num_pages, ", ", max_seqs, ", ", max_tokens);
+  HADAL_CHECK(num_pages > 0 && max_seqs > 0 && max_tokens > 0,
+              "a cache needs pages, sequences and ", "tokens, got ", num_pages, ", ", max_seqs,
+              ", ", max_tokens);
   const Shape slab_shape{num_layers, num_pages, ops::kCachePageTokens, c.latent_dim()};
   const Shape table_shape{max_seqs, max_pages_per_seq_};
   memory_ =

@@ -1,4 +1,5 @@
-// LatentCache: the paged key-value cache of MLA, one latent and one rotated key per token and layer.
+// LatentCache: the paged key-value cache of MLA, one latent and one rotated key per token and
+// layer.
 //
 //   L layers (MTP modules included)   R = Rkv, Dr latent and rope width   S sequences
 //
@@ -20,8 +21,8 @@ namespace hadal {
 class LatentCache {
  public:
   // Room for num_pages pages in each of num_layers layers; max_seqs sequences of max_tokens each.
-  LatentCache(Context& ctx, const Config& config, DType dtype, int64_t num_layers, int64_t num_pages,
-              int64_t max_seqs, int64_t max_tokens);
+  LatentCache(Context& ctx, const Config& config, DType dtype, int64_t num_layers,
+              int64_t num_pages, int64_t max_seqs, int64_t max_tokens);
 
   // A free sequence slot, or an Error when all are taken.
   int64_t open();
@@ -39,8 +40,8 @@ class LatentCache {
  private:
   int64_t max_pages_per_seq_;
   Block memory_;
-  Tensor slab_;                             // [L, num_pages, kCachePageTokens, R+Dr]
-  Tensor table_;                            // [max_seqs, max_pages_per_seq] i32
+  Tensor slab_;   // [L, num_pages, kCachePageTokens, R+Dr]
+  Tensor table_;  // [max_seqs, max_pages_per_seq] i32
   int64_t num_selected_ = 0;
   std::vector<int64_t> free_;
   std::vector<std::vector<int64_t>> pages_;  // by sequence slot

@@ -39,18 +39,18 @@ Projected project(Context& ctx, const Config& c, const Weights& w, const Packed&
   const Shape k_pe_shape{T, c.qk_rope_head_dim};
   const DType act = x.dtype();
   Projected p;
-  p.memory =
-      ctx.memory.take(ByteCount().add(act, q_shape).add(act, kv_shape).add(act, k_pe_shape).total());
+  p.memory = ctx.memory.take(
+      ByteCount().add(act, q_shape).add(act, kv_shape).add(act, k_pe_shape).total());
   p.q = p.memory.tensor(act, q_shape);
   p.kv = p.memory.tensor(act, kv_shape);
   p.k_pe = p.memory.tensor(act, k_pe_shape);
   const Shape q_flat{T, H * c.qk_head_dim()};
   if (c.q_lora_rank == 0)
-    ops::gemm_nt(ctx, x, w.wq, p.q.view(q_flat));                          // [T, H*(Dn+Dr)]
+    ops::gemm_nt(ctx, x, w.wq, p.q.view(q_flat));  // [T, H*(Dn+Dr)]
   else
-    ops::gemm_nt(ctx, q_n, w.wq_b, p.q.view(q_flat));                      // [T, H*(Dn+Dr)]
+    ops::gemm_nt(ctx, q_n, w.wq_b, p.q.view(q_flat));                           // [T, H*(Dn+Dr)]
   ops::gemm_nt(ctx, kv_n, w.wkv_b, p.kv.view({T, kv_shape[1] * kv_shape[2]}));  // [T, H*(Dn+Dv)]
-  ops::cast(ctx, kv_lat.cols(c.kv_lora_rank, c.qk_rope_head_dim), p.k_pe);  // [T, Dr]
+  ops::cast(ctx, kv_lat.cols(c.kv_lora_rank, c.qk_rope_head_dim), p.k_pe);      // [T, Dr]
   rotate(ctx, c, seq, ops::RopeDirection::kForward, p.q, p.k_pe);
   return p;
 }
@@ -76,17 +76,17 @@ Saved forward(Context& ctx, const Config& c, const Weights& w, const Packed& seq
     s.q_lat = s.memory.tensor(act, {T, c.q_lora_rank});
     s.q_rstd = s.memory.tensor(stat, {T});
     q_n_memory = ctx.memory.take_tensor(act, {T, c.q_lora_rank}, &q_n);
-    ops::gemm_nt(ctx, x, w.wq_a, s.q_lat);                                              // [T, Rq]
-    ops::rmsnorm_forward(ctx, s.q_lat, w.q_norm.data, c.rms_norm_eps, q_n, s.q_rstd);   // [T, Rq]
+    ops::gemm_nt(ctx, x, w.wq_a, s.q_lat);                                             // [T, Rq]
+    ops::rmsnorm_forward(ctx, s.q_lat, w.q_norm.data, c.rms_norm_eps, q_n, s.q_rstd);  // [T, Rq]
   }
   const Block kv_n_memory = ctx.memory.take_tensor(act, {T, c.kv_lora_rank}, &kv_n);
-  ops::gemm_nt(ctx, x, w.wkv_a, s.kv_lat);                                              // [T, Rkv+Dr]
+  ops::gemm_nt(ctx, x, w.wkv_a, s.kv_lat);  // [T, Rkv+Dr]
   ops::rmsnorm_forward(ctx, s.kv_lat.cols(0, c.kv_lora_rank), w.kv_norm.data, c.rms_norm_eps, kv_n,
-                       s.kv_rstd);                                                      // [T, Rkv]
+                       s.kv_rstd);  // [T, Rkv]
   const Projected p = project(ctx, c, w, seq, x, q_n, kv_n, s.kv_lat);
   ops::mla_attention_forward(ctx, seq, softmax_scale(c), p.q, p.kv, p.k_pe,
-                             s.out.view({T, H, c.v_head_dim}), s.lse);                  // [T, H, Dv]
-  ops::gemm_nt(ctx, s.out, w.wo, y);                                                    // [T, D]
+                             s.out.view({T, H, c.v_head_dim}), s.lse);  // [T, H, Dv]
+  ops::gemm_nt(ctx, s.out, w.wo, y);                                    // [T, D]
   return s;
 }
 
@@ -115,17 +115,17 @@ Deferred backward_input(Context& ctx, const Config& c, const Weights& w, Saved&&
     d.q_n = d.memory.tensor(act, {T, c.q_lora_rank});
     d.dq_lat = d.memory.tensor(act, {T, c.q_lora_rank});
     d.dq_norm = d.memory.tensor(stat, {c.q_lora_rank});
-    ops::rmsnorm_recompute(ctx, s.q_lat, w.q_norm.data, s.q_rstd, d.q_n);             // [T, Rq]
+    ops::rmsnorm_recompute(ctx, s.q_lat, w.q_norm.data, s.q_rstd, d.q_n);  // [T, Rq]
   }
   const Tensor c_kv = s.kv_lat.cols(0, Rkv);
-  ops::rmsnorm_recompute(ctx, c_kv, w.kv_norm.data, s.kv_rstd, d.kv_n);               // [T, Rkv]
+  ops::rmsnorm_recompute(ctx, c_kv, w.kv_norm.data, s.kv_rstd, d.kv_n);  // [T, Rkv]
   const Projected p = project(ctx, c, w, s.seq, x, d.q_n, d.kv_n, s.kv_lat);
 
   // Through the output projection and attention.
   Tensor dout, dk_pe;
   const Block dout_memory = ctx.memory.take_tensor(act, {T, H, c.v_head_dim}, &dout);
   const Block dk_pe_memory = ctx.memory.take_tensor(act, {T, Dr}, &dk_pe);
-  ops::gemm_nn(ctx, dy, w.wo, dout.view({T, H * c.v_head_dim}));                      // [T, H*Dv]
+  ops::gemm_nn(ctx, dy, w.wo, dout.view({T, H * c.v_head_dim}));  // [T, H*Dv]
   const Tensor dq = d.dq.view({T, H, c.qk_head_dim()});
   ops::mla_attention_backward(
       ctx, s.seq, softmax_scale(c),
@@ -136,21 +136,21 @@ Deferred backward_input(Context& ctx, const Config& c, const Weights& w, Saved&&
   // Through the key-value latent.
   Tensor dkv_n;
   const Block dkv_n_memory = ctx.memory.take_tensor(act, {T, Rkv}, &dkv_n);
-  ops::gemm_nn(ctx, d.dkv, w.wkv_b, dkv_n);                                           // [T, Rkv]
+  ops::gemm_nn(ctx, d.dkv, w.wkv_b, dkv_n);  // [T, Rkv]
   ops::rmsnorm_backward(ctx, c_kv, w.kv_norm.data, s.kv_rstd, dkv_n, d.dkv_lat.cols(0, Rkv),
-                        d.dkv_norm);                                                  // [T, Rkv]
-  ops::cast(ctx, dk_pe, d.dkv_lat.cols(Rkv, Dr));                                     // [T, Dr]
-  ops::gemm_nn(ctx, d.dkv_lat, w.wkv_a, dx);                                          // [T, D]
+                        d.dkv_norm);               // [T, Rkv]
+  ops::cast(ctx, dk_pe, d.dkv_lat.cols(Rkv, Dr));  // [T, Dr]
+  ops::gemm_nn(ctx, d.dkv_lat, w.wkv_a, dx);       // [T, D]
 
   // Through the query latent.
   if (c.q_lora_rank == 0) {
-    ops::gemm_nn_acc(ctx, d.dq, w.wq, dx);                                            // [T, D]
+    ops::gemm_nn_acc(ctx, d.dq, w.wq, dx);  // [T, D]
   } else {
     Tensor dq_n;
     const Block dq_n_memory = ctx.memory.take_tensor(act, {T, c.q_lora_rank}, &dq_n);
-    ops::gemm_nn(ctx, d.dq, w.wq_b, dq_n);                                            // [T, Rq]
+    ops::gemm_nn(ctx, d.dq, w.wq_b, dq_n);  // [T, Rq]
     ops::rmsnorm_backward(ctx, s.q_lat, w.q_norm.data, s.q_rstd, dq_n, d.dq_lat, d.dq_norm);
-    ops::gemm_nn_acc(ctx, d.dq_lat, w.wq_a, dx);                                      // [T, D]
+    ops::gemm_nn_acc(ctx, d.dq_lat, w.wq_a, dx);  // [T, D]
   }
   d.saved = std::move(s.memory);
   return d;
@@ -159,16 +159,16 @@ Deferred backward_input(Context& ctx, const Config& c, const Weights& w, Saved&&
 void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw) {
   const Deferred d = std::move(deferred);
   if (d.q_n.empty()) {
-    ops::gemm_tn_acc(ctx, d.dq, d.x, dw.wq);            // [H*(Dn+Dr), D]    += [T, .]^T [T, D]
+    ops::gemm_tn_acc(ctx, d.dq, d.x, dw.wq);  // [H*(Dn+Dr), D]    += [T, .]^T [T, D]
   } else {
-    ops::gemm_tn_acc(ctx, d.dq_lat, d.x, dw.wq_a);      // [Rq, D]
-    ops::gemm_tn_acc(ctx, d.dq, d.q_n, dw.wq_b);        // [H*(Dn+Dr), Rq]
-    ops::add_acc(ctx, d.dq_norm, dw.q_norm);            // [Rq]
+    ops::gemm_tn_acc(ctx, d.dq_lat, d.x, dw.wq_a);  // [Rq, D]
+    ops::gemm_tn_acc(ctx, d.dq, d.q_n, dw.wq_b);    // [H*(Dn+Dr), Rq]
+    ops::add_acc(ctx, d.dq_norm, dw.q_norm);        // [Rq]
   }
-  ops::gemm_tn_acc(ctx, d.dkv_lat, d.x, dw.wkv_a);      // [Rkv+Dr, D]
-  ops::gemm_tn_acc(ctx, d.dkv, d.kv_n, dw.wkv_b);       // [H*(Dn+Dv), Rkv]
-  ops::gemm_tn_acc(ctx, d.dy, d.out, dw.wo);            // [D, H*Dv]
-  ops::add_acc(ctx, d.dkv_norm, dw.kv_norm);            // [Rkv]
+  ops::gemm_tn_acc(ctx, d.dkv_lat, d.x, dw.wkv_a);  // [Rkv+Dr, D]
+  ops::gemm_tn_acc(ctx, d.dkv, d.kv_n, dw.wkv_b);   // [H*(Dn+Dv), Rkv]
+  ops::gemm_tn_acc(ctx, d.dy, d.out, dw.wo);        // [D, H*Dv]
+  ops::add_acc(ctx, d.dkv_norm, dw.kv_norm);        // [Rkv]
 }
 
 }  // namespace hadal::mla

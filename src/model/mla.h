@@ -4,8 +4,8 @@
 //   Rq, Rkv  query / key-value latent ranks  Dn, Dr, Dv  nope / rope / value width of one head
 //
 // Per micro-batch: forward -> backward_input -> backward_weight, each once. Saved lives F..B,
-// Deferred lives B..W, and each is moved into its one consumer, which frees it. Only backward_weight
-// writes gradients, so a schedule may delay it (DeepSeek-V3 report, 3.2.1).
+// Deferred lives B..W, and each is moved into its one consumer, which frees it. Only
+// backward_weight writes gradients, so a schedule may delay it (DeepSeek-V3 report, 3.2.1).
 // REQUIRES: the x and dy given to backward_input stay unchanged until backward_weight.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -19,21 +19,21 @@
 
 namespace hadal::mla {
 
-struct [[nodiscard]] Saved {      // forward -> backward_input; q, k, v are recomputed (3.2.3)
+struct [[nodiscard]] Saved {  // forward -> backward_input; q, k, v are recomputed (3.2.3)
   Block memory;
   Packed seq;
-  Tensor q_lat, q_rstd;           // [T, Rq]  [T]        before the norm; empty where Rq is 0
-  Tensor kv_lat, kv_rstd;         // [T, Rkv+Dr]  [T]    before norm and rope
-  Tensor out, lse;                // [T, H*Dv]  [H, T]
+  Tensor q_lat, q_rstd;    // [T, Rq]  [T]        before the norm; empty where Rq is 0
+  Tensor kv_lat, kv_rstd;  // [T, Rkv+Dr]  [T]    before norm and rope
+  Tensor out, lse;         // [T, H*Dv]  [H, T]
 };
-struct [[nodiscard]] Deferred {   // backward_input -> backward_weight
+struct [[nodiscard]] Deferred {  // backward_input -> backward_weight
   Block saved, memory;
-  Tensor x, dy;                   // [T, D]  [T, D]      the caller's
-  Tensor q_n, dq_lat;             // [T, Rq]  [T, Rq]
-  Tensor dq;                      // [T, H*(Dn+Dr)]
-  Tensor kv_n, dkv_lat, dkv;      // [T, Rkv]  [T, Rkv+Dr]  [T, H*(Dn+Dv)]
-  Tensor out;                     // [T, H*Dv]
-  Tensor dq_norm, dkv_norm;       // [Rq]  [Rkv]         already summed over T
+  Tensor x, dy;               // [T, D]  [T, D]      the caller's
+  Tensor q_n, dq_lat;         // [T, Rq]  [T, Rq]
+  Tensor dq;                  // [T, H*(Dn+Dr)]
+  Tensor kv_n, dkv_lat, dkv;  // [T, Rkv]  [T, Rkv+Dr]  [T, H*(Dn+Dv)]
+  Tensor out;                 // [T, H*Dv]
+  Tensor dq_norm, dkv_norm;   // [Rq]  [Rkv]         already summed over T
 };
 
 using Weights = Params<Operand>;
@@ -43,7 +43,8 @@ Deferred backward_input(Context& ctx, const Config& config, const Weights& w, Sa
                         In dy, Out dx);
 void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw);  // dw += ...
 
-// Absorbed attention of T new tokens over the cache of one layer: writes their latents, then attends.
+// Absorbed attention of T new tokens over the cache of one layer: writes their latents, then
+// attends.
 void decode(Context& ctx, const Config& config, const Weights& w, const Packed& seq,
             const ops::LatentPages& cache, In x, Out y);
 

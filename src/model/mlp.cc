@@ -18,12 +18,12 @@ Saved forward(Context& ctx, const Weights& w, In x, Out y) {
   Saved s;
   s.memory = ctx.memory.take(saved_bytes(F, T, x.dtype()));
   s.gate_up = s.memory.tensor(x.dtype(), {T, 2 * F});
-  ops::gemm_nt(ctx, x, w.w1, s.gate_up.cols(0, F));    // [T, F]
-  ops::gemm_nt(ctx, x, w.w3, s.gate_up.cols(F, F));    // [T, F]
+  ops::gemm_nt(ctx, x, w.w1, s.gate_up.cols(0, F));  // [T, F]
+  ops::gemm_nt(ctx, x, w.w3, s.gate_up.cols(F, F));  // [T, F]
   Tensor hidden;
   const Block memory = ctx.memory.take_tensor(x.dtype(), {T, F}, &hidden);
-  ops::swiglu_forward(ctx, s.gate_up, hidden);         // [T, F]
-  ops::gemm_nt(ctx, hidden, w.w2, y);                  // [T, D]
+  ops::swiglu_forward(ctx, s.gate_up, hidden);  // [T, F]
+  ops::gemm_nt(ctx, hidden, w.w2, y);           // [T, D]
   return s;
 }
 
@@ -39,19 +39,19 @@ Deferred backward_input(Context& ctx, const Weights& w, Saved&& saved, In x, In 
   d.hidden = d.memory.tensor(x.dtype(), {T, F});
   Tensor dhidden;
   const Block memory = ctx.memory.take_tensor(x.dtype(), {T, F}, &dhidden);
-  ops::gemm_nn(ctx, dy, w.w2, dhidden);                                  // [T, F]
-  ops::swiglu_backward(ctx, s.gate_up, dhidden, d.dgate_up, d.hidden);   // [T, 2F]
-  ops::gemm_nn(ctx, d.dgate_up.cols(0, F), w.w1, dx);                    // [T, D]
-  ops::gemm_nn_acc(ctx, d.dgate_up.cols(F, F), w.w3, dx);                // [T, D]
+  ops::gemm_nn(ctx, dy, w.w2, dhidden);                                 // [T, F]
+  ops::swiglu_backward(ctx, s.gate_up, dhidden, d.dgate_up, d.hidden);  // [T, 2F]
+  ops::gemm_nn(ctx, d.dgate_up.cols(0, F), w.w1, dx);                   // [T, D]
+  ops::gemm_nn_acc(ctx, d.dgate_up.cols(F, F), w.w3, dx);               // [T, D]
   return d;
 }
 
 void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw) {
   const Deferred d = std::move(deferred);
   const int64_t F = d.hidden.dim(1);
-  ops::gemm_tn_acc(ctx, d.dgate_up.cols(0, F), d.x, dw.w1);   // [F, D] += [T, F]^T [T, D]
-  ops::gemm_tn_acc(ctx, d.dgate_up.cols(F, F), d.x, dw.w3);   // [F, D]
-  ops::gemm_tn_acc(ctx, d.dy, d.hidden, dw.w2);               // [D, F]
+  ops::gemm_tn_acc(ctx, d.dgate_up.cols(0, F), d.x, dw.w1);  // [F, D] += [T, F]^T [T, D]
+  ops::gemm_tn_acc(ctx, d.dgate_up.cols(F, F), d.x, dw.w3);  // [F, D]
+  ops::gemm_tn_acc(ctx, d.dy, d.hidden, dw.w2);              // [D, F]
 }
 
 }  // namespace hadal::mlp

@@ -15,13 +15,13 @@ namespace hadal::mlp {
 
 struct [[nodiscard]] Saved {
   Block memory;
-  Tensor gate_up;           // [T, 2F]
+  Tensor gate_up;  // [T, 2F]
 };
 struct [[nodiscard]] Deferred {
   Block memory;
-  Tensor x, dy;             // [T, D]  [T, D]   the caller's
-  Tensor hidden;            // [T, F]
-  Tensor dgate_up;          // [T, 2F]
+  Tensor x, dy;     // [T, D]  [T, D]   the caller's
+  Tensor hidden;    // [T, F]
+  Tensor dgate_up;  // [T, 2F]
 };
 
 using Weights = Params<Operand>;

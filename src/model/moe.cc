@@ -26,12 +26,12 @@ Saved dispatch_forward(Context& ctx, const Config& c, const Weights& w, Exchange
                        const Packed& seq, In x) {
   Saved s;
   s.gate = gate::forward(ctx, c, w.gate, seq, x);
-  s.ticket =
-      exchange.dispatch_start(ctx, x, s.gate.topk_idx, s.gate.topk_weight, &s.experts.rows);
+  s.ticket = exchange.dispatch_start(ctx, x, s.gate.topk_idx, s.gate.topk_weight, &s.experts.rows);
   return s;
 }
 
-void mlp_forward(Context& ctx, const Config& c, const Weights& w, Exchange& exchange, In x, Saved& s) {
+void mlp_forward(Context& ctx, const Config& c, const Weights& w, Exchange& exchange, In x,
+                 Saved& s) {
   const auto [T, D] = HADAL_SHAPE(x, 2);
   const Shape rows_shape{capacity(c, s.ticket), ops::kPageRows, D};
   ByteCount bytes;
@@ -41,7 +41,7 @@ void mlp_forward(Context& ctx, const Config& c, const Weights& w, Exchange& exch
   s.y_rows.slab = s.memory.tensor(x.dtype(), rows_shape);
   if (c.n_shared_experts > 0) {
     s.y_shared = s.memory.tensor(x.dtype(), {T, D});
-    s.shared = mlp::forward(ctx, w.shared, x, s.y_shared);                        // [T, D]
+    s.shared = mlp::forward(ctx, w.shared, x, s.y_shared);  // [T, D]
   }
   exchange.dispatch_finish(ctx, s.ticket);
   experts::forward(ctx, c, w.experts, rows_of(c, s.ticket), s.experts, s.y_rows);  // [rows, D]
@@ -49,13 +49,13 @@ void mlp_forward(Context& ctx, const Config& c, const Weights& w, Exchange& exch
 }
 
 void combine_forward(Context& ctx, Exchange& exchange, Saved& s, Out y) {
-  exchange.combine_finish(ctx, s.ticket, s.y_rows, y);                            // [T, D]
-  if (!s.y_shared.empty()) ops::add_acc(ctx, s.y_shared, Acc(y));                 // [T, D]
+  exchange.combine_finish(ctx, s.ticket, s.y_rows, y);             // [T, D]
+  if (!s.y_shared.empty()) ops::add_acc(ctx, s.y_shared, Acc(y));  // [T, D]
   s.memory = Block();
 }
 
-Saved forward(Context& ctx, const Config& c, const Weights& w, Exchange& exchange, const Packed& seq,
-              In x, Out y) {
+Saved forward(Context& ctx, const Config& c, const Weights& w, Exchange& exchange,
+              const Packed& seq, In x, Out y) {
   Saved s = dispatch_forward(ctx, c, w, exchange, seq, x);
   mlp_forward(ctx, c, w, exchange, x, s);
   combine_forward(ctx, exchange, s, y);
@@ -65,12 +65,12 @@ Saved forward(Context& ctx, const Config& c, const Weights& w, Exchange& exchang
 Deferred combine_backward(Context& ctx, const Config& c, Exchange& exchange, Saved& s, In dy) {
   Deferred d;
   d.experts = experts::make_deferred(ctx, c, s.ticket.layout, capacity(c, s.ticket), dy.dtype());
-  exchange.combine_backward_start(ctx, s.ticket, dy, d.experts.dy);               // [rows, D]
+  exchange.combine_backward_start(ctx, s.ticket, dy, d.experts.dy);  // [rows, D]
   return d;
 }
 
-void mlp_backward(Context& ctx, const Config& c, const Weights& w, Exchange& exchange, Saved& s, In x,
-                  In dy, Deferred& d) {
+void mlp_backward(Context& ctx, const Config& c, const Weights& w, Exchange& exchange, Saved& s,
+                  In x, In dy, Deferred& d) {
   const auto [T, D] = HADAL_SHAPE(x, 2);
   const int64_t P = capacity(c, s.ticket);
   const DType act = x.dtype(), stat = stat_dtype(act);
@@ -87,7 +87,7 @@ void mlp_backward(Context& ctx, const Config& c, const Weights& w, Exchange& exc
   }
   exchange.combine_backward_finish(ctx, s.ticket);
   experts::backward_input(ctx, c, w.experts, rows_of(c, s.ticket), std::move(s.experts), d.experts,
-                          d.dx_rows, d.drow_weight);                              // [rows, D]
+                          d.dx_rows, d.drow_weight);  // [rows, D]
   exchange.dispatch_backward_start(ctx, s.ticket, d.dx_rows, d.drow_weight);
 }
 
@@ -95,12 +95,12 @@ void dispatch_backward(Context& ctx, const Config& c, const Weights& w, Exchange
                        Saved&& saved, In x, double balance_scale, Deferred& d, Out dx) {
   Saved s = std::move(saved);
   Tensor dtopk_weight;
-  const Block memory = ctx.memory.take_tensor(stat_dtype(x.dtype()), s.ticket.row_of_choice.shape(),
-                                              &dtopk_weight);
+  const Block memory =
+      ctx.memory.take_tensor(stat_dtype(x.dtype()), s.ticket.row_of_choice.shape(), &dtopk_weight);
   exchange.dispatch_backward_finish(ctx, s.ticket, d.dx_rows, d.drow_weight, dx, dtopk_weight);
-  if (d.has_shared) ops::add_acc(ctx, d.dx_shared, Acc(dx));                      // [T, D]
+  if (d.has_shared) ops::add_acc(ctx, d.dx_shared, Acc(dx));  // [T, D]
   d.gate = gate::backward_input(ctx, c, w.gate, std::move(s.gate), x, dtopk_weight, balance_scale,
-                                Acc(dx));                                         // [T, D]
+                                Acc(dx));  // [T, D]
   d.ticket = std::move(s.ticket);
   d.memory = Block();
 }

@@ -1,12 +1,13 @@
-// Mixture of experts: gate -> dispatch -> routed experts + shared expert -> combine, as separate calls.
+// Mixture of experts: gate -> dispatch -> routed experts + shared expert -> combine, as separate
+// calls.
 //
 //   T tokens   D model width   K choices of a token
 //
-// y = sum_k weight_k * Expert_k(x) + SharedExpert(x) (report, 2.1.2). The shared expert runs while the
-// dispatch is under way; combine may finish behind other work. forward(), backward_input() call the
-// stages in order; a schedule that overlaps micro-batches calls them apart.
-// REQUIRES: the x and dy given to the backward stages stay unchanged until backward_weight.
-// SPDX-License-Identifier: Apache-2.0
+// y = sum_k weight_k * Expert_k(x) + SharedExpert(x) (report, 2.1.2). The shared expert runs while
+// the dispatch is under way; combine may finish behind other work. forward(), backward_input() call
+// the stages in order; a schedule that overlaps micro-batches calls them apart. REQUIRES: the x and
+// dy given to the backward stages stay unchanged until backward_weight. SPDX-License-Identifier:
+// Apache-2.0
 #pragma once
 
 #include <optional>
@@ -22,20 +23,20 @@ struct [[nodiscard]] Saved {
   gate::Saved gate;
   Ticket ticket;
   experts::Saved experts;
-  mlp::Saved shared;              // empty where there is no shared expert
-  Block memory;                   // between mlp_forward and combine_forward
-  ops::PagedRows y_rows;          // [P, kPageRows, D]
-  Tensor y_shared;                // [T, D]
+  mlp::Saved shared;      // empty where there is no shared expert
+  Block memory;           // between mlp_forward and combine_forward
+  ops::PagedRows y_rows;  // [P, kPageRows, D]
+  Tensor y_shared;        // [T, D]
 };
 struct [[nodiscard]] Deferred {
   Ticket ticket;
   gate::Deferred gate;
   experts::Deferred experts;
   mlp::Deferred shared;
-  Block memory;                   // between mlp_backward and dispatch_backward
-  ops::PagedRows dx_rows;         // [P, kPageRows, D]
-  Tensor drow_weight;             // [P*kPageRows]
-  Tensor dx_shared;               // [T, D]
+  Block memory;            // between mlp_backward and dispatch_backward
+  ops::PagedRows dx_rows;  // [P, kPageRows, D]
+  Tensor drow_weight;      // [P*kPageRows]
+  Tensor dx_shared;        // [T, D]
   bool has_shared = false;
 };
 
@@ -48,9 +49,10 @@ void mlp_forward(Context& ctx, const Config& config, const Weights& w, Exchange&
                  Saved& saved);
 void combine_forward(Context& ctx, Exchange& exchange, Saved& saved, Out y);
 
-Deferred combine_backward(Context& ctx, const Config& config, Exchange& exchange, Saved& saved, In dy);
-void mlp_backward(Context& ctx, const Config& config, const Weights& w, Exchange& exchange, Saved& saved,
-                  In x, In dy, Deferred& d);
+Deferred combine_backward(Context& ctx, const Config& config, Exchange& exchange, Saved& saved,
+                          In dy);
+void mlp_backward(Context& ctx, const Config& config, const Weights& w, Exchange& exchange,
+                  Saved& saved, In x, In dy, Deferred& d);
 void dispatch_backward(Context& ctx, const Config& config, const Weights& w, Exchange& exchange,
                        Saved&& saved, In x, double balance_scale, Deferred& d, Out dx);
 

@@ -40,13 +40,13 @@ Saved forward(Context& ctx, const Module& m, const Batch::Depth& depth, In h_pre
   Tensor e, z;
   const Block e_memory = ctx.memory.take_tensor(act, {T, D}, &e);
   const Block z_memory = ctx.memory.take_tensor(act, {T, 2 * D}, &z);
-  embed::forward(ctx, m.embed, depth.ids, e);                                       // [Tk, D]
-  ops::embed_forward(ctx, h_prev, depth.rows, s.h);                                 // [Tk, D]
-  ops::rmsnorm_forward(ctx, e, m.w.enorm.data, eps, z.cols(0, D), s.z_rstd_e);      // [Tk, D]
-  ops::rmsnorm_forward(ctx, s.h, m.w.hnorm.data, eps, z.cols(D, D), s.z_rstd_h);    // [Tk, D]
-  ops::gemm_nt(ctx, z, m.w.eh_proj, s.x);                                           // [Tk, D]
-  s.block = block::forward(ctx, layer_of(m), depth.seq, s.x, s.y);                  // [Tk, D]
-  ops::rmsnorm_forward(ctx, s.y, m.w.norm.data, eps, s.out, s.rstd);                // [Tk, D]
+  embed::forward(ctx, m.embed, depth.ids, e);                                     // [Tk, D]
+  ops::embed_forward(ctx, h_prev, depth.rows, s.h);                               // [Tk, D]
+  ops::rmsnorm_forward(ctx, e, m.w.enorm.data, eps, z.cols(0, D), s.z_rstd_e);    // [Tk, D]
+  ops::rmsnorm_forward(ctx, s.h, m.w.hnorm.data, eps, z.cols(D, D), s.z_rstd_h);  // [Tk, D]
+  ops::gemm_nt(ctx, z, m.w.eh_proj, s.x);                                         // [Tk, D]
+  s.block = block::forward(ctx, layer_of(m), depth.seq, s.x, s.y);                // [Tk, D]
+  ops::rmsnorm_forward(ctx, s.y, m.w.norm.data, eps, s.out, s.rstd);              // [Tk, D]
   return s;
 }
 
@@ -76,17 +76,18 @@ Deferred backward_input(Context& ctx, const Module& m, const Batch::Depth& depth
   const Block dy_memory = ctx.memory.take_tensor(act, {T, D}, &dy);
   const Block dz_memory = ctx.memory.take_tensor(act, {T, 2 * D}, &dz);
   const Block e_memory = ctx.memory.take_tensor(act, {T, D}, &e);
-  ops::rmsnorm_backward(ctx, s.y, m.w.norm.data, s.rstd, args.dout, dy, d.dnorm);   // [Tk, D]
-  d.block = block::backward_input(ctx, layer_of(m), std::move(s.block), args.balance_scale, dy, d.dx);
+  ops::rmsnorm_backward(ctx, s.y, m.w.norm.data, s.rstd, args.dout, dy, d.dnorm);  // [Tk, D]
+  d.block =
+      block::backward_input(ctx, layer_of(m), std::move(s.block), args.balance_scale, dy, d.dx);
 
   // Through eh_proj and the two norms; z is recomputed.
   embed::forward(ctx, m.embed, depth.ids, e);
   ops::rmsnorm_recompute(ctx, e, m.w.enorm.data, s.z_rstd_e, d.z.cols(0, D));
   ops::rmsnorm_recompute(ctx, s.h, m.w.hnorm.data, s.z_rstd_h, d.z.cols(D, D));
-  ops::gemm_nn(ctx, d.dx, m.w.eh_proj, dz);                                         // [Tk, 2D]
+  ops::gemm_nn(ctx, d.dx, m.w.eh_proj, dz);  // [Tk, 2D]
   ops::rmsnorm_backward(ctx, e, m.w.enorm.data, s.z_rstd_e, dz.cols(0, D), d.de, d.denorm);
   ops::rmsnorm_backward(ctx, s.h, m.w.hnorm.data, s.z_rstd_h, dz.cols(D, D), dy, d.dhnorm);
-  ops::embed_backward_acc(ctx, dy, depth.rows, dh_prev);                            // [T, D] +=
+  ops::embed_backward_acc(ctx, dy, depth.rows, dh_prev);  // [T, D] +=
   d.saved = std::move(s.memory);
   return d;
 }
@@ -95,11 +96,11 @@ void backward_weight(Context& ctx, const Batch::Depth& depth, Deferred&& deferre
                      Acc dembed) {
   Deferred d = std::move(deferred);
   block::backward_weight(ctx, std::move(d.block), dw.block);
-  ops::gemm_tn_acc(ctx, d.dx, d.z, dw.eh_proj);                  // [D, 2D] += [Tk, D]^T [Tk, 2D]
-  ops::add_acc(ctx, d.dnorm, dw.norm);                           // [D]
-  ops::add_acc(ctx, d.denorm, dw.enorm);                         // [D]
-  ops::add_acc(ctx, d.dhnorm, dw.hnorm);                         // [D]
-  embed::backward_weight(ctx, d.de, depth.ids, dembed);          // [V, D]
+  ops::gemm_tn_acc(ctx, d.dx, d.z, dw.eh_proj);          // [D, 2D] += [Tk, D]^T [Tk, 2D]
+  ops::add_acc(ctx, d.dnorm, dw.norm);                   // [D]
+  ops::add_acc(ctx, d.denorm, dw.enorm);                 // [D]
+  ops::add_acc(ctx, d.dhnorm, dw.hnorm);                 // [D]
+  embed::backward_weight(ctx, d.de, depth.ids, dembed);  // [V, D]
 }
 
 void decode(Context& ctx, const Module& m, const Step& step, const ops::LatentPages& cache, In h,
@@ -112,12 +113,12 @@ void decode(Context& ctx, const Module& m, const Step& step, const ops::LatentPa
   const Block z_memory = ctx.memory.take_tensor(act, {T, 2 * D}, &z);
   const Block x_memory = ctx.memory.take_tensor(act, {T, D}, &x);
   const Block rstd_memory = ctx.memory.take_tensor(stat_dtype(act), {T}, &rstd);
-  embed::forward(ctx, m.embed, step.ids, e);                                        // [T, D]
-  ops::rmsnorm_forward(ctx, e, m.w.enorm.data, eps, z.cols(0, D), rstd);            // [T, D]
-  ops::rmsnorm_forward(ctx, h, m.w.hnorm.data, eps, z.cols(D, D), rstd);            // [T, D]
-  ops::gemm_nt(ctx, z, m.w.eh_proj, x);                                             // [T, D]
-  block::decode(ctx, layer_of(m), step.seq, cache, x, x);                           // [T, D]
-  ops::rmsnorm_forward(ctx, x, m.w.norm.data, eps, out, rstd);                      // [T, D]
+  embed::forward(ctx, m.embed, step.ids, e);                              // [T, D]
+  ops::rmsnorm_forward(ctx, e, m.w.enorm.data, eps, z.cols(0, D), rstd);  // [T, D]
+  ops::rmsnorm_forward(ctx, h, m.w.hnorm.data, eps, z.cols(D, D), rstd);  // [T, D]
+  ops::gemm_nt(ctx, z, m.w.eh_proj, x);                                   // [T, D]
+  block::decode(ctx, layer_of(m), step.seq, cache, x, x);                 // [T, D]
+  ops::rmsnorm_forward(ctx, x, m.w.norm.data, eps, out, rstd);            // [T, D]
 }
 
 }  // namespace hadal::mtp

@@ -1,5 +1,5 @@
-// One multi-token-prediction module: state of the depth before and the next token's embedding in, the
-// normed state of this depth out (report, 2.2; notes, section 9).
+// One multi-token-prediction module: state of the depth before and the next token's embedding in,
+// the normed state of this depth out (report, 2.2; notes, section 9).
 //
 //   Tk tokens of this depth   D model width
 //
@@ -21,7 +21,7 @@ using Grads = Params<Tensor>;
 struct Module {
   const Config& config;
   const Weights& w;
-  const Operand& embed;          // [V, D]
+  const Operand& embed;  // [V, D]
   Exchange& exchange;
 };
 
@@ -33,7 +33,7 @@ struct [[nodiscard]] Saved {
   block::Saved block;
 };
 struct [[nodiscard]] Deferred {
-  Block saved, memory;           // saved: keeps `out` alive for the head's weight gradient
+  Block saved, memory;  // saved: keeps `out` alive for the head's weight gradient
   block::Deferred block;
   Tensor z, dx;                  // [Tk, 2D]  [Tk, D]   input and output gradient of eh_proj
   Tensor de;                     // [Tk, D]             gradient of the embedding rows
@@ -43,18 +43,19 @@ struct [[nodiscard]] Deferred {
 // h_prev [T, D]: all rows of the depth before; the module picks depth.rows.
 Saved forward(Context& ctx, const Module& module, const Batch::Depth& depth, In h_prev);
 struct BackwardArgs {
-  In dout;                       // [Tk, D]
+  In dout;  // [Tk, D]
   double balance_scale;
 };
 // dh_prev [T, D] += ...
-Deferred backward_input(Context& ctx, const Module& module, const Batch::Depth& depth, Saved&& saved,
-                        const BackwardArgs& args, Acc dh_prev);
+Deferred backward_input(Context& ctx, const Module& module, const Batch::Depth& depth,
+                        Saved&& saved, const BackwardArgs& args, Acc dh_prev);
 // dw += ..., dembed [V, D] += ...
-void backward_weight(Context& ctx, const Batch::Depth& depth, Deferred&& deferred, Grads& dw, Acc dembed);
+void backward_weight(Context& ctx, const Batch::Depth& depth, Deferred&& deferred, Grads& dw,
+                     Acc dembed);
 
 // New tokens through the module with its own layer of the latent cache: ids are the tokens after
 // those that h [T, D] belongs to; out [T, D] after the norm.
-void decode(Context& ctx, const Module& module, const Step& step, const ops::LatentPages& cache, In h,
-            Out out);
+void decode(Context& ctx, const Module& module, const Step& step, const ops::LatentPages& cache,
+            In h, Out out);
 
 }  // namespace hadal::mtp

@@ -73,7 +73,8 @@ void init_params(Context& ctx, const Config& config, uint64_t seed, ModelParams<
       tree);
 }
 
-Weights weights_of(const Config& config, ModelParams<Tensor>& masters, ModelParams<Tensor>* copies) {
+Weights weights_of(const Config& config, ModelParams<Tensor>& masters,
+                   ModelParams<Tensor>* copies) {
   Weights weights;
   resize(config, weights);
   const auto fill = [](const ParamInfo&, Operand& to, Tensor& from) {

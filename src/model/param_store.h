@@ -22,17 +22,17 @@ class ParamStore {
   // Zero-filled.
   ParamStore(Context& ctx, const Config& config, DType dtype, Extent extent);
 
-  ModelParams<Tensor> tree;                 // leaves outside the extent are empty
-  Tensor flat() const { return flat_; }     // [n] everything
-  Tensor matrices() const;                  // [n] first group
-  Tensor decayed() const;                   // [n] first two groups
-  Tensor norms() const;                     // [n] third group
-  Tensor trained() const;                   // [n] first three groups
+  ModelParams<Tensor> tree;              // leaves outside the extent are empty
+  Tensor flat() const { return flat_; }  // [n] everything
+  Tensor matrices() const;               // [n] first group
+  Tensor decayed() const;                // [n] first two groups
+  Tensor norms() const;                  // [n] third group
+  Tensor trained() const;                // [n] first three groups
 
  private:
   Block memory_;
   Tensor flat_;
-  int64_t end_[4] = {0, 0, 0, 0};           // where each group ends, in elements
+  int64_t end_[4] = {0, 0, 0, 0};  // where each group ends, in elements
 };
 
 // Normal(0, initializer_range) matrices, unit norms, zero biases: element i of parameter NAME is a

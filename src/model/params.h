@@ -3,10 +3,9 @@
 //   D hidden   V vocabulary   Rq, Rkv latent ranks   Dn, Dr, Dv head widths   H heads
 //   F hidden width of an MLP   E routed experts
 //
-// The same tree, with another leaf, holds weights (Operand), gradients, masters and moments (Tensor).
-// Names are DeepSeek's own ("layers.3.attn.wkv_b", "mtp.0.block.ffn.gate.weight"); Hugging Face names
-// exist only in io/hf.cc.
-// SPDX-License-Identifier: Apache-2.0
+// The same tree, with another leaf, holds weights (Operand), gradients, masters and moments
+// (Tensor). Names are DeepSeek's own ("layers.3.attn.wkv_b", "mtp.0.block.ffn.gate.weight");
+// Hugging Face names exist only in io/hf.cc. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <string>
@@ -83,22 +82,24 @@ template <class Leaf>
 struct ModelParams {
   Leaf embed;  // [V, D]
   std::vector<block::Params<Leaf>> layers;
-  Leaf norm;   // [D]
-  Leaf head;   // [V, D]   empty where tie_word_embeddings: use head_of()
+  Leaf norm;  // [D]
+  Leaf head;  // [V, D]   empty where tie_word_embeddings: use head_of()
   std::vector<mtp::Params<Leaf>> mtp;
 
   Leaf& head_of(const Config& config) { return config.tie_word_embeddings ? embed : head; }
-  const Leaf& head_of(const Config& config) const { return config.tie_word_embeddings ? embed : head; }
+  const Leaf& head_of(const Config& config) const {
+    return config.tie_word_embeddings ? embed : head;
+  }
 };
 
 using Weights = ModelParams<Operand>;
 using Grads = ModelParams<Tensor>;
 
 enum class ParamKind : uint8_t {
-  kMatrix,     // product weights: quantised in block-FP8 checkpoints
-  kPlain,      // embedding, head, gate weight, eh_proj: matrices that are never quantised
-  kNorm,       // gains
-  kBuffer,     // router bias
+  kMatrix,  // product weights: quantised in block-FP8 checkpoints
+  kPlain,   // embedding, head, gate weight, eh_proj: matrices that are never quantised
+  kNorm,    // gains
+  kBuffer,  // router bias
 };
 // How expert and tensor parallelism split a parameter.
 enum class ParamShard : uint8_t { kReplicated, kRows, kColumns, kExpert };
@@ -108,7 +109,7 @@ struct ParamInfo {
   Shape shape;
   ParamKind kind;
   ParamShard shard;
-  bool decay() const { return shape.rank >= 2; }            // weight decay on matrices only
+  bool decay() const { return shape.rank >= 2; }  // weight decay on matrices only
   bool trained() const { return kind != ParamKind::kBuffer; }
 };
 
@@ -142,7 +143,8 @@ void resize(const Config& config, ModelParams<Leaf>& tree) {
 namespace detail {
 
 template <class Visit, class... Blocks>
-void visit_block(const Config& c, const std::string& prefix, bool is_moe, Visit& visit, Blocks&... b) {
+void visit_block(const Config& c, const std::string& prefix, bool is_moe, Visit& visit,
+                 Blocks&... b) {
   const int64_t D = c.hidden_size, H = c.num_attention_heads;
   const int64_t Dq = H * c.qk_head_dim(), Dkv = H * (c.qk_nope_head_dim + c.v_head_dim);
   const auto at = [&](const char* name, Shape shape, ParamKind kind, ParamShard shard) {
@@ -173,7 +175,8 @@ void visit_block(const Config& c, const std::string& prefix, bool is_moe, Visit&
     visit_mlp("ffn", c.intermediate_size, b.mlp...);
     return;
   }
-  visit(at("ffn.gate.weight", {c.n_routed_experts, D}, K::kPlain, S::kReplicated), b.moe.gate.weight...);
+  visit(at("ffn.gate.weight", {c.n_routed_experts, D}, K::kPlain, S::kReplicated),
+        b.moe.gate.weight...);
   visit(at("ffn.gate.bias", {c.n_routed_experts}, K::kBuffer, S::kReplicated), b.moe.gate.bias...);
   const int64_t F = c.moe_intermediate_size;
   for (size_t e = 0; e < static_cast<size_t>(c.n_routed_experts); ++e) {
@@ -195,15 +198,16 @@ void for_each_param(const Config& c, Visit&& visit, Trees&... trees) {
   const int64_t D = c.hidden_size, V = c.vocab_size;
   visit(ParamInfo{"embed", {V, D}, K::kPlain, S::kRows}, trees.embed...);
   for (size_t l = 0; l < static_cast<size_t>(c.num_hidden_layers); ++l)
-    detail::visit_block(c, concat("layers.", l, "."), c.is_moe_layer(static_cast<int64_t>(l)), visit,
-                        trees.layers[l]...);
+    detail::visit_block(c, concat("layers.", l, "."), c.is_moe_layer(static_cast<int64_t>(l)),
+                        visit, trees.layers[l]...);
   visit(ParamInfo{"norm", {D}, K::kNorm, S::kReplicated}, trees.norm...);
   if (!c.tie_word_embeddings) visit(ParamInfo{"head", {V, D}, K::kPlain, S::kRows}, trees.head...);
   for (size_t k = 0; k < static_cast<size_t>(c.num_nextn_predict_layers); ++k) {
     const std::string prefix = concat("mtp.", k, ".");
     visit(ParamInfo{prefix + "enorm", {D}, K::kNorm, S::kReplicated}, trees.mtp[k].enorm...);
     visit(ParamInfo{prefix + "hnorm", {D}, K::kNorm, S::kReplicated}, trees.mtp[k].hnorm...);
-    visit(ParamInfo{prefix + "eh_proj", {D, 2 * D}, K::kPlain, S::kReplicated}, trees.mtp[k].eh_proj...);
+    visit(ParamInfo{prefix + "eh_proj", {D, 2 * D}, K::kPlain, S::kReplicated},
+          trees.mtp[k].eh_proj...);
     detail::visit_block(c, prefix + "block.", true, visit, trees.mtp[k].block...);
     visit(ParamInfo{prefix + "norm", {D}, K::kNorm, S::kReplicated}, trees.mtp[k].norm...);
   }

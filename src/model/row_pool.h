@@ -2,10 +2,10 @@
 //
 //   P pages   D model width   F hidden width of an expert
 //
-// A page is ops::kPageRows rows: their input x [rows, D], then gate|up before SwiGLU [rows, 2F]. All
-// MoE layers and micro-batches in flight share one pool, sized for a stated worst case; which page a
-// row lands in never changes a result. Taking more pages than are left is an Error on the CPU.
-// SPDX-License-Identifier: Apache-2.0
+// A page is ops::kPageRows rows: their input x [rows, D], then gate|up before SwiGLU [rows, 2F].
+// All MoE layers and micro-batches in flight share one pool, sized for a stated worst case; which
+// page a row lands in never changes a result. Taking more pages than are left is an Error on the
+// CPU. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "core/context.h"
@@ -51,7 +51,7 @@ class RowPool {
   friend class RowLease;
   Context& ctx_;
   Block memory_;
-  Tensor x_, gate_up_;    // [P, kPageRows, D]  [P, kPageRows, 2F], interleaved page by page
+  Tensor x_, gate_up_;  // [P, kPageRows, D]  [P, kPageRows, 2F], interleaved page by page
   ops::PageStack stack_;
 };
 

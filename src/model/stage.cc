@@ -45,7 +45,7 @@ struct Sink {
   Context& ctx;
   const Stage& stage;
   const Batch& batch;
-  hadal::Grads* grads;   // null: keep
+  hadal::Grads* grads;  // null: keep
   Deferred* deferred;
 
   void head(head::Deferred&& d, int64_t depth) const {
@@ -95,7 +95,7 @@ void loss_backward(const Sink& sink, Saved& s, const LossScale& scale, Out dh) {
     sink.head(head::backward_input(ctx, c, w_head, std::move(s.mtp_head[k]), scale.mtp[k],
                                    s.mtp[k].out, dout),
               static_cast<int64_t>(k));
-    if (!dstate.empty()) ops::add_acc(ctx, dstate, dout);                               // [Tk, D]
+    if (!dstate.empty()) ops::add_acc(ctx, dstate, dout);  // [Tk, D]
     // The state that this depth read: the final state for the first, else the depth before's.
     Tensor dprev = dh;
     Block dprev_memory;
@@ -119,7 +119,7 @@ void run_backward(const Sink& sink, Saved& s, const BackwardArgs& args, Out dx, 
   const Block dy_memory = ctx.memory.take_tensor(s.x[0].dtype(), s.x[0].shape(), &dy);
   if (stage.is_last()) {
     loss_backward(sink, s, args.scale, dy);
-    ops::rmsnorm_backward(ctx, s.x.back(), stage.w.norm.data, s.rstd, dy, dx, dnorm);   // [T, D]
+    ops::rmsnorm_backward(ctx, s.x.back(), stage.w.norm.data, s.rstd, dy, dx, dnorm);  // [T, D]
     sink.norm(dnorm);
   } else {
     ops::cast(ctx, args.dy_in, dx);
@@ -139,7 +139,8 @@ void run_backward(const Sink& sink, Saved& s, const BackwardArgs& args, Out dx, 
 
 }  // namespace
 
-Stage whole_model(const Config& config, const hadal::Weights& w, Exchange& exchange, int64_t num_mtp) {
+Stage whole_model(const Config& config, const hadal::Weights& w, Exchange& exchange,
+                  int64_t num_mtp) {
   return {.config = config,
           .w = w,
           .exchange = exchange,
@@ -187,14 +188,14 @@ Saved forward(Context& ctx, const Stage& stage, const Batch& batch, In x_in, Met
 
   // Embedding, layers.
   if (stage.is_first())
-    embed::forward(ctx, stage.w.embed, batch.ids, s.x[0]);                            // [T, D]
+    embed::forward(ctx, stage.w.embed, batch.ids, s.x[0]);  // [T, D]
   else
-    ops::cast(ctx, x_in, s.x[0]);                                                     // [T, D]
+    ops::cast(ctx, x_in, s.x[0]);  // [T, D]
   int64_t moe_idx = 0;
   for (int64_t l = 0; l < L; ++l) {
     const auto i = static_cast<size_t>(l);
     const block::Layer layer = layer_of(stage, stage.first_layer + l);
-    s.blocks.push_back(block::forward(ctx, layer, batch.seq, s.x[i], s.x[i + 1]));    // [T, D]
+    s.blocks.push_back(block::forward(ctx, layer, batch.seq, s.x[i], s.x[i + 1]));  // [T, D]
     if (layer.is_moe) measure(ctx, s.blocks.back().moe, moe_idx++, meter);
   }
   if (!stage.is_last()) return s;
@@ -208,7 +209,7 @@ Saved forward(Context& ctx, const Stage& stage, const Batch& batch, In x_in, Met
   ops::sum_acc(ctx, s.head.loss, meter.main);
   for (size_t k = 0; k < static_cast<size_t>(stage.num_mtp); ++k) {
     const Tensor& h_prev = k == 0 ? s.h : s.mtp[k - 1].out;
-    s.mtp.push_back(mtp::forward(ctx, module_of(stage, k), batch.mtp[k], h_prev));    // [Tk, D]
+    s.mtp.push_back(mtp::forward(ctx, module_of(stage, k), batch.mtp[k], h_prev));  // [Tk, D]
     s.mtp_head.push_back(head::forward(ctx, c, w_head, s.mtp[k].out, batch.mtp[k].targets));
     ops::sum_acc(ctx, s.mtp_head[k].loss, meter.mtp.rows(static_cast<int64_t>(k), 1));
     measure(ctx, s.mtp[k].block.moe, moe_idx++, meter);
@@ -221,8 +222,7 @@ Deferred backward_input(Context& ctx, const Stage& stage, Saved&& saved, const B
   d.saved = std::move(saved);
   const DType act = d.saved.x[0].dtype(), stat = stat_dtype(act);
   const int64_t D = stage.config.hidden_size;
-  d.memory =
-      ctx.memory.take(ByteCount().add(act, d.saved.x[0].shape()).add(stat, {D}).total());
+  d.memory = ctx.memory.take(ByteCount().add(act, d.saved.x[0].shape()).add(stat, {D}).total());
   d.dx = d.memory.tensor(act, d.saved.x[0].shape());
   d.dnorm = d.memory.tensor(stat, {D});
   d.blocks.resize(d.saved.blocks.size());

@@ -1,7 +1,9 @@
-// A pipeline stage: layers [first, last) of the model; embeds if it is the first, computes the losses
-// of the main model and of every MTP module if it is the last. A stage with both is the whole model.
+// A pipeline stage: layers [first, last) of the model; embeds if it is the first, computes the
+// losses of the main model and of every MTP module if it is the last. A stage with both is the
+// whole model.
 //
-//   T tokens   D model width   L layers of the stage   Dm MTP depths   M MoE layers of the stage   E experts
+//   T tokens   D model width   L layers of the stage   Dm MTP depths   M MoE layers of the stage E
+//   experts
 //
 // Per micro-batch: forward -> backward_input -> backward_weight, each once; backward() does both
 // halves layer by layer and holds one layer's Deferred at a time, with the same bits.
@@ -19,12 +21,13 @@ struct Stage {
   const Config& config;
   const hadal::Weights& w;
   Exchange& exchange;
-  int64_t first_layer, last_layer;       // [first, last) of num_hidden_layers
-  int64_t num_mtp;                       // MTP depths that train; 0 on stages without the loss
+  int64_t first_layer, last_layer;  // [first, last) of num_hidden_layers
+  int64_t num_mtp;                  // MTP depths that train; 0 on stages without the loss
   bool is_first() const { return first_layer == 0; }
   bool is_last() const { return last_layer == config.num_hidden_layers; }
 };
-Stage whole_model(const Config& config, const hadal::Weights& w, Exchange& exchange, int64_t num_mtp);
+Stage whole_model(const Config& config, const hadal::Weights& w, Exchange& exchange,
+                  int64_t num_mtp);
 
 // Factors of the objective, over the tokens and sequences of the whole step, so that it does not
 // depend on how the step is cut into micro-batches:
@@ -32,36 +35,36 @@ Stage whole_model(const Config& config, const hadal::Weights& w, Exchange& excha
 //   + sum over MoE layers: balance (of MTP block k: mtp_balance[k]) * sum over sequences
 struct LossScale {
   double main = 0.0;
-  std::vector<double> mtp;               // [Dm]
+  std::vector<double> mtp;  // [Dm]
   double balance = 0.0;
-  std::vector<double> mtp_balance;       // [Dm]
+  std::vector<double> mtp_balance;  // [Dm]
 };
 
 // What a step adds up over its micro-batches. MoE layers in order, MTP blocks last.
 struct Meter {
   Block memory;
-  Tensor main;                           // [1] f64      sum of losses over targets
-  Tensor mtp;                            // [Dm] f64
-  Tensor balance;                        // [M] f64      sum over sequences, without alpha
-  Tensor counts;                         // [M, E] i64   (token, choice) pairs of each expert
+  Tensor main;     // [1] f64      sum of losses over targets
+  Tensor mtp;      // [Dm] f64
+  Tensor balance;  // [M] f64      sum over sequences, without alpha
+  Tensor counts;   // [M, E] i64   (token, choice) pairs of each expert
 };
 Meter make_meter(Context& ctx, const Stage& stage);
 void reset(Context& ctx, Meter& meter);
 
 struct [[nodiscard]] Saved {
   Block memory;
-  std::vector<Tensor> x;                 // [L+1] of [T, D]   residual stream between layers
-  Tensor h, rstd;                        // [T, D]  [T]       after the final norm (last stage)
+  std::vector<Tensor> x;  // [L+1] of [T, D]   residual stream between layers
+  Tensor h, rstd;         // [T, D]  [T]       after the final norm (last stage)
   std::vector<block::Saved> blocks;
   head::Saved head;
   std::vector<mtp::Saved> mtp;
   std::vector<head::Saved> mtp_head;
 };
 struct [[nodiscard]] Deferred {
-  Saved saved;                           // what the deferred products still read
+  Saved saved;  // what the deferred products still read
   Block memory;
-  Tensor dx;                             // [T, D]            gradient of the embedding's output
-  Tensor dnorm;                          // [D]
+  Tensor dx;     // [T, D]            gradient of the embedding's output
+  Tensor dnorm;  // [D]
   std::vector<block::Deferred> blocks;
   head::Deferred head;
   std::vector<mtp::Deferred> mtp;
@@ -71,8 +74,8 @@ struct [[nodiscard]] Deferred {
 // x_in: from the stage before (empty on the first); the residual stream leaves as saved.x.back().
 // Losses and counts are added to the meter; pass counts only for tokens that count once (training).
 Saved forward(Context& ctx, const Stage& stage, const Batch& batch, In x_in, Meter& meter);
-// dy_in: gradient from the stage after (empty on the last); dx_out: to the stage before (empty on the
-// first).
+// dy_in: gradient from the stage after (empty on the last); dx_out: to the stage before (empty on
+// the first).
 struct BackwardArgs {
   const Batch& batch;
   const LossScale& scale;
@@ -83,6 +86,6 @@ Deferred backward_input(Context& ctx, const Stage& stage, Saved&& saved, const B
 void backward_weight(Context& ctx, const Stage& stage, const Batch& batch, Deferred&& deferred,
                      hadal::Grads& grads);  // grads += ...
 void backward(Context& ctx, const Stage& stage, Saved&& saved, const BackwardArgs& args,
-              hadal::Grads& grads);         // grads += ...
+              hadal::Grads& grads);  // grads += ...
 
 }  // namespace hadal::stage

@@ -18,8 +18,11 @@ HADAL_OP(swiglu_forward, Context& ctx, In gate_up, Out y)
 HADAL_OP(swiglu_backward, Context& ctx, In gate_up, In dy, Out dgate_up, Out y)
 
 // The same over experts' rows; row_weight [P*kPageRows] f32 (f64) by row number.
-HADAL_OP(grouped_swiglu_forward, Context& ctx, const ExpertLayout& layout, const PagedRows& gate_up, In row_weight, const PagedRows& y)
+HADAL_OP(grouped_swiglu_forward, Context& ctx, const ExpertLayout& layout, const PagedRows& gate_up,
+         In row_weight, const PagedRows& y)
 // drow_weight [P*kPageRows]: gradient of the routing weight, written for the rows in use.
-HADAL_OP(grouped_swiglu_backward, Context& ctx, const ExpertLayout& layout, const PagedRows& gate_up, In row_weight, const PagedRows& dy, const PagedRows& dgate_up, const PagedRows& y, Out drow_weight)
+HADAL_OP(grouped_swiglu_backward, Context& ctx, const ExpertLayout& layout,
+         const PagedRows& gate_up, In row_weight, const PagedRows& dy, const PagedRows& dgate_up,
+         const PagedRows& y, Out drow_weight)
 
 }  // namespace hadal::ops

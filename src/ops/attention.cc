@@ -8,15 +8,18 @@ namespace hadal::ops {
 namespace {
 
 void check_packed(const Packed& seq, int64_t T, const char* op) {
-  HADAL_CHECK(seq.num_tokens == T, op, ": the sequences have ", seq.num_tokens, " tokens, the tensors ", T);
-  HADAL_CHECK(seq.offsets.dtype() == DType::kI32 && seq.offsets.num_elements() == seq.num_seqs + 1, op,
-              ": offsets are ", seq.offsets.str(), " for ", seq.num_seqs, " sequences; they must be i32");
+  HADAL_CHECK(seq.num_tokens == T, op, ": the sequences have ", seq.num_tokens,
+              " tokens, the tensors ", T);
+  HADAL_CHECK(seq.offsets.dtype() == DType::kI32 && seq.offsets.num_elements() == seq.num_seqs + 1,
+              op, ": offsets are ", seq.offsets.str(), " for ", seq.num_seqs,
+              " sequences; they must be i32");
   HADAL_CHECK(seq.positions.dtype() == DType::kI32 && seq.positions.num_elements() == T, op,
               ": positions are ", seq.positions.str(), " for ", T, " tokens; they must be i32");
 }
 
 void check_type(const Tensor& t, DType want, const char* op, const char* name) {
-  HADAL_CHECK(t.dtype() == want, op, ": ", name, " is ", t.str(), "; it must be ", dtype_name(want));
+  HADAL_CHECK(t.dtype() == want, op, ": ", name, " is ", t.str(), "; it must be ",
+              dtype_name(want));
 }
 
 void check_act(DType act, const char* op) {
@@ -37,18 +40,19 @@ void check_inputs(const Packed& seq, const Tensor& q, const Tensor& kv, const Te
   check_type(out, q.dtype(), op, "out");
   check_type(lse, stat_dtype(q.dtype()), op, "lse");
   HADAL_CHECK_SHAPE(k_pe, T, Dr);
-  HADAL_CHECK(out.rank() == 3 && out.dim(0) == T && out.dim(1) == H, op, ": out is ", out.str(), " for q ",
-              q.str());
+  HADAL_CHECK(out.rank() == 3 && out.dim(0) == T && out.dim(1) == H, op, ": out is ", out.str(),
+              " for q ", q.str());
   HADAL_CHECK(Dr <= Dq, op, ": k_pe is ", k_pe.str(), ", wider than q ", q.str());
   HADAL_CHECK_SHAPE(kv, T, H, Dq - Dr + out.dim(2));
   HADAL_CHECK_SHAPE(lse, H, T);
 }
 
-void check_cache(const Packed& seq, const LatentPages& cache, DType act, int64_t width, const char* op) {
+void check_cache(const Packed& seq, const LatentPages& cache, DType act, int64_t width,
+                 const char* op) {
   HADAL_CHECK(cache.pages.rank() == 3 && cache.pages.dim(1) == kCachePageTokens &&
                   cache.pages.dim(2) == width,
-              op, ": the cache is ", cache.pages.str(), "; it must be [pages, ", kCachePageTokens, ", ",
-              width, "]");
+              op, ": the cache is ", cache.pages.str(), "; it must be [pages, ", kCachePageTokens,
+              ", ", width, "]");
   check_type(cache.pages, act, op, "the cache");
   HADAL_CHECK(cache.table.rank() == 2 && cache.table.dim(0) == seq.num_seqs &&
                   cache.table.dtype() == DType::kI32,
@@ -57,19 +61,20 @@ void check_cache(const Packed& seq, const LatentPages& cache, DType act, int64_t
 
 }  // namespace
 
-void mla_attention_forward(Context& ctx, const Packed& seq, double scale, In q, In kv, In k_pe, Out out,
-                           Out lse) {
+void mla_attention_forward(Context& ctx, const Packed& seq, double scale, In q, In kv, In k_pe,
+                           Out out, Out lse) {
   check_inputs(seq, q, kv, k_pe, out, lse, "mla_attention_forward");
   HADAL_DISPATCH(ctx, mla_attention_forward, seq, scale, q, kv, k_pe, out, lse);
 }
 
-void mla_attention_backward(Context& ctx, const Packed& seq, double scale, const MlaAttentionSaved& saved,
-                            In dout, const MlaAttentionGrads& grads) {
+void mla_attention_backward(Context& ctx, const Packed& seq, double scale,
+                            const MlaAttentionSaved& saved, In dout,
+                            const MlaAttentionGrads& grads) {
   const char* op = "mla_attention_backward";
   check_inputs(seq, saved.q, saved.kv, saved.k_pe, saved.out, saved.lse, op);
   const auto same = [&](const Tensor& t, const Tensor& like, const char* name) {
-    HADAL_CHECK(t.shape() == like.shape() && t.dtype() == like.dtype(), op, ": ", name, " is ", t.str(),
-                "; it must be ", like.str());
+    HADAL_CHECK(t.shape() == like.shape() && t.dtype() == like.dtype(), op, ": ", name, " is ",
+                t.str(), "; it must be ", like.str());
   };
   same(dout, saved.out, "dout");
   same(grads.dq, saved.q, "dq");

@@ -14,7 +14,8 @@ namespace hadal::ops {
 
 // q [T,H,Dn+Dr] rotated; kv [T,H,Dn+Dv] = k_nope | v; k_pe [T,Dr] rotated, shared by all heads.
 // out [T,H,Dv]; lse [H,T] f32 (f64 for f64): log of the softmax denominator, scale included.
-HADAL_OP(mla_attention_forward, Context& ctx, const Packed& seq, double scale, In q, In kv, In k_pe, Out out, Out lse)
+HADAL_OP(mla_attention_forward, Context& ctx, const Packed& seq, double scale, In q, In kv, In k_pe,
+         Out out, Out lse)
 
 struct MlaAttentionGrads {
   Tensor dq;     // [T,H,Dn+Dr]
@@ -24,7 +25,8 @@ struct MlaAttentionGrads {
 struct MlaAttentionSaved {
   Tensor q, kv, k_pe, out, lse;  // as above
 };
-HADAL_OP(mla_attention_backward, Context& ctx, const Packed& seq, double scale, const MlaAttentionSaved& saved, In dout, const MlaAttentionGrads& grads)
+HADAL_OP(mla_attention_backward, Context& ctx, const Packed& seq, double scale,
+         const MlaAttentionSaved& saved, In dout, const MlaAttentionGrads& grads)
 
 // The paged latent cache as a kernel sees it: page i of sequence s is pages[table[s][i]].
 inline constexpr int64_t kCachePageTokens = 64;
@@ -36,6 +38,7 @@ struct LatentPages {
 HADAL_OP(latent_cache_write, Context& ctx, const Packed& seq, In latent, const LatentPages& cache)
 // q [T,H,R+Dr] absorbed query | rotated q_pe; token t sees positions 0 .. positions[t] of its
 // sequence, its own included (write first). out [T,H,R]. One softmax order whatever the chunking.
-HADAL_OP(latent_attention, Context& ctx, const Packed& seq, double scale, In q, const LatentPages& cache, Out out)
+HADAL_OP(latent_attention, Context& ctx, const Packed& seq, double scale, In q,
+         const LatentPages& cache, Out out)
 
 }  // namespace hadal::ops

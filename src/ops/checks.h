@@ -14,7 +14,8 @@ inline void check_float(const Tensor& t, const char* name) {
   HADAL_CHECK(is_float(t.dtype()), name, " must have a float type, is ", t.str());
 }
 
-inline void check_same_shape(const Tensor& a, const char* a_name, const Tensor& b, const char* b_name) {
+inline void check_same_shape(const Tensor& a, const char* a_name, const Tensor& b,
+                             const char* b_name) {
   HADAL_CHECK(a.shape() == b.shape(), a_name, " is ", a.str(), " but ", b_name, " is ", b.str(),
               "; they must have the same shape");
 }
@@ -25,15 +26,17 @@ inline void check_dense(const Tensor& t, const char* name) {
 
 // f64 data needs f64 statistics, all other data f32.
 inline void check_stat(const Tensor& t, const char* name, const Tensor& x, const char* x_name) {
-  HADAL_CHECK(t.dtype() == stat_dtype(x.dtype()), name, " must be ", dtype_name(stat_dtype(x.dtype())),
-              " because ", x_name, " is ", dtype_name(x.dtype()), ", is ", t.str());
+  HADAL_CHECK(t.dtype() == stat_dtype(x.dtype()), name, " must be ",
+              dtype_name(stat_dtype(x.dtype())), " because ", x_name, " is ", dtype_name(x.dtype()),
+              ", is ", t.str());
 }
 
-// Checks that `rows` is a slab of pages of rows of width W with a place for every position of the list.
+// Checks that `rows` is a slab of pages of rows of width W with a place for every position of the
+// list.
 inline void check_paged(const PagedRows& rows, int64_t W, const char* name) {
   const auto [num_pages, page_rows, width] = HADAL_SHAPE(rows.slab, 3);
-  HADAL_CHECK(page_rows == kPageRows && width == W, name, ".slab must have shape [pages, ", kPageRows,
-              ", ", W, "], is ", rows.slab.str());
+  HADAL_CHECK(page_rows == kPageRows && width == W, name, ".slab must have shape [pages, ",
+              kPageRows, ", ", W, "], is ", rows.slab.str());
   check_float(rows.slab, name);
   if (!rows.page.empty()) check_dtype(rows.page, DType::kI32, name);
 }

@@ -10,15 +10,15 @@
 #include "core/check.h"
 #include "core/context.h"
 
-#define HADAL_OP(name, ...)  \
-  void name(__VA_ARGS__);    \
-  namespace cpu {            \
-  void name(__VA_ARGS__);    \
+#define HADAL_OP(name, ...) \
+  void name(__VA_ARGS__);   \
+  namespace cpu {           \
+  void name(__VA_ARGS__);   \
   }
 
-#define HADAL_DISPATCH(ctx, name, ...)                                                         \
-  do {                                                                                         \
-    if ((ctx).device.kind != ::hadal::DeviceKind::kCpu)                                        \
-      HADAL_FAIL(#name, ": this build has no CUDA backend; use --device cpu");                 \
-    cpu::name(ctx, __VA_ARGS__);                                                               \
+#define HADAL_DISPATCH(ctx, name, ...)                                         \
+  do {                                                                         \
+    if ((ctx).device.kind != ::hadal::DeviceKind::kCpu)                        \
+      HADAL_FAIL(#name, ": this build has no CUDA backend; use --device cpu"); \
+    cpu::name(ctx, __VA_ARGS__);                                               \
   } while (false)

@@ -21,9 +21,10 @@ void check_weight(const Operand& w, const char* op) {
   HADAL_CHECK(w.data.rank() == 2 && is_float(w.data.dtype()), op, ": the weight is ", w.data.str(),
               "; it must be a float matrix");
   if (w.scale.empty()) return;
-  HADAL_CHECK(w.data.dtype() == DType::kE4M3 && w.scale.dtype() == DType::kF32 && w.scale.rank() == 2, op,
-              ": only e4m3 weights have scales, which are an f32 matrix; got ", w.data.str(), " with ",
-              w.scale.str());
+  HADAL_CHECK(
+      w.data.dtype() == DType::kE4M3 && w.scale.dtype() == DType::kF32 && w.scale.rank() == 2, op,
+      ": only e4m3 weights have scales, which are an f32 matrix; got ", w.data.str(), " with ",
+      w.scale.str());
   const int64_t rows = (w.row_begin + w.data.dim(0) + kScaleBlock - 1) / kScaleBlock;
   const int64_t cols = (w.data.dim(1) + kScaleBlock - 1) / kScaleBlock;
   HADAL_CHECK(w.scale.dim(0) >= rows && w.scale.dim(1) == cols, op, ": scales ", w.scale.str(),
@@ -50,20 +51,22 @@ void check_nn(const Tensor& a, const Operand& b, const Tensor& c, const char* op
   HADAL_CHECK_SHAPE(c, M, b.data.dim(1));
 }
 
-void check_heads(const Tensor& a, const Operand& b, HeadRows rows, const Tensor& c, const char* op) {
+void check_heads(const Tensor& a, const Operand& b, HeadRows rows, const Tensor& c,
+                 const char* op) {
   const auto [T, H, inner] = HADAL_SHAPE(a, 3);
   static_cast<void>(inner);
   check_operand(a, op, "a");
   check_weight(b, op);
   check_result(c, op);
-  HADAL_CHECK(c.rank() == 3 && c.dim(0) == T && c.dim(1) == H, op, ": a is ", a.str(), ", c is ", c.str(),
-              "; tokens and heads must be equal");
+  HADAL_CHECK(c.rank() == 3 && c.dim(0) == T && c.dim(1) == H, op, ": a is ", a.str(), ", c is ",
+              c.str(), "; tokens and heads must be equal");
   HADAL_CHECK(rows.first >= 0 && rows.count >= 0 && rows.stride >= 0 &&
                   rows.first + (H > 0 ? (H - 1) * rows.stride : 0) + rows.count <= b.data.dim(0),
               op, ": rows of ", H, " heads are outside ", b.data.str());
 }
 
-void check_rows(const ExpertLayout& layout, const PagedRows& rows, const char* op, const char* name) {
+void check_rows(const ExpertLayout& layout, const PagedRows& rows, const char* op,
+                const char* name) {
   HADAL_CHECK(rows.slab.rank() == 3 && rows.slab.dim(1) == kPageRows, op, ": ", name, " is ",
               rows.slab.str(), "; it must be [pages, ", kPageRows, ", width]");
   HADAL_CHECK(layout.page_begin.num_elements() == layout.num_experts() + 1, op, ": page_begin is ",
@@ -143,14 +146,15 @@ void grouped_gemm_nn_acc(Context& ctx, const ExpertLayout& layout, const PagedRo
   check_grouped(layout, a, w, c, true, "grouped_gemm_nn_acc");
   HADAL_DISPATCH(ctx, grouped_gemm_nn_acc, layout, a, w, c);
 }
-void grouped_gemm_tn_acc(Context& ctx, const ExpertLayout& layout, const PagedRows& a, const PagedRows& b,
-                         std::span<const Tensor> dw) {
+void grouped_gemm_tn_acc(Context& ctx, const ExpertLayout& layout, const PagedRows& a,
+                         const PagedRows& b, std::span<const Tensor> dw) {
   check_rows(layout, a, "grouped_gemm_tn_acc", "a");
   check_rows(layout, b, "grouped_gemm_tn_acc", "b");
   check_operand(a.slab, "grouped_gemm_tn_acc", "a");
   check_operand(b.slab, "grouped_gemm_tn_acc", "b");
-  HADAL_CHECK(static_cast<int64_t>(dw.size()) == layout.num_experts(), "grouped_gemm_tn_acc: ", dw.size(),
-              " gradients for ", layout.num_experts(), " experts");
+  HADAL_CHECK(static_cast<int64_t>(dw.size()) == layout.num_experts(),
+              "grouped_gemm_tn_acc: ", dw.size(), " gradients for ", layout.num_experts(),
+              " experts");
   for (const Tensor& g : dw) {
     check_result(g, "grouped_gemm_tn_acc");
     HADAL_CHECK_SHAPE(g, a.slab.dim(2), b.slab.dim(2));

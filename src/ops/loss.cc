@@ -18,7 +18,8 @@ void cross_entropy_forward(Context& ctx, In logits, In targets, Out lse, Out los
   HADAL_DISPATCH(ctx, cross_entropy_forward, logits, targets, lse, loss);
 }
 
-void cross_entropy_backward(Context& ctx, In logits, In targets, In lse, double scale, Out dlogits) {
+void cross_entropy_backward(Context& ctx, In logits, In targets, In lse, double scale,
+                            Out dlogits) {
   const auto [T, V] = HADAL_SHAPE(logits, 2);
   HADAL_CHECK_SHAPE(targets, T);
   HADAL_CHECK_SHAPE(lse, T);

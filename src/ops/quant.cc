@@ -32,8 +32,8 @@ void dequantise_blocks(Context& ctx, const Operand& w, Out y) {
     HADAL_CHECK(num_block_cols == blocks_of(K) && w.row_begin >= 0 &&
                     num_block_rows >= blocks_of(w.row_begin + N),
                 "w has rows ", w.row_begin, " to ", w.row_begin + N, " of ", K,
-                " columns, which needs scales of shape [", blocks_of(w.row_begin + N), ", ", blocks_of(K),
-                "] or more rows, has ", w.scale.str());
+                " columns, which needs scales of shape [", blocks_of(w.row_begin + N), ", ",
+                blocks_of(K), "] or more rows, has ", w.scale.str());
   }
   HADAL_DISPATCH(ctx, dequantise_blocks, w, y);
 }

@@ -1,10 +1,10 @@
-// Block FP8: e4m3 elements with one f32 scale per 128 x 128 block (report, 3.3.2; notes, section 10).
+// Block FP8: e4m3 elements with one f32 scale per 128 x 128 block (report, 3.3.2; notes, section
+// 10).
 //
 //   N rows   K columns
 //
-// Edge blocks may be smaller. scale = max(amax, 1e-4) / 448, in kPowerOfTwo rounded up to a power of
-// two (`scale_fmt: ue8m0`). Deterministic.
-// SPDX-License-Identifier: Apache-2.0
+// Edge blocks may be smaller. scale = max(amax, 1e-4) / 448, in kPowerOfTwo rounded up to a power
+// of two (`scale_fmt: ue8m0`). Deterministic. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "ops/dispatch.h"

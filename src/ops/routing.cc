@@ -9,7 +9,8 @@ namespace {
 
 void check_rule(const GateRule& rule, int64_t E) {
   const int64_t G = rule.n_group, K = rule.num_experts_per_tok;
-  HADAL_CHECK(G >= 1 && E % G == 0, E, " experts cannot be split into n_group = ", G, " equal groups");
+  HADAL_CHECK(G >= 1 && E % G == 0, E, " experts cannot be split into n_group = ", G,
+              " equal groups");
   HADAL_CHECK(rule.topk_group >= 1 && rule.topk_group <= G, "topk_group = ", rule.topk_group,
               " must be from 1 to n_group = ", G);
   HADAL_CHECK(K >= 1 && K <= rule.topk_group * (E / G), "num_experts_per_tok = ", K,
@@ -17,14 +18,15 @@ void check_rule(const GateRule& rule, int64_t E) {
 }
 
 void check_score(const Tensor& t, const char* name) {
-  HADAL_CHECK(t.dtype() == DType::kF32 || t.dtype() == DType::kF64, name, " must be f32 or f64, is ",
-              t.str());
+  HADAL_CHECK(t.dtype() == DType::kF32 || t.dtype() == DType::kF64, name,
+              " must be f32 or f64, is ", t.str());
 }
 
 void check_sequences(const Packed& seq, int64_t T) {
   HADAL_CHECK_SHAPE(seq.offsets, seq.num_seqs + 1);
   check_dtype(seq.offsets, DType::kI32, "seq.offsets");
-  HADAL_CHECK(seq.num_tokens <= T, "seq has ", seq.num_tokens, " tokens, but scores has ", T, " rows");
+  HADAL_CHECK(seq.num_tokens <= T, "seq has ", seq.num_tokens, " tokens, but scores has ", T,
+              " rows");
 }
 
 void check_choice_values(const Tensor& choice_value, const Tensor& row_of_choice,
@@ -78,8 +80,8 @@ void gate_backward(Context& ctx, const GateRule& rule, In scores, In topk_idx, I
   HADAL_DISPATCH(ctx, gate_backward, rule, scores, topk_idx, dtopk_weight, dlogits);
 }
 
-void balance_loss_forward(Context& ctx, const GateRule& rule, const Packed& seq, In scores, Out loss,
-                          Out fraction) {
+void balance_loss_forward(Context& ctx, const GateRule& rule, const Packed& seq, In scores,
+                          Out loss, Out fraction) {
   const auto [T, E] = HADAL_SHAPE(scores, 2);
   check_rule(rule, E);
   check_sequences(seq, T);

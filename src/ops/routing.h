@@ -29,15 +29,19 @@ struct GateRule {
 
 // logits [T,E], bias [E] -> scores [T,E] unbiased, topk_idx [T,K] i32 ascending, topk_weight [T,K].
 // Choice by score + bias, groups outside the best topk_group at minus infinity; weights unbiased.
-HADAL_OP(gate_forward, Context& ctx, const GateRule& rule, In logits, In bias, Out scores, Out topk_idx, Out topk_weight)
+HADAL_OP(gate_forward, Context& ctx, const GateRule& rule, In logits, In bias, Out scores,
+         Out topk_idx, Out topk_weight)
 // dlogits [T,E] overwritten; nothing flows to the bias or through the choice.
-HADAL_OP(gate_backward, Context& ctx, const GateRule& rule, In scores, In topk_idx, In dtopk_weight, Out dlogits)
+HADAL_OP(gate_backward, Context& ctx, const GateRule& rule, In scores, In topk_idx, In dtopk_weight,
+         Out dlogits)
 
 // Sequence-wise balance loss (eq. 17-20): loss [S], without alpha; fraction [S,E] = f_i, from the
 // top K of the unbiased, ungrouped scores. No gradient through f_i.
-HADAL_OP(balance_loss_forward, Context& ctx, const GateRule& rule, const Packed& seq, In scores, Out loss, Out fraction)
+HADAL_OP(balance_loss_forward, Context& ctx, const GateRule& rule, const Packed& seq, In scores,
+         Out loss, Out fraction)
 // dlogits [T,E] += scale * d(sum of loss over sequences) / dlogits
-HADAL_OP(balance_loss_backward, Context& ctx, const GateRule& rule, const Packed& seq, double scale, In scores, In fraction, Acc dlogits)
+HADAL_OP(balance_loss_backward, Context& ctx, const GateRule& rule, const Packed& seq, double scale,
+         In scores, In fraction, Acc dlogits)
 
 // counts [E] i64 += number of (token, choice) pairs of each expert. Exact.
 HADAL_OP(count_choices, Context& ctx, In topk_idx, Acc counts)

@@ -3,8 +3,8 @@
 //   T rows   V vocabulary
 //
 // The token at position p is drawn with a counter-based generator of (seed, p): the same whether or
-// not it was drafted, whatever else is in the batch. Deterministic; ties go to the smaller token id.
-// SPDX-License-Identifier: Apache-2.0
+// not it was drafted, whatever else is in the batch. Deterministic; ties go to the smaller token
+// id. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "ops/dispatch.h"

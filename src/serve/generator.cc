@@ -21,8 +21,9 @@ double GenerateResult::tokens_per_second() const {
   return static_cast<double>(tokens.size() - 1) / decode_seconds;
 }
 
-// One running sequence. Position i has a state once the main model ran over it; `done` positions are
-// final. states[0] are the main model's, states[k] those of MTP depth k, kept for the next depth.
+// One running sequence. Position i has a state once the main model ran over it; `done` positions
+// are final. states[0] are the main model's, states[k] those of MTP depth k, kept for the next
+// depth.
 struct Generator::Session {
   Session(Context& ctx, Decoder& decoder, const GenerateRequest& request);
   ~Session() { decoder.cache().close(slots[0]); }
@@ -38,12 +39,12 @@ struct Generator::Session {
   Decoder& decoder;
   const GenerateRequest& request;
   std::vector<int64_t> slots;
-  std::vector<int32_t> tokens;     // n known
+  std::vector<int32_t> tokens;  // n known
   int64_t done = 0;
-  std::vector<int64_t> mtp_done;   // by module: positions run with known tokens
+  std::vector<int64_t> mtp_done;  // by module: positions run with known tokens
   Block memory;
-  std::vector<Tensor> states;      // [1 + modules] of [max_tokens, D]
-  Tensor logits;                   // [1, V]
+  std::vector<Tensor> states;  // [1 + modules] of [max_tokens, D]
+  Tensor logits;               // [1, V]
 };
 
 Generator::Session::Session(Context& c, Decoder& d, const GenerateRequest& r)
@@ -63,7 +64,7 @@ Generator::Session::Session(Context& c, Decoder& d, const GenerateRequest& r)
 // The token at `position`, from the state of the position before it.
 int32_t Generator::Session::draw(In h, int64_t position) {
   int32_t where = static_cast<int32_t>(position), token = 0;
-  decoder.logits(h, logits);                                                        // [1, V]
+  decoder.logits(h, logits);  // [1, V]
   ops::sample(ctx, request.sampling, logits, Tensor(&where, DType::kI32, {1}),
               Tensor(&token, DType::kI32, {1}));
   return token;
@@ -96,27 +97,29 @@ int32_t Generator::Session::run_mtp(int64_t depth, int64_t module, const std::ve
     const int64_t count = std::min(n - i, decoder.limits().max_step_tokens);
     const std::vector<int32_t> chunk(ids.begin() + i, ids.begin() + i + count);
     const Step step = make_step(ctx, decoder.config(), chunk, {start + i}, {count}, decoder.act());
-    decoder.mtp_forward(module, {.step = step, .seqs = slots}, source.rows(start + i + shift, count),
-                        states[to].rows(start + i, count));
+    decoder.mtp_forward(module, {.step = step, .seqs = slots},
+                        source.rows(start + i + shift, count), states[to].rows(start + i, count));
     i += count;
   }
   return draw(states[to].rows(start + n - 1, 1), start + n + 1 + module);
 }
 
-// Drafts of the tokens at n, n+1, ...: depth d by module d, and beyond the last module by that module
-// again, one position further each time with its own state.
+// Drafts of the tokens at n, n+1, ...: depth d by module d, and beyond the last module by that
+// module again, one position further each time with its own state.
 std::vector<int32_t> Generator::Session::draft() {
   const auto n = static_cast<int64_t>(tokens.size()), last = n - 2;  // last position with a state
   const auto modules = static_cast<int64_t>(mtp_done.size());
   const int64_t limit = decoder.limits().max_tokens;
-  std::vector<int32_t> known = tokens;   // grows by the drafts
+  std::vector<int32_t> known = tokens;  // grows by the drafts
   for (int64_t d = 0; d < request.speculate && n + d < limit; ++d) {
     const int64_t module = std::min(d, modules - 1), ahead = d - module;
     const int64_t start = ahead > 0 ? last + ahead : mtp_done[static_cast<size_t>(module)];
     const int64_t end = last + ahead + 1;
-    const std::vector<int32_t> ids(known.begin() + start + 1 + module, known.begin() + end + 1 + module);
+    const std::vector<int32_t> ids(known.begin() + start + 1 + module,
+                                   known.begin() + end + 1 + module);
     known.push_back(run_mtp(d, module, ids, start));
-    if (ahead == 0) mtp_done[static_cast<size_t>(module)] = std::max<int64_t>(start, last + 1 - module);
+    if (ahead == 0)
+      mtp_done[static_cast<size_t>(module)] = std::max<int64_t>(start, last + 1 - module);
   }
   return {known.begin() + n, known.end()};
 }
@@ -138,7 +141,8 @@ GenerateResult Generator::run(const GenerateRequest& request) {
   Timer timer;
   std::vector<int32_t> drafts;
   const auto is_stop = [&](int32_t token) {
-    return std::find(request.stop_ids.begin(), request.stop_ids.end(), token) != request.stop_ids.end();
+    return std::find(request.stop_ids.begin(), request.stop_ids.end(), token) !=
+           request.stop_ids.end();
   };
   bool prefilled = false;
   for (bool running = request.max_tokens > 0; running;) {

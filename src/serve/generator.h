@@ -17,22 +17,22 @@
 namespace hadal::serve {
 
 struct GenerateRequest {
-  std::vector<int32_t> prompt;          // one token or more
-  int64_t max_tokens = 128;             // to generate
+  std::vector<int32_t> prompt;  // one token or more
+  int64_t max_tokens = 128;     // to generate
   ops::SampleRule sampling;
-  std::vector<int64_t> stop_ids;        // end-of-sequence tokens; they are not part of the result
-  int64_t speculate = 0;                // N; 0 is off
+  std::vector<int64_t> stop_ids;  // end-of-sequence tokens; they are not part of the result
+  int64_t speculate = 0;          // N; 0 is off
   // Called for each token in order; false ends the generation after it.
   std::function<bool(int32_t token)> on_token;
 };
 
 struct GenerateResult {
   std::vector<int32_t> tokens;
-  int64_t num_rounds = 0;               // runs of the main model after the prompt
+  int64_t num_rounds = 0;                  // runs of the main model after the prompt
   std::vector<int64_t> drafted, accepted;  // [N] by place in the round
   double prefill_seconds = 0.0, decode_seconds = 0.0;
-  double acceptance() const;            // of the first draft; 0 without drafts
-  double tokens_per_second() const;     // after the first token
+  double acceptance() const;         // of the first draft; 0 without drafts
+  double tokens_per_second() const;  // after the first token
 };
 
 class Generator {

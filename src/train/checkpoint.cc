@@ -86,7 +86,8 @@ void save_run_checkpoint(const RunConfig& run, Learner& learner, const TrainerSt
   fs::create_directories(temporary, error);
   HADAL_CHECK(!error, "cannot make ", temporary, ": ", error.message());
   try {
-    io::save_checkpoint(temporary, run.model, learner.masters().tree, {.dtype = DType::kF32, .quantization = {}});
+    io::save_checkpoint(temporary, run.model, learner.masters().tree,
+                        {.dtype = DType::kF32, .quantization = {}});
     io::write_safetensors(temporary + "/optimizer.safetensors", optimizer_tensors(learner));
     for (const char* file : kTokenizerFiles) {
       const std::string from = run.data.tokenizer + "/" + file;
@@ -110,12 +111,13 @@ void save_run_checkpoint(const RunConfig& run, Learner& learner, const TrainerSt
 TrainerState load_run_checkpoint(Context& ctx, const std::string& dir, const RunConfig& run,
                                  Learner& learner) {
   const io::JsonObject saved = io::JsonObject::read(dir + "/trainer.json");
-  HADAL_CHECK(saved.integer("format") == 1, dir, "/trainer.json has format ", saved.integer("format"),
-              "; this hadal reads format 1");
+  HADAL_CHECK(saved.integer("format") == 1, dir, "/trainer.json has format ",
+              saved.integer("format"), "; this hadal reads format 1");
   const RunConfig before = run_config_of(saved.object("run"));
-  HADAL_CHECK(to_json(before)["model"] == to_json(run)["model"], dir,
-              " was written with another model config; resume with that config, or start a new run ",
-              "with train.init_from");
+  HADAL_CHECK(
+      to_json(before)["model"] == to_json(run)["model"], dir,
+      " was written with another model config; resume with that config, or start a new run ",
+      "with train.init_from");
   const io::HfCheckpoint checkpoint = io::open_checkpoint(dir);
   io::read_weights(ctx, checkpoint, learner.masters().tree);
   learner.masters_changed();

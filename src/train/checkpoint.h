@@ -6,9 +6,8 @@
 //   trainer.json             step, data position, run config
 // OUTPUT/checkpoints/latest -> step_00000040
 //
-// Written under a temporary name, synced, renamed, and only then pointed to: kill -9 or a full disk at
-// any moment leaves the previous checkpoint as it was.
-// SPDX-License-Identifier: Apache-2.0
+// Written under a temporary name, synced, renamed, and only then pointed to: kill -9 or a full disk
+// at any moment leaves the previous checkpoint as it was. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <optional>
@@ -20,9 +19,9 @@
 namespace hadal::train {
 
 struct TrainerState {
-  int64_t step = 0;        // steps done
-  int64_t position = 0;    // sequences consumed
-  int64_t tokens = 0;      // tokens trained on
+  int64_t step = 0;      // steps done
+  int64_t position = 0;  // sequences consumed
+  int64_t tokens = 0;    // tokens trained on
 };
 
 // The newest complete checkpoint of a run; none if there is none.

@@ -88,9 +88,9 @@ Learner::Learner(Context& ctx, const Config& config, DType compute, int64_t max_
       grads_(ctx, config, stat_dtype(compute), ParamStore::Extent::kTrained),
       m_(ctx, config, stat_dtype(compute), ParamStore::Extent::kTrained),
       v_(ctx, config, stat_dtype(compute), ParamStore::Extent::kTrained),
-      copies_(compute == DType::kBF16
-                  ? std::make_unique<ParamStore>(ctx, config, compute, ParamStore::Extent::kMatrices)
-                  : nullptr),
+      copies_(compute == DType::kBF16 ? std::make_unique<ParamStore>(ctx, config, compute,
+                                                                     ParamStore::Extent::kMatrices)
+                                      : nullptr),
       weights_(weights_of(config_, masters_.tree, copies_ ? &copies_->tree : nullptr)),
       rows_(ctx, config_, compute, pool_pages(config_, max_tokens)),
       exchange_(rows_, config_.n_routed_experts),
@@ -135,8 +135,9 @@ StepResult Learner::compute_gradients(const std::vector<std::vector<Sequence>>& 
         share(meter_.mtp.data<double>()[k], totals.targets[static_cast<size_t>(k) + 1]));
   const int64_t num_moe = meter_.balance.num_elements(), main_moe = num_moe - depths;
   for (int64_t m = 0; m < num_moe; ++m)
-    result.balance += share(meter_.balance.data<double>()[m],
-                            totals.sequences[static_cast<size_t>(std::max<int64_t>(0, m - main_moe + 1))]);
+    result.balance +=
+        share(meter_.balance.data<double>()[m],
+              totals.sequences[static_cast<size_t>(std::max<int64_t>(0, m - main_moe + 1))]);
   result.counts = read_counts(meter_.counts);
   Tensor norm;
   const Block memory = ctx_.memory.take_tensor(DType::kF64, {1}, &norm);

@@ -1,10 +1,11 @@
-// Learner: a model with its masters, gradients and moments, and one optimizer step over micro-batches.
+// Learner: a model with its masters, gradients and moments, and one optimizer step over
+// micro-batches.
 //
 //   Dm MTP depths   M MoE layers (MTP blocks last)   E experts
 //
-// Masters, gradients and moments are f32 (f64 when computing in f64); bf16 compute reads a bf16 copy
-// of matrices and embeddings made after each step. Sums over micro-batches, clipping and the bias
-// update see the whole step, so the result depends on how it is cut only through rounding.
+// Masters, gradients and moments are f32 (f64 when computing in f64); bf16 compute reads a bf16
+// copy of matrices and embeddings made after each step. Sums over micro-batches, clipping and the
+// bias update see the whole step, so the result depends on how it is cut only through rounding.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -20,21 +21,21 @@ namespace hadal::train {
 struct Recipe {
   double lr = 0.0;
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;
-  double clip_norm = 1.0;        // 0: no clipping
-  double mtp_weight = 0.3;       // lambda; divided by the number of depths (report, eq. 25)
-  double balance_alpha = 1e-4;   // sequence-wise balance loss
-  double bias_gamma = 1e-3;      // auxiliary-loss-free bias update speed
+  double clip_norm = 1.0;       // 0: no clipping
+  double mtp_weight = 0.3;      // lambda; divided by the number of depths (report, eq. 25)
+  double balance_alpha = 1e-4;  // sequence-wise balance loss
+  double bias_gamma = 1e-3;     // auxiliary-loss-free bias update speed
 };
 
 // What a step measured. Losses are means over the targets of the step.
 struct StepResult {
   double main = 0.0;
-  std::vector<double> mtp;                     // [Dm]
-  double balance = 0.0;                        // sum over MoE layers of the mean over sequences
-  double grad_norm = 0.0;                      // before clipping
-  std::vector<std::vector<int64_t>> counts;    // [M][E]
+  std::vector<double> mtp;                   // [Dm]
+  double balance = 0.0;                      // sum over MoE layers of the mean over sequences
+  double grad_norm = 0.0;                    // before clipping
+  std::vector<std::vector<int64_t>> counts;  // [M][E]
   int64_t num_targets = 0;
-  double max_violation() const;                // mean over layers of max(count) / mean(count) - 1
+  double max_violation() const;  // mean over layers of max(count) / mean(count) - 1
 };
 
 class Learner {
@@ -78,7 +79,7 @@ class Learner {
   Config config_;
   DType compute_;
   ParamStore masters_, grads_, m_, v_;
-  std::unique_ptr<ParamStore> copies_;   // bf16 compute only
+  std::unique_ptr<ParamStore> copies_;  // bf16 compute only
   Weights weights_;
   RowPool rows_;
   LocalExchange exchange_;

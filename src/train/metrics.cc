@@ -20,13 +20,14 @@
 namespace hadal::train {
 namespace {
 
-constexpr double kSmooth = 0.05;         // weight of the newest step in the average step time
-constexpr double kShowEvery = 0.25;      // seconds between redraws of the bar
-constexpr double kPlainEvery = 10.0;     // seconds between lines where stdout is not a terminal
+constexpr double kSmooth = 0.05;      // weight of the newest step in the average step time
+constexpr double kShowEvery = 0.25;   // seconds between redraws of the bar
+constexpr double kPlainEvery = 10.0;  // seconds between lines where stdout is not a terminal
 
 std::string duration(double seconds) {
   const auto s = static_cast<int64_t>(seconds + 0.5);
-  return s >= 3600 ? fmt::format("{}h{:02}m", s / 3600, s / 60 % 60) : fmt::format("{}m{:02}s", s / 60, s % 60);
+  return s >= 3600 ? fmt::format("{}h{:02}m", s / 3600, s / 60 % 60)
+                   : fmt::format("{}m{:02}s", s / 60, s % 60);
 }
 
 // Keeps the lines whose "step" is at most last_step; a damaged last line (from a crash) goes too.
@@ -87,12 +88,15 @@ void Metrics::step(int64_t step, const StepResult& r, const Recipe& recipe, int6
                    {"max_violation", r.max_violation()},
                    {"tokens", tokens},
                    {"expert_counts", r.counts},
-                   {"time", {{"seconds", run_.seconds()}, {"tokens_per_second", static_cast<double>(tokens) / seconds}}}};
+                   {"time",
+                    {{"seconds", run_.seconds()},
+                     {"tokens_per_second", static_cast<double>(tokens) / seconds}}}};
   write(line);
   show(step, r, bits, static_cast<double>(tokens) / average_step_seconds_);
 }
 
-void Metrics::show(int64_t step, const StepResult& r, double bits_per_byte, double tokens_per_second) {
+void Metrics::show(int64_t step, const StepResult& r, double bits_per_byte,
+                   double tokens_per_second) {
   const double now = run_.seconds();
   const bool last = step == num_steps_;
   if (!last && now - last_shown_ < (terminal_ ? kShowEvery : kPlainEvery)) return;
@@ -113,8 +117,8 @@ void Metrics::show(int64_t step, const StepResult& r, double bits_per_byte, doub
   std::fflush(stdout);
 }
 
-void Metrics::evaluation(int64_t step, double loss, double bits_per_byte, const std::vector<double>& mtp,
-                         double max_violation) {
+void Metrics::evaluation(int64_t step, double loss, double bits_per_byte,
+                         const std::vector<double>& mtp, double max_violation) {
   write({{"step", step},
          {"held_out_loss", loss},
          {"held_out_bits_per_byte", bits_per_byte},

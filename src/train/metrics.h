@@ -1,7 +1,7 @@
 // Metrics: what a run reports: metrics.jsonl (one line a step or evaluation) and a progress bar.
 //
-// Every value in a line but those under "time" is a function of config, data and step alone: a resumed
-// run writes the same lines. On resume, lines after the checkpoint's step are cut off.
+// Every value in a line but those under "time" is a function of config, data and step alone: a
+// resumed run writes the same lines. On resume, lines after the checkpoint's step are cut off.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 

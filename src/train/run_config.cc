@@ -11,14 +11,16 @@
 namespace hadal::train {
 namespace {
 
-void check_integer(const std::string& where, const char* key, int64_t value, int64_t low, int64_t high) {
-  HADAL_CHECK(value >= low && value <= high, where, ": ", key, " is ", value, "; allowed: ", low, " to ",
-              high);
+void check_integer(const std::string& where, const char* key, int64_t value, int64_t low,
+                   int64_t high) {
+  HADAL_CHECK(value >= low && value <= high, where, ": ", key, " is ", value, "; allowed: ", low,
+              " to ", high);
 }
 
-void check_number(const std::string& where, const char* key, double value, double low, double high) {
-  HADAL_CHECK(std::isfinite(value) && value >= low && value <= high, where, ": ", key, " is ", value,
-              "; allowed: ", low, " to ", high);
+void check_number(const std::string& where, const char* key, double value, double low,
+                  double high) {
+  HADAL_CHECK(std::isfinite(value) && value >= low && value <= high, where, ": ", key, " is ",
+              value, "; allowed: ", low, " to ", high);
 }
 
 DataConfig read_data(const io::JsonObject& o) {
@@ -119,10 +121,10 @@ RunConfig run_config_of(const io::JsonObject& object) {
   HADAL_CHECK(run.train.sequence_length <= run.model.max_position_embeddings, object.where(),
               ": train.sequence_length is ", run.train.sequence_length,
               ", more than model.max_position_embeddings = ", run.model.max_position_embeddings);
-  HADAL_CHECK(run.train.sequence_length > run.model.num_nextn_predict_layers, object.where(),
-              ": train.sequence_length is ", run.train.sequence_length,
-              "; it must be above model.num_nextn_predict_layers = ",
-              run.model.num_nextn_predict_layers);
+  HADAL_CHECK(
+      run.train.sequence_length > run.model.num_nextn_predict_layers, object.where(),
+      ": train.sequence_length is ", run.train.sequence_length,
+      "; it must be above model.num_nextn_predict_layers = ", run.model.num_nextn_predict_layers);
   return run;
 }
 
@@ -136,9 +138,8 @@ io::Json to_json(const RunConfig& run) {
   const TrainConfig& t = run.train;
   io::Json root;
   root["model"] = io::hf_config_to_json(run.model, DType::kF32, {});
-  root["data"] = {{"text", run.data.text},
-                  {"tokenizer", run.data.tokenizer},
-                  {"held_out", run.data.held_out}};
+  root["data"] = {
+      {"text", run.data.text}, {"tokenizer", run.data.tokenizer}, {"held_out", run.data.held_out}};
   root["train"] = {{"output", t.output},
                    {"init_from", t.init_from},
                    {"steps", t.steps},

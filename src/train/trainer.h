@@ -1,9 +1,8 @@
 // Trainer: a whole run: data, steps, evaluations, checkpoints, and a clean stop.
 //
-// Order of a step: micro-batches forward and backward, clip, AdamW, bias update, metrics; then, when
-// due, a held-out evaluation and a checkpoint. A run that is killed goes on from its last checkpoint
-// with the same bits as if it had never stopped.
-// SPDX-License-Identifier: Apache-2.0
+// Order of a step: micro-batches forward and backward, clip, AdamW, bias update, metrics; then,
+// when due, a held-out evaluation and a checkpoint. A run that is killed goes on from its last
+// checkpoint with the same bits as if it had never stopped. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <functional>
@@ -14,17 +13,17 @@
 namespace hadal::train {
 
 struct TrainOptions {
-  bool resume = false;                       // go on from the newest checkpoint
-  std::function<bool()> should_stop;         // asked after each step: checkpoint and return
+  bool resume = false;                // go on from the newest checkpoint
+  std::function<bool()> should_stop;  // asked after each step: checkpoint and return
 };
 
 struct TrainReport {
   int64_t steps = 0;
-  bool finished = false;                     // false: stopped early by should_stop
-  double held_out_loss = 0.0;                // mean per target token
+  bool finished = false;       // false: stopped early by should_stop
+  double held_out_loss = 0.0;  // mean per target token
   double held_out_bits_per_byte = 0.0;
-  double max_violation = 0.0;                // on the held-out text
-  double seconds = 0.0;                      // of this process's steps and evaluations
+  double max_violation = 0.0;  // on the held-out text
+  double seconds = 0.0;        // of this process's steps and evaluations
 };
 
 TrainReport run_training(Context& ctx, const RunConfig& run, const TrainOptions& options);

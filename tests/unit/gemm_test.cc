@@ -77,31 +77,35 @@ void check(Kind kind, int64_t M, int64_t N, int64_t K, DType a_type, DType b_typ
   const Tensor b = bench.random(b_type, b_shape, 2).cols(0, (tn || nn) ? N : K);
   const Tensor c = bench.random(c_type, {M, N + extra_stride}, 3).cols(0, N);
   std::vector<double> want, bound;
-  const double u = std::max(test::unit_roundoff(c_type == DType::kF64 ? DType::kF64 : DType::kF32), 0.0);
+  const double u =
+      std::max(test::unit_roundoff(c_type == DType::kF64 ? DType::kF64 : DType::kF32), 0.0);
   for (int64_t m = 0; m < M; ++m)
     for (int64_t n = 0; n < N; ++n) {
       double sum = acc ? at(c, m, n) : 0.0, norm = std::fabs(sum);
       for (int64_t k = 0; k < K; ++k) {
-        const double product = (tn ? at(a, k, m) : at(a, m, k)) * ((tn || nn) ? at(b, k, n) : at(b, n, k));
+        const double product =
+            (tn ? at(a, k, m) : at(a, m, k)) * ((tn || nn) ? at(b, k, n) : at(b, n, k));
         sum += product;
         norm += std::fabs(product);
       }
       want.push_back(sum);
-      bound.push_back(static_cast<double>(K + 2) * u * norm +
-                      (c_type == DType::kBF16 ? test::unit_roundoff(c_type) * std::fabs(sum) * 2 : 0.0));
+      bound.push_back(
+          static_cast<double>(K + 2) * u * norm +
+          (c_type == DType::kBF16 ? test::unit_roundoff(c_type) * std::fabs(sum) * 2 : 0.0));
     }
   run(bench.ctx, kind, a, b, c);
   for (int64_t m = 0; m < M; ++m)
     for (int64_t n = 0; n < N; ++n) {
       const auto i = static_cast<size_t>(m * N + n);
-      ASSERT_LE(std::fabs(at(c, m, n) - want[i]), bound[i]) << "at " << m << "," << n << " of " << M << "x" << N
-                                                            << "x" << K;
+      ASSERT_LE(std::fabs(at(c, m, n) - want[i]), bound[i])
+          << "at " << m << "," << n << " of " << M << "x" << N << "x" << K;
     }
 }
 
 TEST(Gemm, EveryKindAndOddShape) {
-  const int64_t shapes[][3] = {{1, 1, 1},   {1, 17, 33},  {5, 16, 7},   {6, 32, 256}, {7, 33, 257},
-                               {64, 48, 3}, {97, 65, 40}, {200, 90, 31}, {13, 600, 20}, {3, 2, 700}};
+  const int64_t shapes[][3] = {{1, 1, 1},     {1, 17, 33}, {5, 16, 7},   {6, 32, 256},
+                               {7, 33, 257},  {64, 48, 3}, {97, 65, 40}, {200, 90, 31},
+                               {13, 600, 20}, {3, 2, 700}};
   for (Kind kind : {Kind::kNt, Kind::kNtAcc, Kind::kNn, Kind::kNnAcc, Kind::kTnAcc})
     for (const auto& s : shapes) {
       check(kind, s[0], s[1], s[2], DType::kF32, DType::kF32, DType::kF32);
@@ -124,12 +128,14 @@ TEST(Gemm, EmptyExtents) {
   Bench bench;
   Tensor c = bench.random(DType::kF32, {3, 4}, 1);
   const std::vector<float> before(c.data<float>(), c.data<float>() + 12);
-  ops::gemm_nt_acc(bench.ctx, bench.random(DType::kF32, {3, 0}, 2), bench.random(DType::kF32, {4, 0}, 3), c);
+  ops::gemm_nt_acc(bench.ctx, bench.random(DType::kF32, {3, 0}, 2),
+                   bench.random(DType::kF32, {4, 0}, 3), c);
   EXPECT_EQ(0, std::memcmp(before.data(), c.raw(), sizeof(float) * 12));
-  ops::gemm_nt(bench.ctx, bench.random(DType::kF32, {3, 0}, 2), bench.random(DType::kF32, {4, 0}, 3), c);
+  ops::gemm_nt(bench.ctx, bench.random(DType::kF32, {3, 0}, 2),
+               bench.random(DType::kF32, {4, 0}, 3), c);
   for (int i = 0; i < 12; ++i) EXPECT_EQ(c.data<float>()[i], 0.0f);
-  ops::gemm_nt(bench.ctx, bench.random(DType::kF32, {0, 5}, 2), bench.random(DType::kF32, {4, 5}, 3),
-               bench.random(DType::kF32, {0, 4}, 4));
+  ops::gemm_nt(bench.ctx, bench.random(DType::kF32, {0, 5}, 2),
+               bench.random(DType::kF32, {4, 5}, 3), bench.random(DType::kF32, {0, 4}, 4));
 }
 
 // Block FP8: ragged edges and a slice of rows that starts inside a block.
@@ -198,8 +204,10 @@ TEST(Gemm, SameBitsAtEveryMAndThreadCount) {
 // Adding in two calls is the same chain as one call over both halves.
 TEST(Gemm, AccumulationContinuesTheChain) {
   Bench bench;
-  const Tensor a = bench.random(DType::kF32, {600, 50}, 1), b = bench.random(DType::kF32, {600, 40}, 2);
-  Tensor once = bench.random(DType::kF32, {50, 40}, 3), twice = bench.random(DType::kF32, {50, 40}, 3);
+  const Tensor a = bench.random(DType::kF32, {600, 50}, 1),
+               b = bench.random(DType::kF32, {600, 40}, 2);
+  Tensor once = bench.random(DType::kF32, {50, 40}, 3),
+         twice = bench.random(DType::kF32, {50, 40}, 3);
   ops::gemm_tn_acc(bench.ctx, a, b, once);
   ops::gemm_tn_acc(bench.ctx, a.rows(0, 123), b.rows(0, 123), twice);
   ops::gemm_tn_acc(bench.ctx, a.rows(123, 477), b.rows(123, 477), twice);
@@ -249,12 +257,14 @@ TEST(Gemm, Grouped) {
     dw.push_back(bench.random(DType::kF32, {N, K}, 20 + e));
     ops::fill(bench.ctx, 0.0, dw.back());
   }
-  const float untouched = y.slab.data<float>()[1 * N];  // row 1 of the page of the expert with one row
+  const float untouched =
+      y.slab.data<float>()[1 * N];  // row 1 of the page of the expert with one row
   ops::grouped_gemm_nt(bench.ctx, layout, x, w, y);
   ops::grouped_gemm_nn(bench.ctx, layout, y, w, back);
   ops::grouped_gemm_tn_acc(bench.ctx, layout, y, x, dw);
   EXPECT_EQ(untouched, y.slab.data<float>()[1 * N]);
-  std::vector<std::vector<double>> want(static_cast<size_t>(E), std::vector<double>(static_cast<size_t>(N * K)));
+  std::vector<std::vector<double>> want(static_cast<size_t>(E),
+                                        std::vector<double>(static_cast<size_t>(N * K)));
   for (size_t e = 0; e < static_cast<size_t>(E); ++e)
     for (int32_t i = 0; i < counts[e]; ++i) {
       const int64_t position = begin[e] + i / 128, row = i % 128;
@@ -264,7 +274,8 @@ TEST(Gemm, Grouped) {
         double sum = 0.0;
         for (int64_t k = 0; k < K; ++k) sum += at(xr, row, k) * at(w[e].data, n, k);
         ASSERT_NEAR(at(yr, row, n), sum, 1e-4);
-        for (int64_t k = 0; k < K; ++k) want[e][static_cast<size_t>(n * K + k)] += at(yr, row, n) * at(xr, row, k);
+        for (int64_t k = 0; k < K; ++k)
+          want[e][static_cast<size_t>(n * K + k)] += at(yr, row, n) * at(xr, row, k);
       }
       for (int64_t k = 0; k < K; ++k) {
         double sum = 0.0;
@@ -274,7 +285,8 @@ TEST(Gemm, Grouped) {
     }
   for (size_t e = 0; e < static_cast<size_t>(E); ++e)
     for (int64_t i = 0; i < N * K; ++i)
-      ASSERT_NEAR(at(dw[e].view({1, N * K}), 0, i), want[e][static_cast<size_t>(i)], 1e-2) << "expert " << e;
+      ASSERT_NEAR(at(dw[e].view({1, N * K}), 0, i), want[e][static_cast<size_t>(i)], 1e-2)
+          << "expert " << e;
 }
 
 // The register kernels of every instruction set that this processor has.
@@ -293,18 +305,22 @@ TEST(Gemm, EveryInstructionSet) {
           float sum = 1.0f;
           double exact = 1.0;
           for (int64_t k = 0; k < K; ++k) {
-            const float x = a[static_cast<size_t>(k * kernel.mr + i)], y = b[static_cast<size_t>(k * kernel.nr + n)];
+            const float x = a[static_cast<size_t>(k * kernel.mr + i)],
+                        y = b[static_cast<size_t>(k * kernel.nr + n)];
             sum = std::fma(x, y, sum);
             exact += static_cast<double>(x) * y;
           }
           const float got = c[static_cast<size_t>(i * kernel.nr + n)];
-          if (kernel.mr > 4) EXPECT_EQ(got, sum);  // AVX2 and AVX-512: the fused chain, bit for bit
+          if (kernel.mr > 4) {  // AVX2 and AVX-512: the fused chain, bit for bit
+            EXPECT_EQ(got, sum);
+          }
           EXPECT_NEAR(got, exact, 1e-4);
         }
     }
   };
   check_kernel(ops::cpu::matmul_portable.f32);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) check_kernel(ops::cpu::matmul_avx2.f32);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    check_kernel(ops::cpu::matmul_avx2.f32);
   if (__builtin_cpu_supports("avx512f")) check_kernel(ops::cpu::matmul_avx512.f32);
 }
 
@@ -319,7 +335,8 @@ TEST(Gemm, ErrorsNameTheShapes) {
   EXPECT_ERROR(ops::gemm_nt(bench.ctx, a, bench.random(DType::kF32, {7, 3}, 4), c),
                "c must have shape [2, 7], has [2, 4]");
   EXPECT_ERROR(ops::gemm_nt(bench.ctx, a, Operand(bench.random(DType::kF32, {4, 3}, 4), a), c),
-               "gemm_nt: only e4m3 weights have scales, which are an f32 matrix; got f32 [4, 3] with f32 [2, 3]");
+               "gemm_nt: only e4m3 weights have scales, which are an f32 matrix; got f32 [4, 3] "
+               "with f32 [2, 3]");
 }
 
 }  // namespace

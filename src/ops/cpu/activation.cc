@@ -26,7 +26,8 @@ void forward_row(const Tensor& gate_up, const Tensor& y, const RowOffsets& at, i
 // Returns the gradient of the row's weight.
 template <class R>
 R backward_row(const Tensor& gate_up, const Tensor& dy, const Tensor& dgate_up, const Tensor& y,
-               const RowOffsets& at, int64_t F, R weight, const ScratchRows<R>& scratch, int thread) {
+               const RowOffsets& at, int64_t F, R weight, const ScratchRows<R>& scratch,
+               int thread) {
   const R* from = read_row(gate_up, at.gate_up, 2 * F, scratch.row(thread, 0));
   const R* dy_row = read_row(dy, at.dy, F, scratch.row(thread, 1));
   R* dfrom = begin_row(dgate_up, at.dgate_up, scratch.row(thread, 2));
@@ -97,8 +98,8 @@ void grouped_swiglu_backward(Context& ctx, const ExpertLayout& layout, const Pag
       for (int64_t row = first; row < first + count; ++row) {
         const RowOffsets at = {row_offset(gate_up, row), row_offset(dy, row),
                                row_offset(dgate_up, row), row_offset(y, row)};
-        dweight[row] = backward_row(gate_up.slab, dy.slab, dgate_up.slab, y.slab, at, F, weight[row],
-                                    scratch, thread);
+        dweight[row] = backward_row(gate_up.slab, dy.slab, dgate_up.slab, y.slab, at, F,
+                                    weight[row], scratch, thread);
       }
     });
   });

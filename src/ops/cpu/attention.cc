@@ -3,8 +3,8 @@
 //   T tokens   H heads   Dn, Dr, Dv  nope / rope / value width   n keys of a block of queries
 //
 // A task is a block of query rows of one head (forward) or a whole head of one sequence (backward).
-// Scores come as one chain over Dn, then Dr; keys after a row's own have probability zero, which adds
-// nothing to any sum. So a row's bits do not depend on the block, the batch or the thread.
+// Scores come as one chain over Dn, then Dr; keys after a row's own have probability zero, which
+// adds nothing to any sum. So a row's bits do not depend on the block, the batch or the thread.
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/attention.h"
 
@@ -50,13 +50,13 @@ struct Head {
 
 // scores [rows, n] = q k^T of query rows [row, row + rows) and keys [0, n) of the sequence.
 template <class T>
-void score(const Head& h, const Tensor& q, const Tensor& kv, const Tensor& k_pe, int64_t row, int64_t rows,
-           int64_t n, T* scores) {
+void score(const Head& h, const Tensor& q, const Tensor& kv, const Tensor& k_pe, int64_t row,
+           int64_t rows, int64_t n, T* scores) {
   const ResultView out{scores, DTypeOf<T>::value, n};
-  matmul<T>(rows, n, h.Dn, rows_of(q, h.begin + row, h.head, 0), rows_of(kv, h.begin, h.head, 0), out,
-            Start::kZero);
-  matmul<T>(rows, n, h.Dr, rows_of(q, h.begin + row, h.head, h.Dn), rows_of(k_pe, h.begin, 0, 0), out,
-            Start::kOld);
+  matmul<T>(rows, n, h.Dn, rows_of(q, h.begin + row, h.head, 0), rows_of(kv, h.begin, h.head, 0),
+            out, Start::kZero);
+  matmul<T>(rows, n, h.Dr, rows_of(q, h.begin + row, h.head, h.Dn), rows_of(k_pe, h.begin, 0, 0),
+            out, Start::kOld);
 }
 
 template <class T>
@@ -97,7 +97,8 @@ void forward(Context& ctx, const Packed& seq, double scale, const Tensor& q, con
       std::fill(row + visible, row + n, T(0));
       row_lse[i] = top + std::log(sum);
     }
-    matmul<T>(block.rows, Dv, n, {p, DTypeOf<T>::value, n, 1}, columns_of(kv, block.begin, head.head, Dn),
+    matmul<T>(block.rows, Dv, n, {p, DTypeOf<T>::value, n, 1},
+              columns_of(kv, block.begin, head.head, Dn),
               result_of(out, block.begin + block.row, head.head, 0), Start::kZero);
   });
 }
@@ -105,9 +106,9 @@ void forward(Context& ctx, const Packed& seq, double scale, const Tensor& q, con
 // Scratch of one thread in backward.
 template <class T>
 struct BackwardScratch {
-  T *p, *dp;         // [kQueryRows, longest]
-  T *dk, *dv;        // [longest, Dn]  [longest, Dv]
-  T *out, *dout;     // [Dv]
+  T *p, *dp;      // [kQueryRows, longest]
+  T *dk, *dv;     // [longest, Dn]  [longest, Dv]
+  T *out, *dout;  // [Dv]
   static int64_t size(int64_t longest, int64_t Dn, int64_t Dv) {
     return 2 * kQueryRows * longest + longest * (Dn + Dv) + 2 * Dv;
   }
@@ -147,16 +148,19 @@ void backward_head(const Head& h, int64_t length, double scale, const MlaAttenti
     }
     // dQ = dS K; dK += dS^T Q; dV += P^T dout. The new keys start from zero.
     const MatrixView ds{scratch.dp, kT, n, 1}, ds_t{scratch.dp, kT, 1, n}, p_t{scratch.p, kT, 1, n};
-    matmul<T>(rows, h.Dn, n, ds, columns_of(s.kv, h.begin, h.head, 0), result_of(g.dq, first, h.head, 0),
-              Start::kZero);
-    matmul<T>(rows, h.Dr, n, ds, columns_of(k_pe, h.begin, 0, 0), result_of(g.dq, first, h.head, h.Dn),
-              Start::kZero);
+    matmul<T>(rows, h.Dn, n, ds, columns_of(s.kv, h.begin, h.head, 0),
+              result_of(g.dq, first, h.head, 0), Start::kZero);
+    matmul<T>(rows, h.Dr, n, ds, columns_of(k_pe, h.begin, 0, 0),
+              result_of(g.dq, first, h.head, h.Dn), Start::kZero);
     std::fill(scratch.dk + row * h.Dn, scratch.dk + n * h.Dn, T(0));
     std::fill(scratch.dv + row * h.Dv, scratch.dv + n * h.Dv, T(0));
     std::fill(dk_pe + row * h.Dr, dk_pe + n * h.Dr, T(0));
-    matmul<T>(n, h.Dn, rows, ds_t, columns_of(s.q, first, h.head, 0), {scratch.dk, kT, h.Dn}, Start::kOld);
-    matmul<T>(n, h.Dr, rows, ds_t, columns_of(s.q, first, h.head, h.Dn), {dk_pe, kT, h.Dr}, Start::kOld);
-    matmul<T>(n, h.Dv, rows, p_t, columns_of(dout, first, h.head, 0), {scratch.dv, kT, h.Dv}, Start::kOld);
+    matmul<T>(n, h.Dn, rows, ds_t, columns_of(s.q, first, h.head, 0), {scratch.dk, kT, h.Dn},
+              Start::kOld);
+    matmul<T>(n, h.Dr, rows, ds_t, columns_of(s.q, first, h.head, h.Dn), {dk_pe, kT, h.Dr},
+              Start::kOld);
+    matmul<T>(n, h.Dv, rows, p_t, columns_of(dout, first, h.head, 0), {scratch.dv, kT, h.Dv},
+              Start::kOld);
   }
   for (int64_t i = 0; i < length; ++i) {
     const ResultView dk = result_of(g.dkv, h.begin + i, h.head, 0);
@@ -174,17 +178,18 @@ void backward(Context& ctx, const Packed& seq, double scale, const MlaAttentionS
   const int64_t Dv = s.out.dim(2);
   const auto* offsets = seq.offsets.data<int32_t>();
   int64_t longest = 0;
-  for (int64_t i = 0; i < seq.num_seqs; ++i) longest = std::max<int64_t>(longest, offsets[i + 1] - offsets[i]);
+  for (int64_t i = 0; i < seq.num_seqs; ++i)
+    longest = std::max<int64_t>(longest, offsets[i + 1] - offsets[i]);
   const int64_t scratch_size = BackwardScratch<T>::size(longest, Dn, Dv);
   Tensor scratch, dk_pe;
-  const Block scratch_memory =
-      ctx.memory.take_tensor(DTypeOf<T>::value, {ctx.threads.num_threads(), scratch_size}, &scratch);
+  const Block scratch_memory = ctx.memory.take_tensor(
+      DTypeOf<T>::value, {ctx.threads.num_threads(), scratch_size}, &scratch);
   const Block dk_pe_memory = ctx.memory.take_tensor(DTypeOf<T>::value, {H, tokens, Dr}, &dk_pe);
   ctx.threads.parallel_for(seq.num_seqs * H, [&](int64_t task, int thread) {
     const int64_t i = task / H, h = task % H;
     const BackwardScratch<T> mine(scratch.data<T>() + thread * scratch_size, longest, Dn, Dv);
-    backward_head<T>({offsets[i], h, Dn, Dr, Dv}, offsets[i + 1] - offsets[i], scale, s, k_pe, dout, g,
-                     dk_pe.data<T>() + (h * tokens + offsets[i]) * Dr, mine);
+    backward_head<T>({offsets[i], h, Dn, Dr, Dv}, offsets[i + 1] - offsets[i], scale, s, k_pe, dout,
+                     g, dk_pe.data<T>() + (h * tokens + offsets[i]) * Dr, mine);
   });
   // The shared key's gradient: heads in order.
   ctx.threads.parallel_for((tokens + 63) / 64, [&](int64_t task, int) {
@@ -202,16 +207,17 @@ void backward(Context& ctx, const Packed& seq, double scale, const MlaAttentionS
 
 }  // namespace
 
-void mla_attention_forward(Context& ctx, const Packed& seq, double scale, In q, In kv, In k_pe, Out out,
-                           Out lse) {
+void mla_attention_forward(Context& ctx, const Packed& seq, double scale, In q, In kv, In k_pe,
+                           Out out, Out lse) {
   if (q.dtype() == DType::kF64)
     forward<double>(ctx, seq, scale, q, kv, as_heads(k_pe), out, lse);
   else
     forward<float>(ctx, seq, scale, q, kv, as_heads(k_pe), out, lse);
 }
 
-void mla_attention_backward(Context& ctx, const Packed& seq, double scale, const MlaAttentionSaved& saved,
-                            In dout, const MlaAttentionGrads& grads) {
+void mla_attention_backward(Context& ctx, const Packed& seq, double scale,
+                            const MlaAttentionSaved& saved, In dout,
+                            const MlaAttentionGrads& grads) {
   if (saved.q.dtype() == DType::kF64)
     backward<double>(ctx, seq, scale, saved, dout, grads);
   else

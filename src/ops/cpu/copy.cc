@@ -36,8 +36,8 @@ void for_runs(Context& ctx, const std::array<const Tensor*, N>& tensors, const F
 // The id of token t, checked against the V rows of the table.
 int64_t row_of(const Tensor& ids, int64_t t, int64_t V) {
   const int64_t id = ids.data<int32_t>()[t * ids.stride(0)];
-  HADAL_CHECK(id >= 0 && id < V, "token id ", id, " at position ", t, " is outside the vocabulary of ",
-              V, " ids");
+  HADAL_CHECK(id >= 0 && id < V, "token id ", id, " at position ", t,
+              " is outside the vocabulary of ", V, " ids");
   return id;
 }
 
@@ -105,7 +105,8 @@ void embed_forward(Context& ctx, In table, In ids, Out x) {
       for (int64_t t = begin; t < end; ++t) {
         const int64_t from = row_of(ids, t, V) * table.stride(0), to = t * x.stride(0);
         if (table.dtype() == x.dtype()) {
-          std::memcpy(address(x, to), address(table, from), static_cast<size_t>(D) * dtype_size(x.dtype()));
+          std::memcpy(address(x, to), address(table, from),
+                      static_cast<size_t>(D) * dtype_size(x.dtype()));
           continue;
         }
         const R* row = read_row(table, from, D, scratch.row(thread, 0));

@@ -50,8 +50,8 @@ bool is_f64(const MatrixView& a, const MatrixView& b, const ResultView& c) {
   return a.dtype == DType::kF64 || b.dtype == DType::kF64 || c.dtype == DType::kF64;
 }
 
-void run(int64_t M, int64_t N, int64_t K, const MatrixView& a, const MatrixView& b, const ResultView& c,
-         Start start) {
+void run(int64_t M, int64_t N, int64_t K, const MatrixView& a, const MatrixView& b,
+         const ResultView& c, Start start) {
   if (is_f64(a, b, c))
     matmul<double>(M, N, K, a, b, c, start);
   else
@@ -62,7 +62,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // How a result of M x N is cut, so that every thread has work.
 struct Grid {
-  int64_t rows, cols;          // of one task
+  int64_t rows, cols;  // of one task
   int64_t row_tasks, col_tasks;
 };
 Grid grid_of(int64_t M, int64_t N, int64_t wanted) {
@@ -97,12 +97,14 @@ void for_heads(Context& ctx, const Tensor& a, const Operand& b, HeadRows rows, c
   ctx.threads.parallel_for(H * blocks, [&](int64_t task, int) {
     const int64_t h = task / blocks, t = task % blocks * kRows;
     const Operand w = b.rows(rows.first + h * rows.stride, rows.count);
-    const MatrixView av{static_cast<const char*>(a.raw()) +
-                            (t * a.stride(0) + h * a.stride(1)) * static_cast<int64_t>(dtype_size(a.dtype())),
-                        a.dtype(), a.stride(0), 1};
-    const ResultView cv{static_cast<char*>(c.raw()) +
-                            (t * c.stride(0) + h * c.stride(1)) * static_cast<int64_t>(dtype_size(c.dtype())),
-                        c.dtype(), c.stride(0)};
+    const MatrixView av{
+        static_cast<const char*>(a.raw()) +
+            (t * a.stride(0) + h * a.stride(1)) * static_cast<int64_t>(dtype_size(a.dtype())),
+        a.dtype(), a.stride(0), 1};
+    const ResultView cv{
+        static_cast<char*>(c.raw()) +
+            (t * c.stride(0) + h * c.stride(1)) * static_cast<int64_t>(dtype_size(c.dtype())),
+        c.dtype(), c.stride(0)};
     run(std::min(kRows, T - t), N, K, av, transposed ? by_cols(w) : by_rows(w), cv, Start::kZero);
   });
 }
@@ -126,8 +128,8 @@ Tensor page_at(const PagedRows& rows, int64_t position) {
 }
 
 // Each page's rows times its expert's weights; few pages are cut by columns as well.
-void grouped(Context& ctx, const ExpertLayout& layout, const PagedRows& a, std::span<const Operand> w,
-             const PagedRows& c, bool transposed, Start start) {
+void grouped(Context& ctx, const ExpertLayout& layout, const PagedRows& a,
+             std::span<const Operand> w, const PagedRows& c, bool transposed, Start start) {
   const std::vector<PageUse> uses = pages_in_use(layout);
   const auto P = static_cast<int64_t>(uses.size());
   const int64_t N = c.slab.dim(2), K = a.slab.dim(2);
@@ -183,8 +185,8 @@ void grouped_gemm_nn_acc(Context& ctx, const ExpertLayout& layout, const PagedRo
   grouped(ctx, layout, a, w, c, true, Start::kOld);
 }
 
-void grouped_gemm_tn_acc(Context& ctx, const ExpertLayout& layout, const PagedRows& a, const PagedRows& b,
-                         std::span<const Tensor> dw) {
+void grouped_gemm_tn_acc(Context& ctx, const ExpertLayout& layout, const PagedRows& a,
+                         const PagedRows& b, std::span<const Tensor> dw) {
   const int64_t N = a.slab.dim(2), K = b.slab.dim(2);
   const auto* begin = layout.page_begin.data<int32_t>();
   const auto* counts = layout.counts.data<int32_t>();

@@ -44,7 +44,8 @@ void cross_entropy_forward(Context& ctx, In logits, In targets, Out lse, Out los
   });
 }
 
-void cross_entropy_backward(Context& ctx, In logits, In targets, In lse, double scale, Out dlogits) {
+void cross_entropy_backward(Context& ctx, In logits, In targets, In lse, double scale,
+                            Out dlogits) {
   const int64_t T = logits.dim(0), V = logits.dim(1);
   with_arithmetic({logits.dtype()}, [&]<class R>(R) {
     const RowOps<R>& kernels = row_kernels().of<R>();

@@ -1,4 +1,5 @@
-// Blocked matrix products: packs panels in the arithmetic type and runs the register kernel on them.
+// Blocked matrix products: packs panels in the arithmetic type and runs the register kernel on
+// them.
 //
 //   M, N rows and columns of the result   K inner width   mr, nr size of the register block
 // SPDX-License-Identifier: Apache-2.0
@@ -15,9 +16,9 @@
 namespace hadal::ops::cpu {
 namespace {
 
-constexpr int64_t kBlockK = 256;   // k of a packed block: a panel of b stays in L1
-constexpr int64_t kBlockM = 192;   // rows of a packed block of a: it stays in L2 (192 KiB in f32)
-constexpr int64_t kBlockN = 512;   // columns of a packed block of b
+constexpr int64_t kBlockK = 256;  // k of a packed block: a panel of b stays in L1
+constexpr int64_t kBlockM = 192;  // rows of a packed block of a: it stays in L2 (192 KiB in f32)
+constexpr int64_t kBlockN = 512;  // columns of a packed block of b
 constexpr size_t kAlign = 64;
 
 // One growing buffer per thread and use.
@@ -172,8 +173,8 @@ void pack_block(const MatrixView& v, int64_t r, int64_t rows, int64_t k, int64_t
 }
 
 template <class T>
-void run_tile(const MatmulKernel<T>& kern, int64_t K, const T* a, const T* b, T* c, int64_t ldc, int64_t m,
-              int64_t n, Start start, T* tile) {
+void run_tile(const MatmulKernel<T>& kern, int64_t K, const T* a, const T* b, T* c, int64_t ldc,
+              int64_t m, int64_t n, Start start, T* tile) {
   if (n == kern.nr) {
     kern.compute(K, a, b, c, ldc, m, start);
     return;
@@ -189,8 +190,8 @@ void run_tile(const MatmulKernel<T>& kern, int64_t K, const T* a, const T* b, T*
 }
 
 template <class T>
-void multiply(int64_t M, int64_t N, int64_t K, const MatrixView& a, const MatrixView& b, T* c, int64_t ldc,
-              Start start) {
+void multiply(int64_t M, int64_t N, int64_t K, const MatrixView& a, const MatrixView& b, T* c,
+              int64_t ldc, Start start) {
   const MatmulKernel<T>& kern = kernel<T>();
   ThreadScratch<T>& scratch = thread_scratch<T>();
   const auto round_up = [](int64_t n, int64_t to) { return (n + to - 1) / to * to; };
@@ -212,8 +213,8 @@ void multiply(int64_t M, int64_t N, int64_t K, const MatrixView& a, const Matrix
         for (int64_t n = n0; n < n1; n += kern.nr)
           for (int64_t m = m0; m < m1; m += kern.mr)
             run_tile(kern, depth, packed_a + (m - m0) * depth, packed_b + (n - n0) * depth,
-                     c + m * ldc + n, ldc, std::min(kern.mr, m1 - m), std::min(kern.nr, n1 - n), from,
-                     tile);
+                     c + m * ldc + n, ldc, std::min(kern.mr, m1 - m), std::min(kern.nr, n1 - n),
+                     from, tile);
       }
     }
   }
@@ -231,8 +232,8 @@ MatrixView MatrixView::block(int64_t r, int64_t k) const {
 }
 
 template <class T>
-void matmul(int64_t M, int64_t N, int64_t K, const MatrixView& a, const MatrixView& b, const ResultView& c,
-            Start start) {
+void matmul(int64_t M, int64_t N, int64_t K, const MatrixView& a, const MatrixView& b,
+            const ResultView& c, Start start) {
   if (M == 0 || N == 0) return;
   const bool direct = c.dtype == DTypeOf<T>::value;
   T* out = static_cast<T*>(c.data);
@@ -253,8 +254,8 @@ void matmul(int64_t M, int64_t N, int64_t K, const MatrixView& a, const MatrixVi
   if (!direct) {
     const auto element = static_cast<int64_t>(dtype_size(c.dtype));
     for (int64_t m = 0; m < M; ++m)
-      convert(out + m * N, DTypeOf<T>::value, static_cast<char*>(c.data) + m * c.row_stride * element,
-              c.dtype, N);
+      convert(out + m * N, DTypeOf<T>::value,
+              static_cast<char*>(c.data) + m * c.row_stride * element, c.dtype, N);
   }
 }
 

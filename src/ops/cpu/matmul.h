@@ -2,9 +2,9 @@
 //
 //   M, N rows and columns of the result   K inner width
 //
-// Each element of the result is one chain of multiply-adds over k = 0, 1, ..., starting from zero or
-// from the old value: the same bits however the result is cut into blocks, and at every M. AVX2 and
-// AVX-512 fuse each multiply-add and give the same bits; the portable kernel rounds twice.
+// Each element of the result is one chain of multiply-adds over k = 0, 1, ..., starting from zero
+// or from the old value: the same bits however the result is cut into blocks, and at every M. AVX2
+// and AVX-512 fuse each multiply-add and give the same bits; the portable kernel rounds twice.
 // Scratch is thread-local and grows only.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -22,8 +22,9 @@ struct MatrixView {
   const void* data;
   DType dtype;
   int64_t row_stride, k_stride;
-  const float* scale = nullptr;    // block FP8: scale of element (r, k) by its place in the stored matrix
-  int64_t scale_stride = 0;        // blocks of a row of the stored matrix
+  const float* scale =
+      nullptr;               // block FP8: scale of element (r, k) by its place in the stored matrix
+  int64_t scale_stride = 0;  // blocks of a row of the stored matrix
   int64_t stored_row = 0, stored_col = 0;  // place of (0, 0) in the stored matrix
   bool rows_are_stored_rows = true;        // else the view is transposed
 
@@ -44,20 +45,20 @@ void matmul(int64_t M, int64_t N, int64_t K, const MatrixView& a, const MatrixVi
 
 // Dense operands of type T, row-major with leading strides.
 template <class T>
-void matmul_nt(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
-               int64_t ldc, Start start) {                               // [M,N] (+)= [M,K] [N,K]^T
+void matmul_nt(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const T* b, int64_t ldb,
+               T* c, int64_t ldc, Start start) {  // [M,N] (+)= [M,K] [N,K]^T
   matmul<T>(M, N, K, {a, DTypeOf<T>::value, lda, 1}, {b, DTypeOf<T>::value, ldb, 1},
             {c, DTypeOf<T>::value, ldc}, start);
 }
 template <class T>
-void matmul_nn(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
-               int64_t ldc, Start start) {                               // [M,N] (+)= [M,K] [K,N]
+void matmul_nn(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const T* b, int64_t ldb,
+               T* c, int64_t ldc, Start start) {  // [M,N] (+)= [M,K] [K,N]
   matmul<T>(M, N, K, {a, DTypeOf<T>::value, lda, 1}, {b, DTypeOf<T>::value, 1, ldb},
             {c, DTypeOf<T>::value, ldc}, start);
 }
 template <class T>
-void matmul_tn(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
-               int64_t ldc, Start start) {                               // [M,N] (+)= [K,M]^T [K,N]
+void matmul_tn(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const T* b, int64_t ldb,
+               T* c, int64_t ldc, Start start) {  // [M,N] (+)= [K,M]^T [K,N]
   matmul<T>(M, N, K, {a, DTypeOf<T>::value, 1, lda}, {b, DTypeOf<T>::value, 1, ldb},
             {c, DTypeOf<T>::value, ldc}, start);
 }
@@ -65,7 +66,7 @@ void matmul_tn(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const T
 // The register kernel of one instruction set.
 template <class T>
 struct MatmulKernel {
-  int64_t mr, nr;   // rows and columns that it computes at once
+  int64_t mr, nr;  // rows and columns that it computes at once
   // c[m, nr] (ldc) from panels a [K][mr] and b [K][nr]; m <= mr.
   void (*compute)(int64_t K, const T* a, const T* b, T* c, int64_t ldc, int64_t m, Start start);
   // panel[k * width + r] = src[r * stride + k] for r < rows, zero for the other r < width.

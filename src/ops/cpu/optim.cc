@@ -9,8 +9,8 @@
 namespace hadal::ops::cpu {
 namespace {
 
-constexpr int64_t kTile = 1024;       // elements that a thread converts at a time, on its stack
-constexpr int64_t kSumBlock = 4096;   // elements of one partial sum of squares
+constexpr int64_t kTile = 1024;      // elements that a thread converts at a time, on its stack
+constexpr int64_t kSumBlock = 4096;  // elements of one partial sum of squares
 
 }  // namespace
 

@@ -12,8 +12,8 @@ namespace hadal::ops::cpu {
 // The page of the slab that holds position `position` of the list.
 inline int64_t page_of(const PagedRows& rows, int64_t position) {
   const int64_t num_pages = rows.slab.dim(0);
-  HADAL_CHECK(rows.page.empty() || position < rows.page.dim(0), "the layout uses position ", position,
-              " but the page list has ", rows.page.empty() ? 0 : rows.page.dim(0));
+  HADAL_CHECK(rows.page.empty() || position < rows.page.dim(0), "the layout uses position ",
+              position, " but the page list has ", rows.page.empty() ? 0 : rows.page.dim(0));
   const int64_t page =
       rows.page.empty() ? position : rows.page.data<int32_t>()[position * rows.page.stride(0)];
   HADAL_CHECK(page >= 0 && page < num_pages, "position ", position, " of the layout is page ", page,
@@ -23,7 +23,8 @@ inline int64_t page_of(const PagedRows& rows, int64_t position) {
 
 // Offset in elements of row number `row` (position * kPageRows + row in the page).
 inline int64_t row_offset(const PagedRows& rows, int64_t row) {
-  HADAL_CHECK(row >= 0, "row number ", row, " is negative: row_of_choice does not come from expert_layout");
+  HADAL_CHECK(row >= 0, "row number ", row,
+              " is negative: row_of_choice does not come from expert_layout");
   return page_of(rows, row / kPageRows) * rows.slab.stride(0) +
          row % kPageRows * rows.slab.stride(1);
 }
@@ -36,8 +37,8 @@ inline int64_t num_positions(const ExpertLayout& layout) {
 // One value for every row number that the layout uses.
 inline void check_row_values(const ExpertLayout& layout, const Tensor& values, const char* name) {
   const int64_t needed = num_positions(layout) * kPageRows;
-  HADAL_CHECK(values.dim(0) >= needed, name, " has ", values.dim(0), " values, but the layout uses ",
-              needed, " rows");
+  HADAL_CHECK(values.dim(0) >= needed, name, " has ", values.dim(0),
+              " values, but the layout uses ", needed, " rows");
 }
 
 // Calls fn(row number of the first row, rows in use, thread) once for every page in use.

@@ -25,7 +25,8 @@ float scale_of(float amax, ScaleFormat format) {
 }  // namespace
 
 void quantise_blocks(Context& ctx, In w, ScaleFormat format, Out q, Out scale) {
-  const int64_t N = w.dim(0), K = w.dim(1), num_block_rows = scale.dim(0), num_block_cols = scale.dim(1);
+  const int64_t N = w.dim(0), K = w.dim(1), num_block_rows = scale.dim(0),
+                num_block_cols = scale.dim(1);
   ctx.threads.parallel_for(num_block_rows * num_block_cols, [&](int64_t block, int) {
     const int64_t block_row = block / num_block_cols, block_col = block % num_block_cols;
     const int64_t n0 = block_row * kScaleBlock, n1 = std::min(N, n0 + kScaleBlock);

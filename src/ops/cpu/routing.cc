@@ -20,7 +20,8 @@ R* row_of(const Tensor& t, int64_t row) {
   return t.data<R>() + row * t.stride(0);
 }
 
-// Marks the `count` largest of the values whose mark is kOpen as kTaken; ties go to smaller indices.
+// Marks the `count` largest of the values whose mark is kOpen as kTaken; ties go to smaller
+// indices.
 enum Mark : int32_t { kClosed, kOpen, kTaken };
 template <class R>
 void take_largest(const R* values, int64_t size, int64_t count, int32_t* marks) {
@@ -137,8 +138,8 @@ void gate_backward(Context& ctx, const GateRule& rule, In scores, In topk_idx, I
         std::fill(dscores, dscores + E, R(0));
         R total = 0, along = 0;
         for (int64_t k = 0; k < K; ++k) {
-          HADAL_CHECK(idx[k] >= 0 && idx[k] < E, "choice ", k, " of token ", t, " is expert ", idx[k],
-                      ", but there are ", E, " experts");
+          HADAL_CHECK(idx[k] >= 0 && idx[k] < E, "choice ", k, " of token ", t, " is expert ",
+                      idx[k], ", but there are ", E, " experts");
           total += score[idx[k]];
           along += dweight[k] * score[idx[k]];
         }
@@ -153,8 +154,8 @@ void gate_backward(Context& ctx, const GateRule& rule, In scores, In topk_idx, I
   });
 }
 
-void balance_loss_forward(Context& ctx, const GateRule& rule, const Packed& seq, In scores, Out loss,
-                          Out fraction) {
+void balance_loss_forward(Context& ctx, const GateRule& rule, const Packed& seq, In scores,
+                          Out loss, Out fraction) {
   const int64_t T = scores.dim(0), E = scores.dim(1), K = rule.num_experts_per_tok;
   with_arithmetic({scores.dtype()}, [&]<class R>(R) {
     const RowOps<R>& kernels = row_kernels().of<R>();

@@ -57,7 +57,8 @@ void expert_layout(Context& ctx, In topk_idx, const ExpertLayout& layout, Out ro
   }
   page_begin[0] = 0;
   for (int64_t e = 0; e < E; ++e) {
-    page_begin[e + 1] = page_begin[e] + static_cast<int32_t>((counts[e] + kPageRows - 1) / kPageRows);
+    page_begin[e + 1] =
+        page_begin[e] + static_cast<int32_t>((counts[e] + kPageRows - 1) / kPageRows);
   }
 
   // Give out row numbers in token order.
@@ -144,8 +145,8 @@ void take_pages(Context&, const ExpertLayout& layout, const PageStack& stack, Ou
 void give_back_pages(Context&, const ExpertLayout& layout, const PageStack& stack, In page) {
   const int64_t returned = num_positions(layout);
   int32_t* count = stack.count.data<int32_t>();
-  HADAL_CHECK(*count + returned <= stack.free.dim(0), returned, " pages are given back, but ", *count,
-              " of ", stack.free.dim(0), " are free already");
+  HADAL_CHECK(*count + returned <= stack.free.dim(0), returned, " pages are given back, but ",
+              *count, " of ", stack.free.dim(0), " are free already");
   for (int64_t i = returned - 1; i >= 0; --i) {
     stack.free.data<int32_t>()[(*count)++] = page.data<int32_t>()[i];
   }

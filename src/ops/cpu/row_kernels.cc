@@ -26,12 +26,14 @@ const RowKernels& row_kernels_of(const char* isa) {
   }
   if (name == "portable") return portable::table();
   if (name == "avx2") {
-    HADAL_CHECK(has_avx2(), "HADAL_ISA=avx2, but this processor lacks AVX2 or FMA; unset HADAL_ISA");
+    HADAL_CHECK(has_avx2(),
+                "HADAL_ISA=avx2, but this processor lacks AVX2 or FMA; unset HADAL_ISA");
     return avx2::table();
   }
   if (name == "avx512") {
-    HADAL_CHECK(has_avx512(), "HADAL_ISA=avx512, but this processor lacks AVX-512 F, BW, VL or DQ; "
-                              "unset HADAL_ISA");
+    HADAL_CHECK(has_avx512(),
+                "HADAL_ISA=avx512, but this processor lacks AVX-512 F, BW, VL or DQ; "
+                "unset HADAL_ISA");
     return avx512::table();
   }
   HADAL_FAIL("HADAL_ISA is '", name, "'; use portable, avx2 or avx512, or unset it");

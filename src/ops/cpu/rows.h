@@ -20,7 +20,8 @@ inline constexpr int64_t kTaskElements = 16384;  // smallest piece of work worth
 // Calls fn(R{}) with the arithmetic type of the tensors.
 template <class Fn>
 void with_arithmetic(std::initializer_list<DType> dtypes, const Fn& fn) {
-  const bool wide = std::any_of(dtypes.begin(), dtypes.end(), [](DType d) { return d == DType::kF64; });
+  const bool wide =
+      std::any_of(dtypes.begin(), dtypes.end(), [](DType d) { return d == DType::kF64; });
   if (wide) {
     fn(double{});
   } else {
@@ -36,7 +37,8 @@ inline void* address(const Tensor& t, int64_t offset) {
 template <class R>
 void read_elements(const void* from, DType dtype, R* to, int64_t count) {
   if constexpr (std::is_same_v<R, float>) {
-    if (dtype == DType::kBF16) return row_kernels().widen(static_cast<const bf16*>(from), to, count);
+    if (dtype == DType::kBF16)
+      return row_kernels().widen(static_cast<const bf16*>(from), to, count);
   }
   convert(from, dtype, to, DTypeOf<R>::value, count);
 }
@@ -101,7 +103,8 @@ void for_rows(Context& ctx, int64_t num_rows, int64_t width, const Fn& fn) {
 // The rows of a view of any rank: everything but the last dimension, in order. Scalars are one row.
 class RowIndex {
  public:
-  explicit RowIndex(const Tensor& t) : tensor_(&t), width_(t.rank() == 0 ? 1 : t.dim(t.rank() - 1)) {
+  explicit RowIndex(const Tensor& t)
+      : tensor_(&t), width_(t.rank() == 0 ? 1 : t.dim(t.rank() - 1)) {
     for (int d = 0; d + 1 < t.rank(); ++d) num_rows_ *= t.dim(d);
   }
   int64_t num_rows() const { return num_rows_; }

@@ -31,7 +31,8 @@ int64_t largest_id(const double* logits, int64_t V, int64_t t) {
 // Hands out ids from the most probable to the least; ties go to the smaller id.
 class Descending {
  public:
-  Descending(const double* weights, int32_t* heap, int64_t V) : less_{weights}, heap_(heap), left_(V) {
+  Descending(const double* weights, int32_t* heap, int64_t V)
+      : less_{weights}, heap_(heap), left_(V) {
     for (int64_t v = 0; v < V; ++v) heap[v] = static_cast<int32_t>(v);
     std::make_heap(heap, heap + V, less_);
   }
@@ -110,7 +111,8 @@ void sample(Context& ctx, const SampleRule& rule, In logits, In positions, Out t
       token = static_cast<int32_t>(best);
       if (rule.temperature == 0) continue;
       double* weights = values.row(thread, 1);
-      for (int64_t v = 0; v < V; ++v) weights[v] = std::exp((row[v] - row[best]) / rule.temperature);
+      for (int64_t v = 0; v < V; ++v)
+        weights[v] = std::exp((row[v] - row[best]) / rule.temperature);
       const int64_t position = positions_at[t * positions.stride(0)];
       token = draw(rule, weights, ids.row(thread, 0), ids.row(thread, 1), V,
                    rng.uniform(static_cast<uint64_t>(position)));

@@ -74,16 +74,21 @@ void transpose(int64_t rows, int64_t K, const T* src, int64_t stride, int64_t wi
   typedef T Square __attribute__((vector_size(kSide * sizeof(T))));
   typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Index;
   typedef Index Mask __attribute__((vector_size(kSide * sizeof(T))));
-  constexpr Mask kLow = {0, 4, 1, 5}, kHigh = {2, 6, 3, 7}, kFirst = {0, 1, 4, 5}, kSecond = {2, 3, 6, 7};
+  constexpr Mask kLow = {0, 4, 1, 5}, kHigh = {2, 6, 3, 7}, kFirst = {0, 1, 4, 5},
+                 kSecond = {2, 3, 6, 7};
   const int64_t full_rows = rows / kSide * kSide, full_k = K / kSide * kSide;
   for (int64_t k = 0; k < full_k; k += kSide) {
     for (int64_t r = 0; r < full_rows; r += kSide) {
       Square in[kSide];
-      for (int64_t i = 0; i < kSide; ++i) __builtin_memcpy(&in[i], src + (r + i) * stride + k, sizeof(Square));
-      const Square t0 = __builtin_shuffle(in[0], in[1], kLow), t1 = __builtin_shuffle(in[0], in[1], kHigh);
-      const Square t2 = __builtin_shuffle(in[2], in[3], kLow), t3 = __builtin_shuffle(in[2], in[3], kHigh);
-      const Square out[kSide] = {__builtin_shuffle(t0, t2, kFirst), __builtin_shuffle(t0, t2, kSecond),
-                                 __builtin_shuffle(t1, t3, kFirst), __builtin_shuffle(t1, t3, kSecond)};
+      for (int64_t i = 0; i < kSide; ++i)
+        __builtin_memcpy(&in[i], src + (r + i) * stride + k, sizeof(Square));
+      const Square t0 = __builtin_shuffle(in[0], in[1], kLow),
+                   t1 = __builtin_shuffle(in[0], in[1], kHigh);
+      const Square t2 = __builtin_shuffle(in[2], in[3], kLow),
+                   t3 = __builtin_shuffle(in[2], in[3], kHigh);
+      const Square out[kSide] = {
+          __builtin_shuffle(t0, t2, kFirst), __builtin_shuffle(t0, t2, kSecond),
+          __builtin_shuffle(t1, t3, kFirst), __builtin_shuffle(t1, t3, kSecond)};
       for (int64_t i = 0; i < kSide; ++i)
         __builtin_memcpy(panel + (k + i) * width + r, &out[i], sizeof(Square));
     }
@@ -99,7 +104,7 @@ void transpose(int64_t rows, int64_t K, const T* src, int64_t stride, int64_t wi
 
 extern const MatmulKernels HADAL_TABLE;
 const MatmulKernels HADAL_TABLE = {
-    .f32 = {HADAL_ROWS, kVectors * kLanes<float>, compute<float>, transpose<float>},
-    .f64 = {HADAL_ROWS, kVectors * kLanes<double>, compute<double>, transpose<double>}};
+    .f32 = {HADAL_ROWS, kVectors* kLanes<float>, compute<float>, transpose<float>},
+    .f64 = {HADAL_ROWS, kVectors* kLanes<double>, compute<double>, transpose<double>}};
 
 }  // namespace hadal::ops::cpu

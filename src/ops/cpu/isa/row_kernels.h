@@ -1,7 +1,8 @@
-// Row kernels: the inner loops of the element-wise and row-wise ops, one build for each instruction set.
+// Row kernels: the inner loops of the element-wise and row-wise ops, one build for each instruction
+// set.
 //
-// R is the arithmetic type, float or double. Reductions keep 16 partial sums (index mod 16) combined
-// in a fixed tree, and no multiply-add is contracted, so every build gives the same bits.
+// R is the arithmetic type, float or double. Reductions keep 16 partial sums (index mod 16)
+// combined in a fixed tree, and no multiply-add is contracted, so every build gives the same bits.
 // Outputs may be the same array as an input of the same role; they never partly overlap.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -24,23 +25,24 @@ struct AdamwFactors {
 
 template <class R>
 struct RowOps {
-  void (*add)(const R* a, const R* b, R* c, int64_t n);                // c = a + b
+  void (*add)(const R* a, const R* b, R* c, int64_t n);  // c = a + b
   R (*sum)(const R* x, int64_t n);
   R (*dot)(const R* a, const R* b, int64_t n);
-  R (*dot3)(const R* a, const R* b, const R* c, int64_t n);            // sum of (a * b) * c
-  double (*sum_squares)(const R* x, int64_t n);                        // in f64
-  R (*max)(const R* x, int64_t n);                                     // NaN is passed over; -inf if none
-  R (*exp_sum)(const R* x, R shift, int64_t n);                        // sum of exp(x - shift)
+  R (*dot3)(const R* a, const R* b, const R* c, int64_t n);  // sum of (a * b) * c
+  double (*sum_squares)(const R* x, int64_t n);              // in f64
+  R (*max)(const R* x, int64_t n);                           // NaN is passed over; -inf if none
+  R (*exp_sum)(const R* x, R shift, int64_t n);              // sum of exp(x - shift)
   void (*exp_shifted)(const R* x, R shift, R scale, R* y, int64_t n);  // y = scale * exp(x - shift)
   void (*sigmoid)(const R* x, R* y, int64_t n);
-  void (*norm)(const R* x, const R* gain, R rstd, R* y, int64_t n);    // y = (x * rstd) * gain
+  void (*norm)(const R* x, const R* gain, R rstd, R* y, int64_t n);  // y = (x * rstd) * gain
   // dx = rstd * (gain * dy) - c * x
   void (*norm_dx)(const R* x, const R* gain, const R* dy, R rstd, R c, R* dx, int64_t n);
-  void (*norm_dgain)(const R* x, const R* dy, R rstd, R* dgain, int64_t n);  // dgain += dy * (x * rstd)
+  void (*norm_dgain)(const R* x, const R* dy, R rstd, R* dgain,
+                     int64_t n);  // dgain += dy * (x * rstd)
   void (*swiglu)(const R* gate, const R* up, R weight, R* y, int64_t n);
   // Returns the gradient of weight; dgate may be gate and dup may be up.
-  R (*swiglu_backward)(const R* gate, const R* up, const R* dy, R weight, R* dgate, R* dup, R* y,
-                       int64_t n);
+  R (*swiglu_backward)
+  (const R* gate, const R* up, const R* dy, R weight, R* dgate, R* dup, R* y, int64_t n);
   void (*adamw)(const AdamwFactors<R>& f, const R* grad, R* param, R* m, R* v, int64_t n);
 };
 

@@ -1,8 +1,8 @@
 // Row kernels for one instruction set: included once by each rows_*.cc, inside its own namespace.
 //
-// REQUIRES: HADAL_ROWS_ISA names the namespace and HADAL_ROWS_BYTES is the width of a vector register.
-// Everything here is local to the file: the linker must never merge copies built for different sets.
-// SPDX-License-Identifier: Apache-2.0
+// REQUIRES: HADAL_ROWS_ISA names the namespace and HADAL_ROWS_BYTES is the width of a vector
+// register. Everything here is local to the file: the linker must never merge copies built for
+// different sets. SPDX-License-Identifier: Apache-2.0
 
 #include <limits>
 
@@ -230,9 +230,14 @@ void narrow(const float* x, bf16* y, int64_t n) {
 
 template <class R>
 constexpr RowOps<R> row_ops() {
-  return {add<R>,         sum<R>,     dot<R>,  dot3<R>,    sum_squares<R>, max<R>,
-          exp_sum<R>,     exp_shifted<R>, sigmoid<R>, norm<R>, norm_dx<R>, norm_dgain<R>,
-          swiglu<R>,      swiglu_backward<R>, adamw<R>};
+  return {add<R>,         sum<R>,
+          dot<R>,         dot3<R>,
+          sum_squares<R>, max<R>,
+          exp_sum<R>,     exp_shifted<R>,
+          sigmoid<R>,     norm<R>,
+          norm_dx<R>,     norm_dgain<R>,
+          swiglu<R>,      swiglu_backward<R>,
+          adamw<R>};
 }
 
 }  // namespace
