@@ -167,12 +167,13 @@ ParamCounts count_params(const Config& c) {
       [&](const ParamInfo& info, char&) {
         if (!info.trained()) return;
         const int64_t n = info.shape.num_elements();
-        (info.name.rfind("mtp.", 0) == 0 ? counts.mtp : counts.main) += n;
+        const bool is_mtp = info.name.rfind("mtp.", 0) == 0;
+        (is_mtp ? counts.mtp : counts.main) += n;
+        if (!is_mtp && info.shape.rank >= 2) counts.activated += n;
       },
       tree);
   const int64_t moe_layers = std::max<int64_t>(0, c.num_hidden_layers - c.first_k_dense_replace);
-  counts.activated =
-      counts.main - moe_layers * idle_experts * 3 * c.hidden_size * c.moe_intermediate_size;
+  counts.activated -= moe_layers * idle_experts * 3 * c.hidden_size * c.moe_intermediate_size;
   // NOTE: a tied table is read for the head as well, so it stays.
   counts.activated_head_only =
       counts.activated - (c.tie_word_embeddings ? 0 : c.vocab_size * c.hidden_size);

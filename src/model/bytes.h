@@ -59,9 +59,11 @@ int64_t cache_bytes_per_token(const Config& config, DType dtype, int64_t num_mtp
 
 // Number of parameters, router biases not counted (they are not trained).
 struct ParamCounts {
-  int64_t main = 0;                 // without MTP
-  int64_t mtp = 0;                  // own parameters of all MTP modules
-  int64_t activated = 0;            // main model, per token, with embedding and head
+  int64_t main = 0;  // without MTP
+  int64_t mtp = 0;   // own parameters of all MTP modules
+  // Matrix elements of the main model that one token uses; the gains of norms (1.0M of DeepSeek-V3)
+  // are not counted, as in the report's figures.
+  int64_t activated = 0;            // with embedding and head
   int64_t activated_head_only = 0;  // without the embedding
 };
 ParamCounts count_params(const Config& config);
