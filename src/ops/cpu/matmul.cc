@@ -153,13 +153,14 @@ void pack_panel(const MatrixView& v, int64_t r, int64_t rows, int64_t k, int64_t
     kernel<T>().transpose(rows, K, src, stride, width, panel);
     return;
   }
+  if (native) {
+    const T* src = static_cast<const T*>(v.data) + r + k * v.k_stride;
+    kernel<T>().copy(rows, K, src, v.k_stride, width, panel);
+    return;
+  }
   for (int64_t i = 0; i < K; ++i) {
     T* out = panel + i * width;
-    if (native)
-      std::memcpy(out, static_cast<const T*>(v.data) + r + (k + i) * v.k_stride,
-                  static_cast<size_t>(rows) * sizeof(T));
-    else
-      convert_run(v, r, k + i, false, rows, out);
+    convert_run(v, r, k + i, false, rows, out);
     for (int64_t j = rows; j < width; ++j) out[j] = T(0);
   }
 }

@@ -71,6 +71,8 @@ struct MatmulKernel {
   void (*compute)(int64_t K, const T* a, const T* b, T* c, int64_t ldc, int64_t m, Start start);
   // panel[k * width + r] = src[r * stride + k] for r < rows, zero for the other r < width.
   void (*transpose)(int64_t rows, int64_t K, const T* src, int64_t stride, int64_t width, T* panel);
+  // The same from columns: panel[k * width + r] = src[k * stride + r].
+  void (*copy)(int64_t rows, int64_t K, const T* src, int64_t stride, int64_t width, T* panel);
 };
 struct MatmulKernels {
   MatmulKernel<float> f32;

@@ -100,11 +100,30 @@ void transpose(int64_t rows, int64_t K, const T* src, int64_t stride, int64_t wi
   }
 }
 
+// The width is a constant, so that a row is a few vector moves instead of a call.
+template <class T, int64_t kWidth>
+void copy_full(int64_t K, const T* src, int64_t stride, T* panel) {
+  for (int64_t k = 0; k < K; ++k)
+    __builtin_memcpy(panel + k * kWidth, src + k * stride, kWidth * sizeof(T));
+}
+
+template <class T>
+void copy(int64_t rows, int64_t K, const T* src, int64_t stride, int64_t width, T* panel) {
+  constexpr int64_t kNr = kVectors * kLanes<T>;
+  if (rows == width && width == kNr) return copy_full<T, kNr>(K, src, stride, panel);
+  if (rows == width && width == HADAL_ROWS) return copy_full<T, HADAL_ROWS>(K, src, stride, panel);
+  for (int64_t k = 0; k < K; ++k) {
+    for (int64_t r = 0; r < rows; ++r) panel[k * width + r] = src[k * stride + r];
+    for (int64_t r = rows; r < width; ++r) panel[k * width + r] = T(0);
+  }
+}
+
 }  // namespace
 
 extern const MatmulKernels HADAL_TABLE;
 const MatmulKernels HADAL_TABLE = {
-    .f32 = {HADAL_ROWS, kVectors* kLanes<float>, compute<float>, transpose<float>},
-    .f64 = {HADAL_ROWS, kVectors* kLanes<double>, compute<double>, transpose<double>}};
+    .f32 = {HADAL_ROWS, kVectors* kLanes<float>, compute<float>, transpose<float>, copy<float>},
+    .f64 = {HADAL_ROWS, kVectors* kLanes<double>, compute<double>, transpose<double>,
+            copy<double>}};
 
 }  // namespace hadal::ops::cpu
