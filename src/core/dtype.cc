@@ -96,6 +96,16 @@ const std::array<float, 256>& e4m3_table() {
   return table;
 }
 
+// A float that rounds to any narrower type as v itself does: where v is between two floats, the one
+// with an odd last bit ("round to odd"). Rounding to nearest twice would break some ties wrongly.
+float to_f32_odd(double v) {
+  const float nearest = static_cast<float>(v);
+  if (static_cast<double>(nearest) == v || std::isnan(v)) return nearest;
+  uint32_t bits = std::bit_cast<uint32_t>(nearest);
+  if (std::fabs(static_cast<double>(nearest)) > std::fabs(v)) --bits;
+  return std::bit_cast<float>(bits | 1u);
+}
+
 }  // namespace
 
 float to_f32(e4m3 v) { return e4m3_table()[v.bits]; }
@@ -142,13 +152,13 @@ void store_element(void* p, DType dtype, int64_t i, double value) {
       static_cast<float*>(p)[i] = static_cast<float>(value);
       return;
     case DType::kF16:
-      static_cast<f16*>(p)[i] = to_f16(static_cast<float>(value));
+      static_cast<f16*>(p)[i] = to_f16(to_f32_odd(value));
       return;
     case DType::kBF16:
-      static_cast<bf16*>(p)[i] = to_bf16(static_cast<float>(value));
+      static_cast<bf16*>(p)[i] = to_bf16(to_f32_odd(value));
       return;
     case DType::kE4M3:
-      static_cast<e4m3*>(p)[i] = to_e4m3(static_cast<float>(value));
+      static_cast<e4m3*>(p)[i] = to_e4m3(to_f32_odd(value));
       return;
     case DType::kI32:
       static_cast<int32_t*>(p)[i] = static_cast<int32_t>(value);
