@@ -1,4 +1,5 @@
 # Kernels compiled once per instruction set; which one runs is chosen at run time (ops/cpu/isa.h).
+# SPDX-License-Identifier: Apache-2.0
 file(GLOB isa_sources CONFIGURE_DEPENDS src/ops/cpu/isa/*.cc)
 foreach(source ${isa_sources})
   if(source MATCHES "_(avx2|avx512)\\.cc$" AND NOT CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")

@@ -1,4 +1,5 @@
 # Compiler flags of the row kernels: one source, three instruction sets (src/ops/cpu/isa).
+# SPDX-License-Identifier: Apache-2.0
 # Neither math-errno nor trapping-math changes a result; both stop loops from being vectorised.
 set(rows_flags -O3 -fno-math-errno -fno-trapping-math)
 set_source_files_properties(src/ops/cpu/rows_portable.cc PROPERTIES COMPILE_OPTIONS "${rows_flags}")

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Removes or changes single terms of backward code and checks that a gradient test fails each time.
 
 Works on a copy of the sources; the checkout is never edited. For each mutation it rebuilds what changed and

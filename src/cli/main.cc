@@ -1,5 +1,6 @@
 // hadal: the command line. Parses, runs one subcommand, turns an Error into one sentence and
-// exit 1. SPDX-License-Identifier: Apache-2.0
+// exit 1.
+// SPDX-License-Identifier: Apache-2.0
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>

@@ -1,5 +1,6 @@
 // The two comparisons of `hadal verify`: a forward-and-backward golden, and a ten-step training
-// golden. Keys and conventions: tests/goldens/make_goldens.py. SPDX-License-Identifier: Apache-2.0
+// golden. Keys and conventions: tests/goldens/make_goldens.py.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "cli/verify_report.h"

@@ -1,5 +1,6 @@
 // VerifyReport: compares tensors with a golden file and keeps, for each kind of key, the worst
-// error and where it is. SPDX-License-Identifier: Apache-2.0
+// error and where it is.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <map>

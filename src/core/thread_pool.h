@@ -2,7 +2,8 @@
 //
 // Every task writes its own outputs and no result depends on which thread ran it, so results are
 // the same at every thread count. Threads spin for a short while between calls, then sleep. Not
-// reentrant: a task must not call parallel_for. SPDX-License-Identifier: Apache-2.0
+// reentrant: a task must not call parallel_for.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <atomic>

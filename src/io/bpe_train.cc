@@ -1,5 +1,6 @@
 // BPE training: pair counts over the different pieces, a heap of pairs with counts checked when
-// taken. SPDX-License-Identifier: Apache-2.0
+// taken.
+// SPDX-License-Identifier: Apache-2.0
 #include "io/bpe_train.h"
 
 #include <algorithm>
@@ -159,22 +160,23 @@ Tokenizer train_bpe(std::string_view text, int64_t vocab_size,
     spec.added.push_back({.id = static_cast<int32_t>(spec.vocab.size()), .content = content});
     spec.vocab.push_back({content, content});
   }
+  const auto add = [&](const std::string& bytes) {
+    const std::string name = spell_bytes(bytes);
+    HADAL_CHECK(!seen.contains(name), "the special token \"", name,
+                "\" is also the name of ordinary text in the vocabulary; choose another");
+    spec.vocab.push_back({name, bytes});
+  };
   const auto first_byte = static_cast<int32_t>(spec.vocab.size());
-  for (int b = 0; b < 256; ++b) {
-    const std::string byte(1, static_cast<char>(b));
-    spec.vocab.push_back({spell_bytes(byte), byte});
-  }
+  for (int b = 0; b < 256; ++b) add(std::string(1, static_cast<char>(b)));
   Trainer trainer(unique_words(text, spec, first_byte));
-  std::set<std::string> made;
   while (static_cast<int64_t>(spec.vocab.size()) < vocab_size) {
     Pair pair;
     HADAL_CHECK(trainer.best(pair), "the text of ", text.size(), " bytes gives a vocabulary of ",
                 spec.vocab.size(), " tokens at most, not ", vocab_size,
                 "; ask for fewer or give more text");
-    const std::string bytes = spec.vocab[static_cast<size_t>(pair.left)].bytes +
-                              spec.vocab[static_cast<size_t>(pair.right)].bytes;
     const auto id = static_cast<int32_t>(spec.vocab.size());
-    spec.vocab.push_back({spell_bytes(bytes), bytes});
+    add(spec.vocab[static_cast<size_t>(pair.left)].bytes +
+        spec.vocab[static_cast<size_t>(pair.right)].bytes);
     spec.merges.push_back({pair.left, pair.right, id});
     trainer.merge(pair, id);
   }

@@ -1,5 +1,6 @@
 // Saving of checkpoints: f32, bf16 or block FP8, with the names and copies that transformers
-// writes. SPDX-License-Identifier: Apache-2.0
+// writes.
+// SPDX-License-Identifier: Apache-2.0
 #include <nlohmann/json.hpp>
 #include <utility>
 

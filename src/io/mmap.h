@@ -2,7 +2,8 @@
 //
 // NOTE: the pages are read when touched; a file that is cut short while it is mapped ends the
 // process (SIGBUS). Replace files by renaming, as io/atomic.h does: then the mapping keeps the old
-// one. SPDX-License-Identifier: Apache-2.0
+// one.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstddef>

@@ -4,7 +4,8 @@
 // merged in the order of the merge list. Any bytes can be encoded, and decode(encode(x)) == x.
 // encode() adds no token that is not in the text: the caller puts a beginning-of-sentence token
 // where it wants one. Immutable and cheap to copy; all functions may run on several threads at
-// once. SPDX-License-Identifier: Apache-2.0
+// once.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>

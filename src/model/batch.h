@@ -4,7 +4,8 @@
 //
 // Depth k sees, at position i of a sequence of n tokens, the state of depth k-1 at i and the token
 // at i+k, and predicts the target of position i+k; so it has n-k positions (report, 2.2). Sequences
-// of k tokens or fewer take no part in depth k. SPDX-License-Identifier: Apache-2.0
+// of k tokens or fewer take no part in depth k.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>

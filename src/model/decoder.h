@@ -5,7 +5,8 @@
 // One form serves prefill, chunks, decode and verification: absorbed attention over the cache,
 // every row computed on its own, so a token's state has the same bits however its tokens were cut
 // into steps. A step may run again over positions whose tokens changed: their cache entries are
-// replaced. SPDX-License-Identifier: Apache-2.0
+// replaced.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <vector>

@@ -7,7 +7,8 @@
 // combine_backward takes gradients to rows, dispatch_backward sums them back. Routing weights
 // travel with dispatch and are applied by the experts, so combine is a plain sum. Order per
 // micro-batch and layer: dispatch, combine, combine_backward, dispatch_backward. A Ticket carries
-// the routing through all four. SPDX-License-Identifier: Apache-2.0
+// the routing through all four.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "core/context.h"

@@ -4,8 +4,8 @@
 //
 // Row counts and offsets are device data; the host knows capacities only. Rows past an expert's
 // count are never read or written. An expert without rows adds nothing to its gradient. Per
-// micro-batch: forward -> backward_input -> backward_weight, each once. SPDX-License-Identifier:
-// Apache-2.0
+// micro-batch: forward -> backward_input -> backward_weight, each once.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "core/context.h"

@@ -6,8 +6,8 @@
 // y = sum_k weight_k * Expert_k(x) + SharedExpert(x) (report, 2.1.2). The shared expert runs while
 // the dispatch is under way; combine may finish behind other work. forward(), backward_input() call
 // the stages in order; a schedule that overlaps micro-batches calls them apart. REQUIRES: the x and
-// dy given to the backward stages stay unchanged until backward_weight. SPDX-License-Identifier:
-// Apache-2.0
+// dy given to the backward stages stay unchanged until backward_weight.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <optional>

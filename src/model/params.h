@@ -5,7 +5,8 @@
 //
 // The same tree, with another leaf, holds weights (Operand), gradients, masters and moments
 // (Tensor). Names are DeepSeek's own ("layers.3.attn.wkv_b", "mtp.0.block.ffn.gate.weight");
-// Hugging Face names exist only in io/hf.cc. SPDX-License-Identifier: Apache-2.0
+// Hugging Face names exist only in io/hf.cc.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <string>

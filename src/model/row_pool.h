@@ -5,7 +5,8 @@
 // A page is ops::kPageRows rows: their input x [rows, D], then gate|up before SwiGLU [rows, 2F].
 // All MoE layers and micro-batches in flight share one pool, sized for a stated worst case; which
 // page a row lands in never changes a result. Taking more pages than are left is an Error on the
-// CPU. SPDX-License-Identifier: Apache-2.0
+// CPU.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "core/context.h"

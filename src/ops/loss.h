@@ -3,7 +3,8 @@
 //   T tokens of the chunk   V vocabulary
 //
 // Log-sum-exp in f32 (f64 for f64). A target of -1 means no target: loss 0, gradient 0.
-// Deterministic. SPDX-License-Identifier: Apache-2.0
+// Deterministic.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "ops/dispatch.h"

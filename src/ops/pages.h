@@ -5,7 +5,8 @@
 // An expert's rows fill whole pages; the last one may be partly used. All counts are device data:
 // the host knows only capacities. A row number is position * kPageRows + row, where position is the
 // index in the layout's list of pages; a PagedRows may put position i anywhere in its slab
-// (`page`). SPDX-License-Identifier: Apache-2.0
+// (`page`).
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "core/tensor.h"

@@ -4,7 +4,8 @@
 //   N rows   K columns
 //
 // Edge blocks may be smaller. scale = max(amax, 1e-4) / 448, in kPowerOfTwo rounded up to a power
-// of two (`scale_fmt: ue8m0`). Deterministic. SPDX-License-Identifier: Apache-2.0
+// of two (`scale_fmt: ue8m0`). Deterministic.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "ops/dispatch.h"

@@ -3,7 +3,8 @@
 //   T tokens   H heads   Dr rope width
 //
 // Pair j of a head turns by position * inv_freq[j]. Angles are computed in f64 and stored rounded
-// to the table's type. Deterministic. SPDX-License-Identifier: Apache-2.0
+// to the table's type. Deterministic.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "ops/dispatch.h"

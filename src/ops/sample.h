@@ -4,7 +4,8 @@
 //
 // The token at position p is drawn with a counter-based generator of (seed, p): the same whether or
 // not it was drafted, whatever else is in the batch. Deterministic; ties go to the smaller token
-// id. SPDX-License-Identifier: Apache-2.0
+// id.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "ops/dispatch.h"

@@ -7,7 +7,8 @@
 // OUTPUT/checkpoints/latest -> step_00000040
 //
 // Written under a temporary name, synced, renamed, and only then pointed to: kill -9 or a full disk
-// at any moment leaves the previous checkpoint as it was. SPDX-License-Identifier: Apache-2.0
+// at any moment leaves the previous checkpoint as it was.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <optional>

@@ -7,7 +7,8 @@
 // that begins a document, as `hadal generate` puts it before a prompt, and L - 1 tokens of the
 // text; each position predicts the next token of the text. An epoch visits W windows in an order
 // drawn from (seed, epoch), shifted by less than a window: batch `position` is a pure function of
-// its arguments. SPDX-License-Identifier: Apache-2.0
+// its arguments.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>

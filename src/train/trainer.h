@@ -2,7 +2,8 @@
 //
 // Order of a step: micro-batches forward and backward, clip, AdamW, bias update, metrics; then,
 // when due, a held-out evaluation and a checkpoint. A run that is killed goes on from its last
-// checkpoint with the same bits as if it had never stopped. SPDX-License-Identifier: Apache-2.0
+// checkpoint with the same bits as if it had never stopped.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <functional>

@@ -1,7 +1,8 @@
 // What the tests of ops share: strided tensors, runs at several thread counts, bounds by type.
 //
 // Names of values are streams of random numbers (tests/ref/array.h): every run sees the same
-// values. SPDX-License-Identifier: Apache-2.0
+// values.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <functional>

@@ -1,5 +1,6 @@
 // safetensors files: what we write reads back bit for bit, and damaged files give one clear
-// sentence. SPDX-License-Identifier: Apache-2.0
+// sentence.
+// SPDX-License-Identifier: Apache-2.0
 #include "io/safetensors.h"
 
 #include <gtest/gtest.h>

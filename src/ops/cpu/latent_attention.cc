@@ -5,7 +5,8 @@
 // Per (token, head): scores of positions 0 .. p, each one chain over W; softmax over all of them;
 // the result as one chain over positions in order. Pages that all tokens of a block see are
 // multiplied for the block at once, the rest token by token: the same chains, so the same bits
-// however tokens come. SPDX-License-Identifier: Apache-2.0
+// however tokens come.
+// SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <vector>
 

@@ -41,7 +41,7 @@ struct RowOps {
                      int64_t n);  // dgain += dy * (x * rstd)
   void (*swiglu)(const R* gate, const R* up, R weight, R* y, int64_t n);
   // Returns the gradient of weight; dgate may be gate and dup may be up.
-  R (*swiglu_backward)
+  R(*swiglu_backward)
   (const R* gate, const R* up, const R* dy, R weight, R* dgate, R* dup, R* y, int64_t n);
   void (*adamw)(const AdamwFactors<R>& f, const R* grad, R* param, R* m, R* v, int64_t n);
 };

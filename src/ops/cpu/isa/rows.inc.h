@@ -2,7 +2,8 @@
 //
 // REQUIRES: HADAL_ROWS_ISA names the namespace and HADAL_ROWS_BYTES is the width of a vector
 // register. Everything here is local to the file: the linker must never merge copies built for
-// different sets. SPDX-License-Identifier: Apache-2.0
+// different sets.
+// SPDX-License-Identifier: Apache-2.0
 
 #include <limits>
 

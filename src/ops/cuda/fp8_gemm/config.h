@@ -5,7 +5,8 @@
 // c[row, n] = sum over k of a[row, k] scale_a[k / 128, row] w[e, n, k] scale_w[e, n / 128, k / 128]
 // for the rows of expert e. The matrix unit sums 128 of K; those partial sums are scaled and added
 // in f32 registers (report, 3.3.2). One K order whatever the rows: a row's result depends on
-// nothing else in the call. Deterministic. SPDX-License-Identifier: Apache-2.0
+// nothing else in the call. Deterministic.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cuda_runtime.h>

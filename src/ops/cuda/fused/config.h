@@ -5,7 +5,8 @@
 // Quantised rows are e4m3 with one f32 scale per 128 columns, scale = max(amax, 1e-4) / 448,
 // rounded up to a power of two in kPowerOfTwo; scales are stored [columns / 128, scale_stride], as
 // the FP8 products read them. Each input is read once. f32 arithmetic between; deterministic; a row
-// never depends on others. SPDX-License-Identifier: Apache-2.0
+// never depends on others.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cuda_runtime.h>
