@@ -3,6 +3,7 @@
 #include "train/run_config.h"
 
 #include <cmath>
+#include <cstdint>
 #include <nlohmann/json.hpp>
 
 #include "core/check.h"
@@ -85,8 +86,11 @@ TrainConfig read_train(const io::JsonObject& o) {
   t.steps = o.integer("steps", t.steps);
   t.sequence_length = o.integer("sequence_length", t.sequence_length);
   t.batch_sequences = o.integer("batch_sequences", t.batch_sequences);
-  t.micro_batch_sequences = o.integer("micro_batch_sequences", t.batch_sequences);
-  t.seed = static_cast<uint64_t>(o.integer("seed", static_cast<int64_t>(t.seed)));
+  t.micro_batch_sequences = o.integer("micro_batch_sequences", 0);
+  if (t.micro_batch_sequences == 0) t.micro_batch_sequences = t.batch_sequences;
+  const int64_t seed = o.integer("seed", static_cast<int64_t>(t.seed));
+  check_integer(o.where(), "seed", seed, 0, INT64_MAX);  // what JSON can give back
+  t.seed = static_cast<uint64_t>(seed);
   t.dtype = read_dtype(o);
   t.threads = o.integer("threads", t.threads);
   if (o.has("lr")) t.lr = read_lr(o.object("lr"));
