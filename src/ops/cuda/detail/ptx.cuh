@@ -62,6 +62,9 @@ __device__ __forceinline__ void barrier_wait(uint64_t* bar, uint32_t parity) {
 }
 // ---- clusters and roles
 
+// A value that all lanes of the warp hold, as the compiler can see: it may use uniform registers.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xFFFFFFFFu, value, 0); }
+
 __device__ __forceinline__ uint32_t cluster_rank() {
   uint32_t rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -110,11 +113,6 @@ __device__ __forceinline__ void copy_box(void* dst, const CUtensorMap* map, int 
       "l"(map), "r"(smem_addr(bar)), "r"(x), "r"(y)
       : "memory");
 }
-__device__ __forceinline__ void prefetch_box(const CUtensorMap* map, int x, int y) {
-  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(x),
-               "r"(y)
-               : "memory");
-}
 // The same box into the same place of every block in `mask`, each completing on its own barrier.
 __device__ __forceinline__ void copy_box_multicast(void* dst, const CUtensorMap* map, int x, int y,
                                                    uint64_t* bar, uint16_t mask) {
@@ -132,6 +130,14 @@ __device__ __forceinline__ void copy_bytes(void* dst, const void* src, uint32_t 
       "l"(src), "r"(bytes), "r"(smem_addr(bar))
       : "memory");
 }
+__device__ __forceinline__ void copy_bytes_multicast(void* dst, const void* src, uint32_t bytes,
+                                                     uint64_t* bar, uint16_t mask) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1], %2, [%3], %4;" ::"r"(smem_addr(dst)),
+      "l"(src), "r"(bytes), "r"(smem_addr(bar)), "h"(mask)
+      : "memory");
+}
 
 // ---- matrix fragments
 
@@ -142,6 +148,24 @@ __device__ __forceinline__ void store_matrices(uint32_t addr, uint32_t a, uint32
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(addr),
                "r"(a), "r"(b), "r"(c), "r"(d)
                : "memory");
+}
+// Exchanges among the four lanes of a quad: lane t gets element t of each, in lane order.
+__device__ __forceinline__ void quad_transpose(uint32_t (&v)[4], int lane) {
+#pragma unroll
+  for (int d = 1; d <= 2; d *= 2) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i & d) continue;
+      const bool upper = lane & d;
+      const uint32_t sent = upper ? v[i] : v[i + d];
+      const uint32_t received = __shfl_xor_sync(0xffffffff, sent, d);
+      if (upper) {
+        v[i] = received;
+      } else {
+        v[i + d] = received;
+      }
+    }
+  }
 }
 __device__ __forceinline__ uint32_t pack_bf16(float lo, float hi) {
   uint32_t packed;

@@ -71,6 +71,33 @@ __device__ __forceinline__ void mma_e4m3_n128(float (&d)[64], uint64_t a, uint64
       : "l"(a), "l"(b), "r"(accumulate));
 }
 
+// The same with b [64,32].
+__device__ __forceinline__ void mma_e4m3_n64(float (&d)[32], uint64_t a, uint64_t b,
+                                             int accumulate) {
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "setp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "%32, %33, p, 1, 1;\n}"
+      : HADAL_ACC32(d, 0)
+      : "l"(a), "l"(b), "r"(accumulate));
+}
+
+// The same with b [32,32].
+__device__ __forceinline__ void mma_e4m3_n32(float (&d)[16], uint64_t a, uint64_t b,
+                                             int accumulate) {
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "setp.ne.b32 p, %18, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+      "%16, %17, p, 1, 1;\n}"
+      : HADAL_ACC8(d, 0), HADAL_ACC8(d, 8)
+      : "l"(a), "l"(b), "r"(accumulate));
+}
+
 // a [64,16] bf16, b [64,16] bf16, both depth-contiguous.
 __device__ __forceinline__ void mma_bf16_n64(float (&d)[32], uint64_t a, uint64_t b,
                                              int accumulate) {

@@ -48,7 +48,9 @@ struct Fp8GemmArgs {
   int num_sms;  // SMs this launch may use
 };
 
-// N a multiple of 64, K of 128. Rows past an expert's count are not written.
+// N a multiple of 64, K of 128. Rows past an expert's count are not written. The launch may overlap
+// the end of the kernel before, whose results it waits for. One expert in a slab of one page takes
+// thin.cuh, everything else kernel.cuh; both give the same bits.
 void fp8_gemm_sm90(const Fp8GemmArgs& args, cudaStream_t stream);
 
 }  // namespace hadal::cuda

@@ -157,11 +157,12 @@ __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmS
            (static_cast<int64_t>(tiles.expert) * w_blocks + min(tiles.column_tile, w_blocks - 1)) *
                k_blocks;
   };
+  // Lane l has the scales of w at 32 i + l of K: one load in 32 stages, a stage's by shuffle.
   const float* scale_w = args.scale_w;
-  float next_scale = 0.0f;
+  float lot = 0.0f, next_lot = 0.0f;
   if (more) {
     scale_w = scales_of_tile();
-    next_scale = __ldg(scale_w);
+    next_lot = lane < k_blocks ? __ldg(scale_w + lane) : 0.0f;
   }
   while (more) {
     const bool works = group < tiles.tile_pages();
@@ -175,13 +176,18 @@ __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmS
     uint64_t a = 0, w = 0;
     // Waits for a stage and reads what its products need.
     const auto prepare = [&](int k) {
+      if (k % 32 == 0) {
+        lot = next_lot;
+        next_lot = k + 32 + lane < k_blocks ? __ldg(scale_w + k + 32 + lane) : 0.0f;
+      }
+      const float block_scale = __shfl_sync(0xFFFFFFFFu, lot, k & 31);
+      const int at = uniform(stage);
+      a = descriptor_k(smem_addr(s.a) + at * C::kBytesA + group * C::kPage * C::kDepth);
+      w = descriptor_k(smem_addr(s.w) + at * C::kBytesW);
       barrier_wait(s.full + stage, parity);
       const float* scale = s.scale + stage * C::kRows + group * C::kPage + warp * 16 + lane / 4;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) row_scale[i] = scale[(i / 2) * 64 + (i % 2) * 8] * next_scale;
-      if (k + 1 < k_blocks) next_scale = __ldg(scale_w + k + 1);
-      a = descriptor_k(smem_addr(s.a) + stage * C::kBytesA + group * C::kPage * C::kDepth);
-      w = descriptor_k(smem_addr(s.w) + stage * C::kBytesW);
+      for (int i = 0; i < 4; ++i) row_scale[i] = scale[(i / 2) * 64 + (i % 2) * 8] * block_scale;
     };
     if (works) {
       prepare(0);
@@ -223,7 +229,7 @@ __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmS
     more = tiles.next(rank);
     if (more) {
       scale_w = scales_of_tile();
-      next_scale = __ldg(scale_w);
+      next_lot = lane < k_blocks ? __ldg(scale_w + lane) : 0.0f;
     }
     if (!works) continue;
     __nv_bfloat16* c = static_cast<__nv_bfloat16*>(args.c) +
@@ -236,7 +242,7 @@ __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmS
   }
 }
 
-__global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(Fp8GemmConfig::kThreads, 1)
+__global__ void __launch_bounds__(Fp8GemmConfig::kThreads, 1)
     fp8_gemm_kernel_sm90(const __grid_constant__ Fp8GemmArgs args,
                          const __grid_constant__ CUtensorMap map_a,
                          const __grid_constant__ CUtensorMap map_w) {
@@ -254,7 +260,9 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(Fp8GemmConfig::kThre
     barrier_init_fence();
   }
   cluster_sync();
-  const int group = static_cast<int>(threadIdx.x) / 128;
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+  const int group = uniform(static_cast<int>(threadIdx.x) / 128);
   if (group == 0) {
     registers_shrink<40>();
     if (threadIdx.x == 0) fp8_gemm_copy(args, map_a, map_w, s, rank);

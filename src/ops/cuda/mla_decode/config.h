@@ -55,6 +55,13 @@ __host__ __device__ inline int mla_decode_pages_per_split(int num_pages) {
   return even < 16 ? 16 : even;
 }
 
+// Rows of q that one copy brings: a whole tile where tiles are full, else few, not to read rows of
+// the next sequence for nothing.
+__host__ __device__ inline int mla_decode_q_box_rows(const MlaDecodeArgs& args) {
+  return args.num_queries * args.num_heads % MlaDecodeConfig::kRows == 0 ? MlaDecodeConfig::kRows
+                                                                         : 16;
+}
+
 // Fills max_splits and pages_per_split for contexts of at most max_length tokens.
 void mla_decode_plan(MlaDecodeArgs& args, MlaDecodeSplit split, int max_length);
 

@@ -85,27 +85,27 @@ __device__ void mla_decode_copy(const MlaDecodeArgs& args, const CUtensorMap& ma
                                 const CUtensorMap& map_pages, const MlaDecodeShared& s) {
   using C = MlaDecodeConfig;
   MlaDecodeTiles<kCluster> tile(args);
+  const int box_rows = mla_decode_q_box_rows(args);
   uint32_t q_parity = 0, uses0 = 0, uses1 = 0;
 #pragma unroll 1
   while (tile.next()) {
     const int* table =
         args.table + static_cast<int64_t>(tile.seq) * args.table_stride + tile.first_page;
-    int next = __ldg(table);
-    const int q_boxes = (tile.rows() + 15) / 16;
+    int row = __ldg(table) * C::kPage;
+    const int q_boxes = (tile.rows() + box_rows - 1) / box_rows;
     const int q_row = tile.seq * args.num_queries * args.num_heads + tile.row0;
     barrier_wait(s.q_empty, q_parity ^ 1);
-    barrier_expect(s.q_full, static_cast<uint32_t>(q_boxes * 16 * C::kChunks * 128));
+    barrier_expect(s.q_full, static_cast<uint32_t>(q_boxes * box_rows * C::kChunks * 128));
     q_parity ^= 1;
 #pragma unroll 1
     for (int i = 0; i < C::kChunks * q_boxes; ++i) {
       const int c = i / q_boxes, b = i - c * q_boxes;
-      copy_box(s.q + c * C::kChunkBytes + b * 2048, &map_q, c * 64, q_row + b * 16, s.q_full);
+      copy_box(s.q + c * C::kChunkBytes + b * box_rows * 128, &map_q, c * 64, q_row + b * box_rows,
+               s.q_full);
     }
-    int row = next * C::kPage;
-    int ahead = tile.num_pages > 1 ? __ldg(table + 1) * C::kPage : 0;
 #pragma unroll 1
     for (int p = 0; p < tile.num_pages; ++p) {
-      const int later = p + 2 < tile.num_pages ? __ldg(table + p + 2) * C::kPage : 0;
+      const int next = p + 1 < tile.num_pages ? __ldg(table + p + 1) * C::kPage : 0;
       const int buffer = p & 1;
       const uint32_t parity = (buffer == 0 ? uses0 : uses1) & 1;
 #pragma unroll 1
@@ -130,15 +130,7 @@ __device__ void mla_decode_copy(const MlaDecodeArgs& args, const CUtensorMap& ma
       } else {
         ++uses1;
       }
-      // Two pages on: into the L2, while the buffers are taken. With one row tile a page is read
-      // once and memory is the limit: there it only costs.
-      if (kCluster > 1 && p + 2 < tile.num_pages) {
-#pragma unroll 1
-        for (int c = tile.rank; c < C::kChunks; c += kCluster)
-          prefetch_box(&map_pages, c * 64, later);
-      }
-      row = ahead;
-      ahead = later;
+      row = next;
     }
   }
 }
@@ -176,25 +168,6 @@ __device__ __forceinline__ void mla_decode_scores(float (&score)[32], uint32_t q
       const int chunk = c < 4 ? first + c : 8;
       const uint32_t at = static_cast<uint32_t>(chunk * C::kChunkBytes + i * 32);
       mma_bf16_n64(score, advance(q_base, at), advance(k_base, at), accumulate || c + i > 0);
-    }
-  }
-}
-
-// Exchanges among the four lanes of a quad: lane t gets element t of each, in lane order.
-__device__ __forceinline__ void quad_transpose(uint32_t (&v)[4], int lane) {
-#pragma unroll
-  for (int d = 1; d <= 2; d *= 2) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i & d) continue;
-      const bool upper = lane & d;
-      const uint32_t sent = upper ? v[i] : v[i + d];
-      const uint32_t received = __shfl_xor_sync(0xffffffff, sent, d);
-      if (upper) {
-        v[i] = received;
-      } else {
-        v[i + d] = received;
-      }
     }
   }
 }

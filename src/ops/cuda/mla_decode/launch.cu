@@ -61,9 +61,9 @@ void mla_decode_sm90(const MlaDecodeArgs& args, cudaStream_t stream) {
               C::kMaxSplits, " splits; got ", args.max_splits);
   if (args.num_seqs == 0) return;
   const int rows = args.num_queries * args.num_heads;
-  const CUtensorMap map_q =
-      make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, args.q,
-                      static_cast<int64_t>(args.num_seqs) * rows, C::kWidth, C::kWidth, 16, 64);
+  const CUtensorMap map_q = make_tensor_map(
+      CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, args.q, static_cast<int64_t>(args.num_seqs) * rows,
+      C::kWidth, C::kWidth, static_cast<uint32_t>(mla_decode_q_box_rows(args)), 64);
   const CUtensorMap map_pages =
       make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, args.pages, args.num_pages * C::kPage,
                       C::kWidth, C::kWidth, C::kPage, 64);
