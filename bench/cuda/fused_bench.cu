@@ -240,6 +240,7 @@ void print_row(const char* name, const char* shape, double us, double bytes, dou
 }  // namespace
 
 int main() try {
+  print_device();
   int failures = 0;
   failures += check_gate(1, 1.0f) + check_gate(4097, 1.5f) + check_gate(1000, 0.01f);
   failures += check_rmsnorm(300, 7168, ScaleRounding::kNone) +

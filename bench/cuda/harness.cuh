@@ -159,6 +159,17 @@ inline int num_sms() {
   return count;
 }
 
+inline void print_device() {
+  int device = 0, driver = 0, runtime = 0;
+  cudaDeviceProp prop;
+  HADAL_CHECK_CUDA(cudaGetDevice(&device));
+  HADAL_CHECK_CUDA(cudaGetDeviceProperties(&prop, device));
+  HADAL_CHECK_CUDA(cudaDriverGetVersion(&driver));
+  HADAL_CHECK_CUDA(cudaRuntimeGetVersion(&runtime));
+  std::printf("device %s, %d SMs, L2 %d MB; driver for CUDA %d, runtime %d\n", prop.name,
+              prop.multiProcessorCount, prop.l2CacheSize >> 20, driver, runtime);
+}
+
 __global__ void copy_kernel(const int4* from, int4* to, int64_t count) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;

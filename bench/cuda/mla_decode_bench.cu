@@ -302,6 +302,7 @@ int main(int argc, char** argv) try {
     run_once(problem, problem.args(0), MlaDecodeSplit::kFastest);
     return 0;
   }
+  print_device();
   int failures = 0;
   failures += check({1, 63, 64, 65}, 1, 16);
   failures += check({4, 5, 129, 1000, 4097}, 4, 16);
