@@ -73,14 +73,19 @@ void AtomicFile::fail(const char* what) {
              "; nothing was replaced: free space on that disk and try again");
 }
 
-void AtomicFile::flush(const char* data, size_t bytes) {
+bool write_all(int fd, const char* data, size_t bytes) {
   while (bytes > 0) {
-    const ssize_t count = ::write(fd_, data, bytes);
+    const ssize_t count = ::write(fd, data, bytes);
     if (count < 0 && errno == EINTR) continue;
-    if (count < 0) fail("write");
+    if (count < 0) return false;
     data += count;
     bytes -= static_cast<size_t>(count);
   }
+  return true;
+}
+
+void AtomicFile::flush(const char* data, size_t bytes) {
+  if (!write_all(fd_, data, bytes)) fail("write");
 }
 
 void AtomicFile::write(const void* data, size_t bytes) {

@@ -14,6 +14,9 @@ namespace hadal::io {
 // What errno says now, as text.
 std::string errno_text();
 
+// Writes all bytes to a file descriptor; false with errno set if that cannot be done.
+bool write_all(int fd, const char* data, size_t bytes);
+
 // The whole file; an Error if it cannot be read or has more than max_bytes.
 std::string read_file(const std::string& path, size_t max_bytes);
 

@@ -66,8 +66,8 @@ Metrics::~Metrics() {
 
 void Metrics::write(const io::Json& line) {
   const std::string text = line.dump() + "\n";
-  HADAL_CHECK(::write(fd_, text.data(), text.size()) == static_cast<ssize_t>(text.size()),
-              "cannot write ", path_, ": ", io::errno_text(), "; free some space, then --resume");
+  HADAL_CHECK(io::write_all(fd_, text.data(), text.size()), "cannot write ", path_, ": ",
+              io::errno_text(), "; free some space, then --resume");
 }
 
 void Metrics::step(int64_t step, const StepResult& r, const Recipe& recipe, int64_t tokens,
