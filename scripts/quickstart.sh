@@ -39,6 +39,9 @@ if [ -z "$text" ]; then
   fi
 fi
 
+# A short text has fewer pairs that occur twice than the config's vocabulary needs.
+most=$((300 + $(wc -c <"$text") / 500))
+[ "$vocab" -le "$most" ] || vocab=$most
 tokenizer=data/$name
 if [ ! -s "$tokenizer/tokenizer.json" ]; then
   say "training a tokenizer of $vocab tokens on the training part of $text"
@@ -74,13 +77,14 @@ if plain["token_ids"] != fast["token_ids"]:
 EOF_PYTHON
 
 say "a paragraph, sampled"
+printf 'In those days'
 $hadal generate --model "$run" --prompt "In those days" --max-tokens 120 --temperature 0.8 --top-p 0.95 --seed 7 --speculate 1 --ignore-eos
 
 say "done in $((SECONDS - begin)) s"
 tail -n 1 "$run.log"
 cat <<EOF_NEXT
 What to type next:
-  $hadal generate --model $run --prompt "And God said" --temperature 0.8 --seed 1
+  $hadal generate --model $run --prompt "And God said" --temperature 0.8 --top-p 0.95 --seed 1
   $hadal info --model $run
   make quickstart TEXT=/path/to/your.txt
 EOF_NEXT
