@@ -66,8 +66,9 @@ class Printer {
 
   // False when a stop string has appeared: the text ends before it.
   bool add(int32_t token) {
-    ids_.push_back(token);
     if (tokenizer_ == nullptr) return true;
+    // NOTE: vocab_size may be above the tokenizer's; such tokens have no text.
+    if (tokenizer_->knows(token)) ids_.push_back(token);
     text_ = tokenizer_->decode(ids_);
     for (const std::string& stop : options_.stop) {
       const size_t at = text_.find(stop);

@@ -1,13 +1,42 @@
 // hadal: the command line. Parses, runs one subcommand, turns an Error into one sentence and
-// exit 1.
+// exit 1 (2 for a command line that cannot be parsed).
 // SPDX-License-Identifier: Apache-2.0
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
+#include <string>
 
 #include "cli/options.h"
 #include "core/check.h"
 #include "core/env.h"
+
+namespace {
+
+constexpr int kUsageError = 2;
+
+// The subcommand that was being parsed: "hadal tokenizer train".
+std::string command_of(const CLI::App& app) {
+  std::string name = "hadal";
+  for (const CLI::App* at = &app; !at->get_subcommands().empty();) {
+    at = at->get_subcommands().front();
+    name += " " + at->get_name();
+  }
+  return name;
+}
+
+// NOTE: CLI11 reports an unknown first word as a missing subcommand.
+std::string usage_message(const CLI::App& app, const CLI::ParseError& e, int argc, char** argv) {
+  const std::string command = command_of(app), what = e.what();
+  std::string message = what;
+  if (command == "hadal" && argc > 1)
+    message =
+        std::string("there is no ") + (argv[1][0] == '-' ? "option " : "subcommand ") + argv[1];
+  else if (what.starts_with("The following argument"))
+    message = "unexpected argument " + what.substr(what.find(": ") + 2);
+  return message + "; see: " + command + " --help";
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   CLI::App app("hadal trains and serves DeepSeek-V3-architecture models");
@@ -25,7 +54,9 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
     return 0;
   } catch (const CLI::ParseError& e) {
-    return app.exit(e);
+    if (e.get_exit_code() == 0) return app.exit(e);  // --help and --version
+    std::fprintf(stderr, "hadal: %s\n", usage_message(app, e, argc, argv).c_str());
+    return kUsageError;
   } catch (const hadal::Error& e) {
     std::fflush(stdout);
     std::fprintf(stderr, "hadal: %s\n", e.what());

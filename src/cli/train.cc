@@ -29,15 +29,16 @@ void request_stop(int signal) {
 void run(const Options& o) {
   const train::RunConfig config = train::read_run_config(o.config, o.assignments);
   fmt::print("{}\n", train::to_json(config).dump(2));
-  Machine machine(static_cast<int>(config.train.threads));
+  Machine machine(static_cast<int>(config.train.threads), Device{});
   Context ctx = machine.context();
   std::signal(SIGTERM, request_stop);
   std::signal(SIGINT, request_stop);
   const train::TrainReport report = train::run_training(
       ctx, config, {.resume = o.resume, .should_stop = [] { return stop_requested.load(); }});
   if (!report.finished) {
-    fmt::print("stopped after step {}; go on with: hadal train {} --resume\n", report.steps,
-               o.config);
+    std::string command = "hadal train " + o.config;
+    for (const std::string& assignment : o.assignments) command += " --set '" + assignment + "'";
+    fmt::print("stopped after step {}; go on with: {} --resume\n", report.steps, command);
     return;
   }
   fmt::print("trained {} steps in {:.0f} s: {:.4f} bits per byte held out, MaxVio {:.3f}\n",

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "cli/verify.h"
+#include "core/transfer.h"
 #include "model/bytes.h"
 #include "model/decoder.h"
 #include "model/head.h"
@@ -24,14 +25,14 @@ constexpr int64_t kPromptTokens = 16;
 // What each kind of key may differ by. f32 and f64: the project's acceptance bounds; bf16: what 8
 // bits of mantissa leave over a few layers (docs/numerics.md).
 struct Tolerances {
-  Tolerance state, gate, loss, gradient, choice, greedy;
+  Tolerance state, gate, loss, gradient, choice, load, greedy;
 };
 
 Tolerances tolerances(DType dtype) {
   constexpr Tolerance kExact{.mismatches = 0.0};
   if (dtype == DType::kF64) {
     constexpr Tolerance kTight{.relative_l2 = 1e-6};
-    return {kTight, kTight, kTight, kTight, kExact, kExact};
+    return {kTight, kTight, kTight, kTight, kExact, kExact, kExact};
   }
   if (dtype == DType::kF32)
     return {.state = {.absolute = 2e-5},
@@ -39,12 +40,14 @@ Tolerances tolerances(DType dtype) {
             .loss = {.relative_l2 = 1e-5},
             .gradient = {.relative_l2 = 2e-5},
             .choice = kExact,
+            .load = kExact,
             .greedy = kExact};
   return {.state = {.relative_l2 = 0.2},
           .gate = {},
           .loss = {.relative_l2 = 0.05},
           .gradient = {},
           .choice = {.mismatches = 0.25},
+          .load = {.mismatches = 1.0},  // one other choice changes two loads
           .greedy = {.mismatches = 1.0}};
 }
 
@@ -93,14 +96,19 @@ std::vector<Sequence> sequences_of(const std::vector<int32_t>& ids, int64_t B, i
   return sequences;
 }
 
-void compare_layer(const std::string& layer, const gate::Saved& gate, int64_t E,
+// Compares a tensor of the device.
+void compare(Context& ctx, const std::string& kind, const std::string& key, const Tensor& ours,
+             Tolerance tolerance, VerifyReport& report) {
+  report.compare(kind, key, HostRead(ctx, ours).tensor(), tolerance);
+}
+
+void compare_layer(Context& ctx, const std::string& layer, const gate::Saved& gate, int64_t E,
                    const Tolerances& t, VerifyReport& report) {
-  report.compare("topk", "topk." + layer, gate.topk_idx, t.choice);
-  report.compare("gate", "gate." + layer, gate.topk_weight, t.gate);
+  compare(ctx, "topk", "topk." + layer, gate.topk_idx, t.choice, report);
+  compare(ctx, "gate", "gate." + layer, gate.topk_weight, t.gate, report);
   std::vector<int32_t> load(static_cast<size_t>(E), 0);
-  const auto* idx = gate.topk_idx.data<int32_t>();
-  for (int64_t i = 0; i < gate.topk_idx.num_elements(); ++i) ++load[static_cast<size_t>(idx[i])];
-  report.compare("load", "load." + layer, Tensor(load.data(), DType::kI32, {E}), t.choice);
+  for (int32_t expert : download<int32_t>(ctx, gate.topk_idx)) ++load[static_cast<size_t>(expert)];
+  report.compare("load", "load." + layer, Tensor(load.data(), DType::kI32, {E}), t.load);
 }
 
 // logits of every row of h, compared under `kind`.
@@ -112,7 +120,7 @@ void compare_logits(Context& ctx, const Subject& subject, const std::string& kin
   const Block memory =
       ctx.memory.take_tensor(stat_dtype(h.dtype()), {h.dim(0), c.vocab_size}, &logits);
   head::logits(ctx, subject.weights.head_of(c), h, logits);
-  report.compare(kind, key, logits.view(shape), tolerance);
+  compare(ctx, kind, key, logits.view(shape), tolerance, report);
 }
 
 void compare_forward(Context& ctx, const Subject& subject, const stage::Saved& saved, int64_t B,
@@ -121,19 +129,19 @@ void compare_forward(Context& ctx, const Subject& subject, const stage::Saved& s
   const int64_t D = c.hidden_size;
   for (int64_t l = 0; l <= c.num_hidden_layers; ++l) {
     const Tensor& x = l == c.num_hidden_layers ? saved.h : saved.x[static_cast<size_t>(l)];
-    report.compare("hidden", concat("hidden.", l), x.view({B, T, D}), t.state);
+    compare(ctx, "hidden", concat("hidden.", l), x.view({B, T, D}), t.state, report);
   }
   compare_logits(ctx, subject, "logits", "logits", saved.h, {B, T, c.vocab_size}, t.state, report);
   for (int64_t l = c.first_k_dense_replace; l < c.num_hidden_layers; ++l)
-    compare_layer(std::to_string(l), saved.blocks[static_cast<size_t>(l)].moe.gate,
+    compare_layer(ctx, std::to_string(l), saved.blocks[static_cast<size_t>(l)].moe.gate,
                   c.n_routed_experts, t, report);
   HADAL_CHECK(c.num_nextn_predict_layers <= 1, "goldens hold one MTP depth, the model has ",
               c.num_nextn_predict_layers);
   if (c.num_nextn_predict_layers == 0) return;
   const mtp::Saved& mtp = saved.mtp[0];
-  compare_layer(std::to_string(c.num_hidden_layers), mtp.block.moe.gate, c.n_routed_experts, t,
+  compare_layer(ctx, std::to_string(c.num_hidden_layers), mtp.block.moe.gate, c.n_routed_experts, t,
                 report);
-  report.compare("mtp.hidden", "mtp.hidden", mtp.out.view({B, T - 1, D}), t.state);
+  compare(ctx, "mtp.hidden", "mtp.hidden", mtp.out.view({B, T - 1, D}), t.state, report);
   compare_logits(ctx, subject, "mtp.logits", "mtp.logits", mtp.out, {B, T - 1, c.vocab_size},
                  t.state, report);
 }
@@ -144,14 +152,14 @@ void compare_loss(const std::string& key, double sum, int64_t count, const Toler
   report.compare("loss", key, Tensor(&mean, DType::kF64, {1}), t.loss);
 }
 
-void compare_gradients(const io::HfCheckpoint& checkpoint, Subject& subject, const Tolerances& t,
-                       VerifyReport& report) {
+void compare_gradients(Context& ctx, const io::HfCheckpoint& checkpoint, Subject& subject,
+                       const Tolerances& t, VerifyReport& report) {
   for_each_param(
       subject.config,
       [&](const ParamInfo& info, Tensor& leaf) {
         if (!info.trained()) return;
-        report.compare("grad", "grad." + io::hf_name(checkpoint.config, info.name), leaf,
-                       t.gradient);
+        compare(ctx, "grad", "grad." + io::hf_name(checkpoint.config, info.name), leaf, t.gradient,
+                report);
       },
       subject.grads.tree);
 }
@@ -238,9 +246,10 @@ void verify_golden(Context& ctx, const io::HfCheckpoint& checkpoint, DType dtype
   const Batch batch = make_batch(ctx, c, sequences_of(ids, B, T), depths, dtype);
   stage::Saved saved = stage::forward(ctx, subject.stage, batch, In(), meter);
   compare_forward(ctx, subject, saved, B, T, t, report);
-  compare_loss("loss", *meter.main.data<double>(), batch.num_targets, t, report);
+  compare_loss("loss", download<double>(ctx, meter.main)[0], batch.num_targets, t, report);
   if (depths > 0)
-    compare_loss("mtp.loss", *meter.mtp.data<double>(), batch.mtp[0].num_targets, t, report);
+    compare_loss("mtp.loss", download<double>(ctx, meter.mtp)[0], batch.mtp[0].num_targets, t,
+                 report);
 
   stage::LossScale scale{
       .main = 1.0 / static_cast<double>(batch.num_targets), .mtp = {}, .mtp_balance = {}};
@@ -253,7 +262,7 @@ void verify_golden(Context& ctx, const io::HfCheckpoint& checkpoint, DType dtype
                   {.batch = batch, .scale = scale, .dy_in = In(), .dx_out = Out()},
                   subject.grads.tree);
   // NOTE: goldens of quantised checkpoints carry no gradients.
-  if (!checkpoint.quantization.fp8) compare_gradients(checkpoint, subject, t, report);
+  if (!checkpoint.quantization.fp8) compare_gradients(ctx, checkpoint, subject, t, report);
 
   compare_decode(ctx, subject, dtype, ids, B, T, t, report);
   compare_greedy(ctx, subject, dtype, t, report);

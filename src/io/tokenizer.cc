@@ -207,6 +207,10 @@ std::string Tokenizer::decode(const std::vector<int32_t>& ids) const {
   return text;
 }
 
+bool Tokenizer::knows(int32_t id) const {
+  return id >= 0 && id < vocab_size() && tables_->known[static_cast<size_t>(id)];
+}
+
 std::string_view Tokenizer::bytes(int32_t id) const {
   HADAL_CHECK(id >= 0 && id < vocab_size(), "there is no token ", id,
               "; the vocabulary has ids 0 to ", vocab_size() - 1);

@@ -49,6 +49,8 @@ class Tokenizer {
   std::vector<int32_t> encode(std::string_view text) const;
   // An Error for an id that is not in the vocabulary.
   std::string decode(const std::vector<int32_t>& ids) const;
+  // False for ids that a model may have beyond its tokenizer's.
+  bool knows(int32_t id) const;
   // The bytes of one token.
   std::string_view bytes(int32_t id) const;
 

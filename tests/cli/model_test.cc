@@ -1,0 +1,124 @@
+// generate, init and verify on checkpoints that are whole, damaged or absent.
+// SPDX-License-Identifier: Apache-2.0
+#include <nlohmann/json.hpp>
+
+#include "tests/cli/run.h"
+
+namespace hadal::test {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr const char* kBase = "tests/goldens/base";
+
+// A copy of the base checkpoint that a test may damage.
+std::string copy_of_base(const TempDir& dir) {
+  const std::string model = dir / "model";
+  fs::create_directories(model);
+  for (const char* name : {"config.json", "model.safetensors"})
+    fs::copy_file(std::string(kBase) + "/" + name, model + "/" + name);
+  return model;
+}
+
+Arguments generate(const std::string& model) {
+  return {"generate", "--model", model, "--prompt-ids", "5,9,200", "--max-tokens", "4"};
+}
+
+TEST(Generate, RefusesWhatIsNoModel) {
+  const TempDir dir;
+  expect_refused(generate(dir / "absent"), "there is no directory " + dir / "absent");
+  expect_refused(generate(dir.path()),
+                 dir.path() +
+                     " holds no config.json and no checkpoints/latest; give a checkpoint "
+                     "directory or the output directory of a training run");
+  const std::string model = copy_of_base(dir);
+  fs::remove(model + "/model.safetensors");
+  const Result r = run(generate(model));
+  EXPECT_EQ(r.status, 1);
+  EXPECT_EQ(r.err,
+            "hadal: " + model +
+                ": holds neither model.safetensors nor model.safetensors.index.json; give the "
+                "directory of a checkpoint\n");
+}
+
+TEST(Generate, RefusesATruncatedCheckpoint) {
+  const TempDir dir;
+  const std::string model = copy_of_base(dir), file = model + "/model.safetensors";
+  const auto whole = fs::file_size(file);
+  for (const uintmax_t left :
+       {whole - 1, whole / 2, uintmax_t{1000}, uintmax_t{8}, uintmax_t{5}, uintmax_t{0}}) {
+    fs::resize_file(file, left);
+    const Result r = run(generate(model));
+    EXPECT_EQ(r.status, 1) << left << " bytes";
+    EXPECT_EQ(r.out, "");
+    EXPECT_TRUE(r.err.starts_with("hadal: " + file)) << r.err;
+    EXPECT_TRUE(r.err.ends_with("the file is damaged: download or write it again\n")) << r.err;
+    EXPECT_EQ(std::count(r.err.begin(), r.err.end(), '\n'), 1) << r.err;
+  }
+}
+
+TEST(Generate, RefusesRequestsThatCannotBe) {
+  const auto with = [](Arguments more) {
+    Arguments all = {"generate", "--model", kBase};
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  };
+  expect_refused(with({}), "give either --prompt TEXT or --prompt-ids 5,9,200");
+  expect_refused(with({"--prompt", "x"}),
+                 "tests/goldens/base/tokenizer.json is missing; use --prompt-ids 5,9,200");
+  expect_refused(with({"--prompt-ids", "1,x"}),
+                 "token ids are numbers with commas between them, like 5,9,200; got \"1,x\"");
+  expect_refused(with({"--prompt-ids", "320"}), "token 320 is outside the vocabulary of 320");
+  expect_refused(with({"--prompt-ids", "1", "--temperature", "-1"}),
+                 "--temperature is -1; allowed: 0 (greedy) to 100");
+  expect_refused(with({"--prompt-ids", "1", "--top-p", "0"}),
+                 "--top-p is 0; allowed: above 0, at most 1");
+  expect_refused(with({"--prompt-ids", "1", "--max-tokens", "0"}),
+                 "--max-tokens is 0; give 1 or more");
+  expect_refused(with({"--prompt-ids", "1", "--device", "cuda"}),
+                 "--device cuda: this build runs on the CPU; use --device cpu");
+  expect_refused(with({"--prompt-ids", "1", "--dtype", "f16"}),
+                 "--dtype is f16; allowed: f32, bf16");
+}
+
+TEST(Generate, GivesTheSameTokensWithAndWithoutSpeculation) {
+  const auto tokens = [](Arguments more) {
+    Arguments all = generate(kBase);
+    all[6] = "24";
+    all.emplace_back("--json");
+    all.insert(all.end(), more.begin(), more.end());
+    const Result r = run(all);
+    EXPECT_EQ(r.status, 0) << r.err;
+    return json::parse(r.out)["token_ids"];
+  };
+  const json greedy = tokens({}), sampled = tokens({"--temperature", "1", "--seed", "3"});
+  EXPECT_EQ(greedy.size(), 24U);
+  EXPECT_NE(greedy, sampled);
+  EXPECT_EQ(tokens({"--speculate", "1"}), greedy);
+  EXPECT_EQ(tokens({"--speculate", "3", "--chunk", "2"}), greedy);
+  EXPECT_EQ(tokens({"--threads", "1"}), greedy);
+  EXPECT_EQ(tokens({"--temperature", "1", "--seed", "3", "--speculate", "2"}), sampled);
+}
+
+TEST(Init, WritesWhatGenerateReads) {
+  const TempDir dir;
+  const std::string config = dir / "config.json";
+  json model = json::parse(read_text(std::string(kBase) + "/config.json"));
+  write_text(config, model.dump());
+  for (const char* dtype : {"f32", "bf16", "fp8", "fp8-ue8m0"}) {
+    const std::string out = dir / dtype;
+    const Result r = run({"init", "--config", config, "--seed", "3", "--dtype", dtype, out});
+    EXPECT_EQ(r.status, 0) << r.err;
+    EXPECT_EQ(r.out, "wrote 449608 parameters, 98152 of them MTP, to " + out + " in " + dtype +
+                         " (seed 3)\n");
+    EXPECT_EQ(run(generate(out)).status, 0) << dtype;
+  }
+  expect_refused({"init", "--config", config, dir / "f32"},
+                 dir / "f32" + " exists; give a directory that does not");
+  expect_refused({"init", "--config", config, "--dtype", "int4", dir / "x"},
+                 "--dtype is int4; allowed: f32, bf16, fp8, fp8-ue8m0");
+}
+
+}  // namespace
+}  // namespace hadal::test
