@@ -6,9 +6,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "core/check.h"
 #include "io/atomic.h"
@@ -40,12 +42,19 @@ std::vector<io::TensorSource> optimizer_tensors(Learner& learner) {
 
 void read_moment(const io::SafetensorsFile& file, const std::string& key, const Tensor& to) {
   const io::StoredTensor& from = file.at(key);
-  HADAL_CHECK(from.type == io::to_stored_type(to.dtype()) &&
-                  from.bytes == static_cast<size_t>(to.num_bytes()),
-              file.path(), ": tensor ", key, " is ", io::stored_type_name(from.type), " ",
-              io::shape_text(from.shape), ", this run needs ", to.str(),
-              "; resume with the config that wrote it");
+  HADAL_CHECK(
+      from.type == io::to_stored_type(to.dtype()) && from.shape == io::source_of(key, to).shape,
+      file.path(), ": tensor ", key, " is ", io::stored_type_name(from.type), " ",
+      io::shape_text(from.shape), ", this run needs ", to.str(),
+      "; resume with the config that wrote it");
   std::memcpy(to.raw(), from.data, from.bytes);
+}
+
+int64_t count_of(const io::JsonObject& saved, const char* key) {
+  const int64_t value = saved.integer(key);
+  HADAL_CHECK(value >= 0, saved.where(), ": ", key, " is ", value,
+              "; it cannot be negative: resume from another checkpoint");
+  return value;
 }
 
 void point_latest(const std::string& dir, const std::string& name) {
@@ -58,16 +67,20 @@ void point_latest(const std::string& dir, const std::string& name) {
   io::fsync_dir(dir);
 }
 
-void remove_old(const std::string& dir, int64_t keep) {
+// Removes all but the newest `keep` checkpoints up to `step`. One of a later step was written by a
+// process that was killed before it pointed there; it is replaced when that step comes again.
+void remove_old(const std::string& dir, int64_t keep, int64_t step) {
   if (keep == 0) return;
-  std::vector<std::string> names;
+  std::vector<int64_t> steps;
   for (const auto& entry : fs::directory_iterator(dir)) {
     const std::string name = entry.path().filename();
-    if (name.rfind("step_", 0) == 0) names.push_back(name);
+    if (name.rfind("step_", 0) != 0) continue;
+    const int64_t of_name = std::atoll(name.c_str() + std::strlen("step_"));
+    if (name == step_name(of_name) && of_name <= step) steps.push_back(of_name);
   }
-  std::sort(names.begin(), names.end());
-  for (size_t i = 0; i + static_cast<size_t>(keep) < names.size(); ++i)
-    fs::remove_all(dir + "/" + names[i]);
+  std::sort(steps.begin(), steps.end());
+  for (size_t i = 0; i + static_cast<size_t>(keep) < steps.size(); ++i)
+    fs::remove_all(dir + "/" + step_name(steps[i]));
 }
 
 }  // namespace
@@ -105,7 +118,7 @@ void save_run_checkpoint(const RunConfig& run, Learner& learner, const TrainerSt
   }
   io::rename_dir_atomic(temporary, dir + "/" + name);
   point_latest(dir, name);
-  remove_old(dir, run.train.keep_checkpoints);
+  remove_old(dir, run.train.keep_checkpoints, state.step);
 }
 
 TrainerState load_run_checkpoint(Context& ctx, const std::string& dir, const RunConfig& run,
@@ -113,6 +126,9 @@ TrainerState load_run_checkpoint(Context& ctx, const std::string& dir, const Run
   const io::JsonObject saved = io::JsonObject::read(dir + "/trainer.json");
   HADAL_CHECK(saved.integer("format") == 1, dir, "/trainer.json has format ",
               saved.integer("format"), "; this hadal reads format 1");
+  const TrainerState state{.step = count_of(saved, "step"),
+                           .position = count_of(saved, "position"),
+                           .tokens = count_of(saved, "tokens")};
   const RunConfig before = run_config_of(saved.object("run"));
   HADAL_CHECK(
       to_json(before)["model"] == to_json(run)["model"], dir,
@@ -122,17 +138,23 @@ TrainerState load_run_checkpoint(Context& ctx, const std::string& dir, const Run
   io::read_weights(ctx, checkpoint, learner.masters().tree);
   learner.masters_changed();
   const io::SafetensorsFile file(dir + "/optimizer.safetensors");
+  std::set<std::string> wanted;
+  const auto read = [&](const std::string& key, const Tensor& to) {
+    read_moment(file, key, to);
+    wanted.insert(key);
+  };
   for_each_param(
       learner.config(),
       [&](const ParamInfo& info, Tensor& m, Tensor& v) {
         if (!info.trained()) return;
-        read_moment(file, "m." + info.name, m);
-        read_moment(file, "v." + info.name, v);
+        read("m." + info.name, m);
+        read("v." + info.name, v);
       },
       learner.first_moment().tree, learner.second_moment().tree);
-  return {.step = saved.integer("step"),
-          .position = saved.integer("position"),
-          .tokens = saved.integer("tokens")};
+  for (const auto& [name, tensor] : file.tensors())
+    HADAL_CHECK(wanted.contains(name), file.path(), ": tensor ", name,
+                " is not of this run's model; resume with the config that wrote it");
+  return state;
 }
 
 }  // namespace hadal::train
