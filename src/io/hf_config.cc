@@ -255,7 +255,7 @@ HfConfig read_hf_config(const std::string& path) {
 
 Config model_from_json(const JsonObject& object) {
   check_string(object, "model_type", "deepseek_v3");
-  const Config config = read_fields(object, nullptr);
+  Config config = read_fields(object, nullptr);
   object.check_no_unknown();
   validate(config, object.where());
   return config;

@@ -85,7 +85,8 @@ void check_only(const JsonObject& step, const char* field, bool is_supported,
 }  // namespace
 
 void PreTokenizer::Rules::add_step(const JsonObject& step) {
-  const std::string type = step.string("type"), where = step.where();
+  const std::string type = step.string("type");
+  const std::string& where = step.where();
   if (type == "Split") {
     const std::string behavior = step.string("behavior");
     check_only(step, "behavior", behavior == "Isolated", behavior, "Isolated");

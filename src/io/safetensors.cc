@@ -250,7 +250,8 @@ SafetensorsDir::SafetensorsDir(const std::string& dir) {
   }
   const JsonObject index = JsonObject::read(index_path), map = index.object("weight_map");
   for (const auto& item : map.json().items()) {
-    const std::string name = item.key(), shard = map.string(name);
+    const std::string& name = item.key();
+    const std::string shard = map.string(name);
     HADAL_CHECK(!shard.empty() && shard.find('/') == shard.npos, index_path, ": tensor ",
                 quoted(name), " is in the shard ", quoted(shard),
                 ", which is not a file name; correct the index");
