@@ -129,6 +129,8 @@ GenerateResult Generator::run(const GenerateRequest& request) {
   HADAL_CHECK(!request.prompt.empty(), "the prompt is empty; give at least one token");
   HADAL_CHECK(static_cast<int64_t>(request.prompt.size()) < limit, "the prompt has ",
               request.prompt.size(), " tokens; at most ", limit - 1, " fit the context of ", limit);
+  HADAL_CHECK(request.speculate >= 0, "the number of drafts is ", request.speculate,
+              "; allowed: 0 (no speculation) or more");
   HADAL_CHECK(request.speculate == 0 || decoder_.limits().num_mtp > 0,
               "speculation needs a model with an MTP module; use --speculate 0");
   for (int32_t id : request.prompt)
