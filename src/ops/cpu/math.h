@@ -1,6 +1,6 @@
 // exp for float, written so that compilers vectorise a loop around it; std::exp for double.
 //
-// float: error below 1 ulp over all inputs that do not underflow; -inf gives 0, large gives inf,
+// float: error below 1.1 ulp over all inputs that do not underflow; -inf gives 0, large gives inf,
 // NaN stays NaN. No fused multiply-adds, so the result has the same bits on every instruction set.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
