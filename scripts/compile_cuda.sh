@@ -9,11 +9,17 @@ if [ -z "$nvcc" ]; then
   echo "compile_cuda: no nvcc here; the CUDA code was not compiled"
   exit 0
 fi
-out=build/cuda
+out=build/cuda_objects
 mkdir -p "$out"
-git ls-files '*.cu' | while read -r source; do
+git ls-files '*.cu' src/core/device_cuda.cc | while read -r source; do
   object="$out/$(echo "$source" | tr / _).o"
   echo "compile_cuda: $source"
-  "$nvcc" -std=c++20 -O3 -gencode arch=compute_90a,code=sm_90a -Isrc -I. -c "$source" -o "$object"
+  flags=()
+  case "$source" in  # the bodies of ops, as cmake/cuda.cmake builds them
+    src/ops/cuda/*/*) ;;
+    src/ops/cuda/*) flags=(-fmad=false --expt-relaxed-constexpr -DHADAL_HAS_CUDA -Werror=all-warnings) ;;
+  esac
+  "$nvcc" -std=c++20 -O3 -gencode arch=compute_90a,code=sm_90a "${flags[@]}" -Isrc -I. -c "$source" \
+    -o "$object"
 done
 echo "compile_cuda: done"

@@ -50,7 +50,7 @@ void run(const Options& o) {
   fs::create_directories(temporary, error);
   HADAL_CHECK(!error, "cannot make ", temporary, ": ", error.message());
   try {
-    io::save_checkpoint(temporary, config, store.tree, format);
+    io::save_checkpoint(temporary, config, HostTree(ctx, config, store.tree).tree, format);
   } catch (...) {
     fs::remove_all(temporary, error);
     throw;

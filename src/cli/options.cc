@@ -12,13 +12,19 @@ namespace hadal::cli {
 
 void MachineOptions::add_to(CLI::App& app) {
   app.add_option("--threads", threads, "CPU threads; 0 uses every core")->capture_default_str();
-  app.add_option("--device", device, "cpu")->capture_default_str();
+  app.add_option("--device", device, "cpu or cuda")->capture_default_str();
 }
 
 std::unique_ptr<Machine> MachineOptions::make() const {
-  HADAL_CHECK(device == "cpu", "--device ", device,
-              ": this build runs on the CPU; use --device cpu");
-  return std::make_unique<Machine>(threads);
+  return std::make_unique<Machine>(threads, parse_device(device));
+}
+
+Device parse_device(const std::string& name) {
+  HADAL_CHECK(name == "cpu" || name == "cuda", "--device is ", name, "; allowed: cpu, cuda");
+  if (name == "cpu") return {};
+  HADAL_CHECK(device::num_devices(DeviceKind::kCuda) > 0, "--device cuda: ", device::why_no_cuda(),
+              "; use --device cpu");
+  return {.kind = DeviceKind::kCuda, .index = 0};
 }
 
 DType parse_dtype(const std::string& name, std::initializer_list<DType> allowed, const char* flag) {

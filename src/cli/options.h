@@ -12,13 +12,25 @@
 
 namespace hadal::cli {
 
-// Owns the threads and the memory behind a Context.
+// Owns the threads, the memory and the stream behind a Context.
 struct Machine {
-  explicit Machine(int num_threads) : threads(num_threads) {}
+  Machine(int num_threads, Device where)
+      : device(where), stream(device::make_stream(where)), threads(num_threads), memory(where) {}
+  ~Machine() { device::destroy(device, stream); }
+  Machine(const Machine&) = delete;
+  Machine& operator=(const Machine&) = delete;
+
+  Device device;
+  Stream stream;
   ThreadPool threads;
   Pool memory;
-  Context context() { return {.device = {}, .stream = {}, .threads = threads, .memory = memory}; }
+  Context context() {
+    return {.device = device, .stream = stream, .threads = threads, .memory = memory};
+  }
 };
+
+// "cpu" or "cuda"; an Error that says what is missing where there is no such device.
+Device parse_device(const std::string& name);
 
 // --threads and --device.
 struct MachineOptions {

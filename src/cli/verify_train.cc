@@ -3,6 +3,7 @@
 //   S steps   B sequences   T tokens of each   M MoE layers   E experts
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/verify.h"
+#include "core/transfer.h"
 #include "train/learner.h"
 
 namespace hadal::cli {
@@ -48,7 +49,7 @@ std::vector<Sequence> sequences_of(const std::vector<double>& tokens, int64_t st
 }
 
 // Final weights, each tensor's error relative to how far it moved since step 0.
-void compare_weights(const io::HfCheckpoint& checkpoint, train::Learner& learner,
+void compare_weights(Context& ctx, const io::HfCheckpoint& checkpoint, train::Learner& learner,
                      Tolerance tolerance, VerifyReport& report) {
   size_t i = 0;
   for_each_param(
@@ -60,7 +61,7 @@ void compare_weights(const io::HfCheckpoint& checkpoint, train::Learner& learner
         io::StoredShape shape;
         for (int d = 0; d < leaf.rank(); ++d) shape.push_back(leaf.dim(d));
         const std::vector<double> want = to_doubles(report.golden(key, shape)),
-                                  ours = to_doubles(leaf);
+                                  ours = to_doubles(HostRead(ctx, leaf).tensor());
         std::vector<double> moved = to_doubles(*start.data);
         for (size_t j = 0; j < moved.size(); ++j) moved[j] = want[j] - moved[j];
         report.compare_values("final weights", key, ours, want, moved, tolerance);
@@ -96,7 +97,7 @@ void verify_train(Context& ctx, const io::HfCheckpoint& checkpoint, DType dtype,
     norm.push_back(r.grad_norm);
     size_t m = 0;
     const auto record = [&](const block::Params<Tensor>& b) {
-      const std::vector<double> values = to_doubles(b.moe.gate.bias);
+      const std::vector<double> values = to_doubles(HostRead(ctx, b.moe.gate.bias).tensor());
       bias[m].insert(bias[m].end(), values.begin(), values.end());
       ++m;
     };
@@ -116,7 +117,7 @@ void verify_train(Context& ctx, const io::HfCheckpoint& checkpoint, DType dtype,
   for (int64_t m = 0; m < M; ++m)
     report.compare("train.bias", concat("train.bias.", c.first_k_dense_replace + m),
                    Tensor(bias[static_cast<size_t>(m)].data(), DType::kF64, {S, E}), t.bias);
-  compare_weights(checkpoint, learner, t.weight, report);
+  compare_weights(ctx, checkpoint, learner, t.weight, report);
   report.check_all_used();
 }
 

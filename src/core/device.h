@@ -1,10 +1,15 @@
 // Device, Stream, Event: the only names for a processor outside ops/cuda.
 //
-// On the CPU work is done when the call returns: streams are empty and events always complete.
+// On the CPU work is done when the call returns: streams are empty and events always complete. On
+// CUDA ops run in the order of their stream and return before they are done; synchronize() waits.
+// A build without CUDA has one body of these functions (device_cpu.cc), a build with it another
+// (device_cuda.cc), which starts where no driver is installed: num_devices() is then 0.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace hadal {
 
@@ -23,4 +28,47 @@ struct Event {
   void* handle = nullptr;  // cudaEvent_t on CUDA
 };
 
+namespace device {
+
+// What a kernel found wrong in its data: a sentence with {0}, {1}, {2} for the values. The first
+// one stays until it is reported; the kernel leaves out the work and goes on.
+struct Fault {
+  unsigned int taken;    // 1 once somebody writes
+  unsigned int written;  // 1 once the rest is there
+  const char* sentence;  // static text of the host
+  double values[3];
+};
+
+// Devices of a kind that this build can use here; 1 for the CPU.
+int num_devices(DeviceKind kind);
+// Why num_devices(kCuda) is 0, as the end of a sentence.
+std::string why_no_cuda();
+std::string name(Device device);  // "NVIDIA H100 80GB HBM3"; "CPU"
+
+Stream make_stream(Device device);
+void destroy(Device device, Stream stream);
+// Waits for all work of the stream; throws what its kernels found wrong.
+void synchronize(Device device, Stream stream);
+
+// Device memory; an Error when there is none left.
+void* allocate(Device device, size_t bytes);
+void release(Device device, void* data) noexcept;
+// Sets every byte, in the order of the default stream and after all earlier work.
+void set_bytes(Device device, void* data, int value, size_t bytes);
+
+// In stream order. `from` may be changed on return.
+void copy_to_device(Device device, Stream stream, const void* from, void* to, size_t bytes);
+// Waits until the bytes are there, and throws what kernels found wrong before.
+void copy_to_host(Device device, Stream stream, const void* from, void* to, size_t bytes);
+
+// Time marks in a stream. On the CPU an event is empty and elapsed_ms is 0.
+Event make_event(Device device);
+void destroy(Device device, Event event);
+void record(Device device, Stream stream, Event event);
+double elapsed_ms(Device device, Event begin, Event end);  // waits for `end`
+
+// The device's record, visible to host and kernels; null on the CPU.
+Fault* fault(Device device);
+
+}  // namespace device
 }  // namespace hadal

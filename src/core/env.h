@@ -17,6 +17,7 @@ std::span<const Variable> table();
 
 std::string isa();       // HADAL_ISA: "", "portable", "avx2" or "avx512"
 bool trace();            // HADAL_TRACE: errors also print their place in the source
+bool debug_sync();       // HADAL_DEBUG_SYNC: wait after every GPU kernel
 std::string sabotage();  // HADAL_SABOTAGE: a named fault for the tests of scripts/resume_check.sh
 
 }  // namespace hadal::env

@@ -1,4 +1,4 @@
-// Pool: size classes with free lists over aligned system memory.
+// Pool: size classes with free lists over aligned system memory, or over memory of a GPU.
 // SPDX-License-Identifier: Apache-2.0
 #include "core/memory.h"
 
@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <bit>
 #include <cstdlib>
-#include <cstring>
 #include <utility>
 
 namespace hadal {
@@ -64,7 +63,19 @@ Tensor Block::tensor(DType dtype, Shape shape) {
 
 Pool::~Pool() {
   for (auto& [capacity, list] : free_)
-    for (void* data : list) std::free(data);
+    for (void* data : list) device::release(device_, data);
+}
+
+void* Pool::allocate(size_t capacity) {
+  ++system_allocations_;
+  if (device_.kind != DeviceKind::kCpu) return device::allocate(device_, capacity);
+  const size_t alignment = capacity >= kHugePage ? kHugePage : kAlignment;
+  const size_t rounded = (capacity + alignment - 1) / alignment * alignment;
+  void* data = std::aligned_alloc(alignment, rounded);
+  HADAL_CHECK(data != nullptr, "out of memory: could not get ", capacity >> 20,
+              " MiB; use a smaller batch or model");
+  if (capacity >= kHugePage) madvise(data, rounded, MADV_HUGEPAGE);
+  return data;
 }
 
 Block Pool::take(size_t bytes) {
@@ -75,17 +86,11 @@ Block Pool::take(size_t bytes) {
     block.data_ = list.back();
     list.pop_back();
   } else {
-    const size_t alignment = capacity >= kHugePage ? kHugePage : kAlignment;
-    const size_t rounded = (capacity + alignment - 1) / alignment * alignment;
-    block.data_ = std::aligned_alloc(alignment, rounded);
-    HADAL_CHECK(block.data_ != nullptr, "out of memory: could not get ", capacity >> 20,
-                " MiB; use a smaller batch or model");
-    if (capacity >= kHugePage) madvise(block.data_, rounded, MADV_HUGEPAGE);
-    ++system_allocations_;
+    block.data_ = allocate(capacity);
   }
 #ifndef NDEBUG
   // NOTE: all-ones is NaN in every float type: a result that was never written shows up in tests.
-  std::memset(block.data_, 0xff, capacity);
+  device::set_bytes(device_, block.data_, 0xff, capacity);
 #endif
   block.pool_ = this;
   block.size_ = bytes;

@@ -2,7 +2,9 @@
 //
 // A step takes the same sizes again and again, so after its first step nothing on the step path
 // allocates from the system. A Pool is used by one thread (the one that calls ops); kernels only
-// see pointers. REQUIRES: a Pool outlives its Blocks.
+// see pointers. On CUDA a Block may be given back while kernels that use it still run: whoever
+// takes it next is behind them in the same stream. REQUIRES: a Pool outlives its Blocks and serves
+// one stream.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -11,6 +13,7 @@
 #include <map>
 #include <vector>
 
+#include "core/device.h"
 #include "core/tensor.h"
 
 namespace hadal {
@@ -47,7 +50,7 @@ size_t tensor_bytes(DType dtype, const Shape& shape);
 
 class Pool {
  public:
-  Pool() = default;
+  explicit Pool(Device device = {}) : device_(device) {}
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
   ~Pool();
@@ -62,8 +65,10 @@ class Pool {
 
  private:
   friend class Block;
+  void* allocate(size_t capacity);
   void give_back(void* data, size_t capacity);
 
+  Device device_;
   std::map<size_t, std::vector<void*>> free_;
   size_t in_use_ = 0, peak_ = 0;
   int64_t system_allocations_ = 0;

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/transfer.h"
 #include "io/fp8.h"
 #include "io/hf.h"
 #include "io/hf_names.h"
@@ -140,9 +141,9 @@ DType target_type(const HfParam& param, WeightFormat format) {
   HADAL_UNREACHABLE("unknown weight format");
 }
 
-bool is_usable_in_place(const HfParam& param, DType dtype) {
-  return to_dtype(param.data->type) == dtype && param.data->is_aligned() &&
-         (param.scale == nullptr || param.scale->is_aligned());
+bool is_usable_in_place(const Context& ctx, const HfParam& param, DType dtype) {
+  return ctx.device.kind == DeviceKind::kCpu && to_dtype(param.data->type) == dtype &&
+         param.data->is_aligned() && (param.scale == nullptr || param.scale->is_aligned());
 }
 
 // Copies bytes of a file, which may be unaligned.
@@ -186,6 +187,13 @@ struct Decoding {
   int64_t begin, count;  // rows of block FP8, else elements
 };
 
+void decode(const Decoding& d, const Tensor& out) {
+  if (d.param->scale != nullptr)
+    decode_fp8(*d.param, out, d.begin, d.count);
+  else
+    decode_plain(*d.param, out, d.begin, d.count);
+}
+
 void add_decodings(const HfParam& param, const Tensor& out, std::vector<Decoding>& list) {
   const bool fp8 = param.scale != nullptr;
   const int64_t total = fp8 ? param.info.shape[0] : param.info.shape.num_elements();
@@ -195,13 +203,22 @@ void add_decodings(const HfParam& param, const Tensor& out, std::vector<Decoding
     list.push_back({&param, out, begin, std::min(step, total - begin)});
 }
 
+// Decoded on the host; on a GPU parameter by parameter, in host memory of that one's size.
 void run(Context& ctx, const std::vector<Decoding>& list) {
+  if (ctx.device.kind != DeviceKind::kCpu) {
+    for (size_t i = 0, end = 0; i < list.size(); i = end) {
+      HostWrite values(ctx, list[i].out);
+      while (end < list.size() && list[end].param == list[i].param) ++end;
+      ctx.threads.parallel_for(static_cast<int64_t>(end - i), [&](int64_t task, int) {
+        decode(list[i + static_cast<size_t>(task)], values.tensor());
+      });
+      values.finish();
+    }
+    return;
+  }
   ctx.threads.parallel_for(static_cast<int64_t>(list.size()), [&](int64_t task, int) {
     const Decoding& d = list[static_cast<size_t>(task)];
-    if (d.param->scale != nullptr)
-      decode_fp8(*d.param, d.out, d.begin, d.count);
-    else
-      decode_plain(*d.param, d.out, d.begin, d.count);
+    decode(d, d.out);
   });
 }
 
@@ -234,8 +251,8 @@ Block load_weights(Context& ctx, const HfCheckpoint& checkpoint, WeightFormat fo
   size_t bytes = 0;
   for (const HfParam& param : checkpoint.params) {
     const DType dtype = target_type(param, format);
-    if (!is_usable_in_place(param, dtype)) bytes += tensor_bytes(dtype, param.info.shape);
-    if (dtype == DType::kE4M3 && !is_usable_in_place(param, dtype))
+    if (!is_usable_in_place(ctx, param, dtype)) bytes += tensor_bytes(dtype, param.info.shape);
+    if (dtype == DType::kE4M3 && !is_usable_in_place(ctx, param, dtype))
       bytes += tensor_bytes(DType::kF32, scale_shape(param.info.shape));
   }
   Block block = ctx.memory.take(bytes);
@@ -246,15 +263,15 @@ Block load_weights(Context& ctx, const HfCheckpoint& checkpoint, WeightFormat fo
       checkpoint.config,
       [&](const ParamInfo& info, Operand& leaf) {
         const DType dtype = target_type(*param, format);
-        if (is_usable_in_place(*param, dtype)) {
+        if (is_usable_in_place(ctx, *param, dtype)) {
           leaf = Operand(param->data->tensor());
           if (dtype == DType::kE4M3) leaf.scale = param->scale->tensor();
         } else {
           leaf = Operand(block.tensor(dtype, info.shape));
           if (dtype == DType::kE4M3) {
             leaf.scale = block.tensor(DType::kF32, scale_shape(info.shape));
-            std::memcpy(leaf.data.raw(), param->data->data, param->data->bytes);
-            std::memcpy(leaf.scale.raw(), param->scale->data, param->scale->bytes);
+            upload(ctx, param->data->data, leaf.data);
+            upload(ctx, param->scale->data, leaf.scale);
           } else {
             add_decodings(*param, leaf.data, decodings);
           }

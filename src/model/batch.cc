@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "core/transfer.h"
 #include "model/bytes.h"
 #include "ops/rope.h"
 
@@ -25,9 +26,9 @@ struct Host {
   }
 };
 
-Tensor upload(Block& memory, const std::vector<int32_t>& values) {
-  Tensor t = memory.tensor(DType::kI32, {static_cast<int64_t>(values.size())});
-  std::copy(values.begin(), values.end(), t.data<int32_t>());
+Tensor put(Context& ctx, Block& memory, const std::vector<int32_t>& values) {
+  const Tensor t = memory.tensor(DType::kI32, {static_cast<int64_t>(values.size())});
+  upload(ctx, values, t);
   return t;
 }
 
@@ -45,12 +46,12 @@ Packed upload_packed(Context& ctx, const Config& c, Block& memory, const Host& h
   seq.num_tokens = h.num_tokens();
   seq.num_seqs = static_cast<int64_t>(h.offsets.size()) - 1;
   seq.max_len = h.max_len;
-  seq.offsets = upload(memory, h.offsets);
-  seq.positions = upload(memory, h.positions);
+  seq.offsets = put(ctx, memory, h.offsets);
+  seq.positions = put(ctx, memory, h.positions);
   seq.rope = memory.tensor(stat, {seq.num_tokens, c.qk_rope_head_dim});
   const std::vector<double> frequencies = rope_inv_freq(c);
   const Tensor inv_freq = memory.tensor(DType::kF64, {c.qk_rope_head_dim / 2});
-  std::copy(frequencies.begin(), frequencies.end(), inv_freq.data<double>());
+  upload(ctx, frequencies, inv_freq);
   ops::rope_table(ctx, seq.positions, inv_freq, rope_magnitude(c), seq.rope);  // [T, Dr]
   return seq;
 }
@@ -105,9 +106,9 @@ Batch make_batch(Context& ctx, const Config& c, const std::vector<Sequence>& seq
     const Host& h = depths[k];
     Batch::Depth d;
     d.seq = upload_packed(ctx, c, batch.memory, h, stat);
-    d.rows = upload(batch.memory, h.rows);
-    d.ids = upload(batch.memory, h.ids);
-    d.targets = upload(batch.memory, h.targets);
+    d.rows = put(ctx, batch.memory, h.rows);
+    d.ids = put(ctx, batch.memory, h.ids);
+    d.targets = put(ctx, batch.memory, h.targets);
     d.num_targets = h.num_targets();
     if (k > 0) {
       batch.mtp.push_back(d);
@@ -125,20 +126,21 @@ Step make_step(Context& ctx, const Config& c, const std::vector<int32_t>& ids,
                const std::vector<int64_t>& starts, const std::vector<int64_t>& lengths, DType act) {
   HADAL_CHECK(starts.size() == lengths.size(), "a step has ", starts.size(), " starts and ",
               lengths.size(), " lengths");
+  Step step;
   Host h;
   h.ids = ids;
   for (size_t s = 0; s < starts.size(); ++s) {
     for (int64_t i = 0; i < lengths[s]; ++i)
       h.positions.push_back(static_cast<int32_t>(starts[s] + i));
     h.end_sequence();
+    step.ends.push_back(starts[s] + lengths[s]);
   }
   HADAL_CHECK(h.num_tokens() == static_cast<int64_t>(ids.size()), "a step of ", h.num_tokens(),
               " positions has ", ids.size(), " tokens");
-  Step step;
   const DType stat = stat_dtype(act);
   step.memory = ctx.memory.take(host_bytes(c, h, stat));
   step.seq = upload_packed(ctx, c, step.memory, h, stat);
-  step.ids = upload(step.memory, h.ids);
+  step.ids = put(ctx, step.memory, h.ids);
   return step;
 }
 

@@ -45,7 +45,8 @@ Batch make_batch(Context& ctx, const Config& config, const std::vector<Sequence>
 struct Step {
   Block memory;
   Packed seq;
-  Tensor ids;  // [T] i32
+  Tensor ids;                 // [T] i32
+  std::vector<int64_t> ends;  // [S]       tokens of each sequence after the step
 };
 Step make_step(Context& ctx, const Config& config, const std::vector<int32_t>& ids,
                const std::vector<int64_t>& starts, const std::vector<int64_t>& lengths, DType act);

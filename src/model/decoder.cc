@@ -40,10 +40,7 @@ void Decoder::check(const Call& call) {
               call.step.seq.num_tokens, " tokens is over the limit of ", limits_.max_step_tokens);
   HADAL_CHECK(call.step.seq.num_seqs == static_cast<int64_t>(call.seqs.size()), "a step of ",
               call.step.seq.num_seqs, " sequences names ", call.seqs.size());
-  for (size_t s = 0; s < call.seqs.size(); ++s) {
-    const int32_t last = call.step.seq.offsets.data<int32_t>()[s + 1] - 1;
-    cache_.reserve(call.seqs[s], call.step.seq.positions.data<int32_t>()[last] + 1);
-  }
+  for (size_t s = 0; s < call.seqs.size(); ++s) cache_.reserve(call.seqs[s], call.step.ends[s]);
   cache_.select(call.seqs);
 }
 

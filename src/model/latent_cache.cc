@@ -2,13 +2,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/latent_cache.h"
 
+#include "core/transfer.h"
 #include "model/bytes.h"
 
 namespace hadal {
 
 LatentCache::LatentCache(Context& ctx, const Config& c, DType dtype, int64_t num_layers,
                          int64_t num_pages, int64_t max_seqs, int64_t max_tokens)
-    : max_pages_per_seq_((max_tokens + ops::kCachePageTokens - 1) / ops::kCachePageTokens),
+    : ctx_(ctx),
+      max_pages_per_seq_((max_tokens + ops::kCachePageTokens - 1) / ops::kCachePageTokens),
       pages_(static_cast<size_t>(max_seqs)),
       taken_(static_cast<size_t>(max_seqs), false) {
   HADAL_CHECK(num_pages > 0 && max_seqs > 0 && max_tokens > 0,
@@ -61,14 +63,13 @@ void LatentCache::select(const std::vector<int64_t>& seqs) {
   HADAL_CHECK(static_cast<int64_t>(seqs.size()) <= table_.dim(0), seqs.size(),
               " sequences do not fit a cache of ", table_.dim(0));
   num_selected_ = static_cast<int64_t>(seqs.size());
-  for (int64_t s = 0; s < num_selected_; ++s) {
-    auto* row = table_.row(s).data<int32_t>();
-    const auto& pages = pages_.at(static_cast<size_t>(seqs[static_cast<size_t>(s)]));
-    for (int64_t i = 0; i < max_pages_per_seq_; ++i)
-      row[i] = i < static_cast<int64_t>(pages.size())
-                   ? static_cast<int32_t>(pages[static_cast<size_t>(i)])
-                   : -1;
+  std::vector<int32_t> rows;
+  for (int64_t seq : seqs) {
+    const auto& pages = pages_.at(static_cast<size_t>(seq));
+    for (int64_t page : pages) rows.push_back(static_cast<int32_t>(page));
+    rows.resize(rows.size() + static_cast<size_t>(max_pages_per_seq_) - pages.size(), -1);
   }
+  upload(ctx_, rows, table_.rows(0, num_selected_));
 }
 
 }  // namespace hadal

@@ -20,6 +20,7 @@ namespace hadal {
 
 class LatentCache {
  public:
+  // REQUIRES: ctx outlives the cache.
   // Room for num_pages pages in each of num_layers layers; max_seqs sequences of max_tokens each.
   LatentCache(Context& ctx, const Config& config, DType dtype, int64_t num_layers,
               int64_t num_pages, int64_t max_seqs, int64_t max_tokens);
@@ -38,6 +39,7 @@ class LatentCache {
   void select(const std::vector<int64_t>& seqs);
 
  private:
+  Context& ctx_;
   int64_t max_pages_per_seq_;
   Block memory_;
   Tensor slab_;   // [L, num_pages, kCachePageTokens, R+Dr]

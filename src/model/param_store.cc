@@ -3,9 +3,10 @@
 #include "model/param_store.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/rng.h"
+#include "core/transfer.h"
+#include "ops/copy.h"
 
 namespace hadal {
 namespace {
@@ -37,7 +38,7 @@ ParamStore::ParamStore(Context& ctx, const Config& config, DType dtype, Extent e
     end_[g] = total;
   }
   memory_ = ctx.memory.take_tensor(dtype, {total}, &flat_);
-  std::memset(flat_.raw(), 0, static_cast<size_t>(flat_.num_bytes()));
+  ops::fill(ctx, 0.0, flat_);
   for_each_param(
       config,
       [&](const ParamInfo& info, Tensor& leaf) {
@@ -61,14 +62,28 @@ void init_params(Context& ctx, const Config& config, uint64_t seed, ModelParams<
       [&](const ParamInfo& info, Tensor& leaf) {
         const int64_t n = leaf.num_elements();
         const Rng rng(seed, stream_id("init." + info.name));
+        HostWrite values(ctx, leaf);
+        const Tensor& to = values.tensor();
         ctx.threads.parallel_for((n + kTask - 1) / kTask, [&](int64_t task, int) {
           for (int64_t i = task * kTask; i < std::min(n, (task + 1) * kTask); ++i) {
             double value = info.kind == ParamKind::kNorm ? 1.0 : 0.0;
             if (info.shape.rank >= 2)
               value = config.initializer_range * rng.normal(static_cast<uint64_t>(i));
-            store_element(leaf.raw(), leaf.dtype(), i, value);
+            store_element(to.raw(), to.dtype(), i, value);
           }
         });
+        values.finish();
+      },
+      tree);
+}
+
+HostTree::HostTree(Context& ctx, const Config& config, ModelParams<Tensor>& from) : tree(from) {
+  for_each_param(
+      config,
+      [&](const ParamInfo&, Tensor& leaf) {
+        if (leaf.empty()) return;
+        copies_.emplace_back(ctx, leaf);
+        leaf = copies_.back().tensor();
       },
       tree);
 }

@@ -7,7 +7,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "core/context.h"
+#include "core/transfer.h"
 #include "model/params.h"
 
 namespace hadal {
@@ -38,6 +38,16 @@ class ParamStore {
 // Normal(0, initializer_range) matrices, unit norms, zero biases: element i of parameter NAME is a
 // function of (seed, NAME, i) alone.
 void init_params(Context& ctx, const Config& config, uint64_t seed, ModelParams<Tensor>& tree);
+
+// A tree's contents in host memory, to be saved: the tree itself on the CPU, else copies.
+class HostTree {
+ public:
+  HostTree(Context& ctx, const Config& config, ModelParams<Tensor>& tree);
+  ModelParams<Tensor> tree;
+
+ private:
+  std::vector<HostRead> copies_;
+};
 
 // The tree as modules read it: matrices from `copies` where given (bf16 compute), the rest from
 // `masters`.

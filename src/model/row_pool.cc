@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "core/transfer.h"
 #include "model/bytes.h"
 
 namespace hadal {
@@ -45,9 +46,10 @@ RowPool::RowPool(Context& ctx, const Config& c, DType act, int64_t num_pages) : 
   gate_up_ = Tensor(second.raw(), act, {num_pages, ops::kPageRows, F2}, {record, F2, 1, 0});
   stack_.free = memory_.tensor(DType::kI32, {num_pages});
   stack_.count = memory_.tensor(DType::kI32, {1});
-  for (int64_t p = 0; p < num_pages; ++p)
-    stack_.free.data<int32_t>()[p] = static_cast<int32_t>(num_pages - 1 - p);
-  *stack_.count.data<int32_t>() = static_cast<int32_t>(num_pages);
+  std::vector<int32_t> free(static_cast<size_t>(num_pages));
+  for (size_t p = 0; p < free.size(); ++p) free[p] = static_cast<int32_t>(free.size() - 1 - p);
+  upload(ctx, free, stack_.free);
+  upload(ctx, std::vector<int32_t>{static_cast<int32_t>(num_pages)}, stack_.count);
 }
 
 RowLease RowPool::take(const ops::ExpertLayout& layout, const Tensor& page) {
@@ -59,6 +61,6 @@ RowLease RowPool::take(const ops::ExpertLayout& layout, const Tensor& page) {
   return lease;
 }
 
-int64_t RowPool::num_free_pages() const { return *stack_.count.data<int32_t>(); }
+int64_t RowPool::num_free_pages() const { return download<int32_t>(ctx_, stack_.count)[0]; }
 
 }  // namespace hadal

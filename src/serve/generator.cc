@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "core/timer.h"
+#include "core/transfer.h"
 #include "model/bytes.h"
 
 namespace hadal::serve {
@@ -45,6 +46,7 @@ struct Generator::Session {
   Block memory;
   std::vector<Tensor> states;  // [1 + modules] of [max_tokens, D]
   Tensor logits;               // [1, V]
+  Tensor where, token;         // [1] i32   a position, and the token drawn for it
 };
 
 Generator::Session::Session(Context& c, Decoder& d, const GenerateRequest& r)
@@ -54,20 +56,21 @@ Generator::Session::Session(Context& c, Decoder& d, const GenerateRequest& r)
   const DType stat = stat_dtype(d.act());
   ByteCount bytes;
   for (int64_t k = 0; k <= modules; ++k) bytes.add(d.act(), state);
-  bytes.add(stat, {1, d.config().vocab_size});
+  bytes.add(stat, {1, d.config().vocab_size}).add(DType::kI32, {1}).add(DType::kI32, {1});
   memory = ctx.memory.take(bytes.total());
   for (int64_t k = 0; k <= modules; ++k) states.push_back(memory.tensor(d.act(), state));
   logits = memory.tensor(stat, {1, d.config().vocab_size});
+  where = memory.tensor(DType::kI32, {1});
+  token = memory.tensor(DType::kI32, {1});
   mtp_done.assign(static_cast<size_t>(modules), 0);
 }
 
 // The token at `position`, from the state of the position before it.
 int32_t Generator::Session::draw(In h, int64_t position) {
-  int32_t where = static_cast<int32_t>(position), token = 0;
   decoder.logits(h, logits);  // [1, V]
-  ops::sample(ctx, request.sampling, logits, Tensor(&where, DType::kI32, {1}),
-              Tensor(&token, DType::kI32, {1}));
-  return token;
+  upload(ctx, std::vector<int32_t>{static_cast<int32_t>(position)}, where);
+  ops::sample(ctx, request.sampling, logits, where, token);  // [1]
+  return download<int32_t>(ctx, token)[0];
 }
 
 // Runs the main model over ids at positions start, start+1, ...

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/env.h"
+#include "core/transfer.h"
 #include "model/bytes.h"
 #include "ops/copy.h"
 #include "ops/optim.h"
@@ -20,10 +21,11 @@ int64_t pool_pages(const Config& c, int64_t max_tokens) {
   return std::max<int64_t>(1, c.num_moe_layers() * experts::max_pages(c, max_tokens));
 }
 
-std::vector<std::vector<int64_t>> read_counts(const Tensor& counts) {
+std::vector<std::vector<int64_t>> read_counts(Context& ctx, const Tensor& counts) {
+  const std::vector<int64_t> flat = download<int64_t>(ctx, counts);
   std::vector<std::vector<int64_t>> all;
   for (int64_t m = 0; m < counts.dim(0); ++m) {
-    const auto* row = counts.row(m).data<int64_t>();
+    const auto row = flat.begin() + m * counts.dim(1);
     all.emplace_back(row, row + counts.dim(1));
   }
   return all;
@@ -56,10 +58,10 @@ double share(double weight, int64_t count) {
 }
 
 // The planted fault "counts": what bf16 counters would hold.
-void round_counts_to_bf16(const Tensor& counts) {
-  auto* p = counts.data<int64_t>();
-  for (int64_t i = 0; i < counts.num_elements(); ++i)
-    p[i] = static_cast<int64_t>(to_f32(to_bf16(static_cast<float>(p[i]))));
+void round_counts_to_bf16(Context& ctx, const Tensor& counts) {
+  std::vector<int64_t> values = download<int64_t>(ctx, counts);
+  for (int64_t& v : values) v = static_cast<int64_t>(to_f32(to_bf16(static_cast<float>(v))));
+  upload(ctx, values, counts);
 }
 
 }  // namespace
@@ -129,21 +131,22 @@ StepResult Learner::compute_gradients(const std::vector<std::vector<Sequence>>& 
 
   StepResult result;
   result.num_targets = totals.targets[0];
-  result.main = share(*meter_.main.data<double>(), totals.targets[0]);
-  for (int64_t k = 0; k < depths; ++k)
-    result.mtp.push_back(
-        share(meter_.mtp.data<double>()[k], totals.targets[static_cast<size_t>(k) + 1]));
+  result.main = share(download<double>(ctx_, meter_.main)[0], totals.targets[0]);
+  const std::vector<double> mtp = download<double>(ctx_, meter_.mtp);
+  for (size_t k = 0; k < mtp.size(); ++k)
+    result.mtp.push_back(share(mtp[k], totals.targets[k + 1]));
+  const std::vector<double> balance = download<double>(ctx_, meter_.balance);
   const int64_t num_moe = meter_.balance.num_elements(), main_moe = num_moe - depths;
   for (int64_t m = 0; m < num_moe; ++m)
     result.balance +=
-        share(meter_.balance.data<double>()[m],
+        share(balance[static_cast<size_t>(m)],
               totals.sequences[static_cast<size_t>(std::max<int64_t>(0, m - main_moe + 1))]);
-  result.counts = read_counts(meter_.counts);
+  result.counts = read_counts(ctx_, meter_.counts);
   Tensor norm;
   const Block memory = ctx_.memory.take_tensor(DType::kF64, {1}, &norm);
   ops::fill(ctx_, 0.0, norm);
   ops::sum_squares_acc(ctx_, grads_.flat(), norm);
-  result.grad_norm = std::sqrt(*norm.data<double>());
+  result.grad_norm = std::sqrt(download<double>(ctx_, norm)[0]);
   return result;
 }
 
@@ -165,7 +168,7 @@ void Learner::update(const Recipe& recipe, int64_t step, const StepResult& measu
   masters_changed();
 
   if (recipe.bias_gamma == 0.0) return;
-  if (env::sabotage() == "counts") round_counts_to_bf16(meter_.counts);
+  if (env::sabotage() == "counts") round_counts_to_bf16(ctx_, meter_.counts);
   int64_t moe_idx = 0;
   const auto move_bias = [&](block::Params<Tensor>& b) {
     ops::bias_update(ctx_, meter_.counts.row(moe_idx++), recipe.bias_gamma, b.moe.gate.bias);
@@ -192,9 +195,9 @@ Learner::Evaluation Learner::evaluate(const std::vector<std::vector<Sequence>>& 
     e.num_targets += batch.num_targets;
     for (size_t k = 0; k < batch.mtp.size(); ++k) e.mtp_targets[k] += batch.mtp[k].num_targets;
   }
-  e.main_sum = *meter.main.data<double>();
-  for (int64_t k = 0; k < stage_.num_mtp; ++k) e.mtp_sum.push_back(meter.mtp.data<double>()[k]);
-  e.counts = read_counts(meter.counts);
+  e.main_sum = download<double>(ctx_, meter.main)[0];
+  e.mtp_sum = download<double>(ctx_, meter.mtp);
+  e.counts = read_counts(ctx_, meter.counts);
   return e;
 }
 

@@ -1,0 +1,37 @@
+# The CUDA backend: src/ops/cuda/*.cu for Hopper, added to the ops, and the runtime, linked statically
+# so that the program starts where no driver is installed.
+# SPDX-License-Identifier: Apache-2.0
+#
+# nvcc is called here, not through CMake's CUDA language: CMake 3.25 does not know C++20 in nvcc 13.
+find_program(HADAL_NVCC nvcc HINTS /usr/local/cuda/bin)
+if(NOT HADAL_NVCC)
+  message(FATAL_ERROR "HADAL_CUDA needs nvcc, the compiler of the CUDA toolkit: install CUDA 13 and "
+                      "put its bin in PATH, or configure with the preset release")
+endif()
+find_package(CUDAToolkit REQUIRED)
+
+# NOTE: -fmad=false: sums and exp have the CPU's bits (src/ops/cuda/detail/{rows,math}.cuh); matrix
+# products fuse explicitly.
+set(HADAL_NVCC_FLAGS -std=c++20 -O3 -fmad=false --expt-relaxed-constexpr
+    -gencode arch=compute_90a,code=sm_90a -Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror
+    -DHADAL_HAS_CUDA -I${CMAKE_SOURCE_DIR}/src)
+if(CMAKE_BUILD_TYPE STREQUAL Release)
+  list(APPEND HADAL_NVCC_FLAGS -DNDEBUG)
+endif()
+file(GLOB cuda_sources CONFIGURE_DEPENDS src/ops/cuda/*.cu)
+foreach(source ${cuda_sources})
+  get_filename_component(name ${source} NAME)
+  set(object ${CMAKE_BINARY_DIR}/ops_cuda/${name}.o)
+  add_custom_command(
+    OUTPUT ${object}
+    COMMAND ${HADAL_NVCC} ${HADAL_NVCC_FLAGS} -MD -MF ${object}.d -c ${source} -o ${object}
+    DEPENDS ${source}
+    DEPFILE ${object}.d
+    COMMENT "Building CUDA object ${name}.o"
+    VERBATIM)
+  target_sources(hadal_ops PRIVATE ${object})
+  set_source_files_properties(${object} PROPERTIES EXTERNAL_OBJECT TRUE GENERATED TRUE)
+endforeach()
+file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/ops_cuda)
+target_compile_definitions(hadal_ops PUBLIC HADAL_HAS_CUDA)
+target_link_libraries(hadal_core PUBLIC CUDA::cudart_static)

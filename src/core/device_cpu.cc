@@ -1,0 +1,61 @@
+// The device functions of a build without CUDA: the CPU, and one sentence for everything else.
+// SPDX-License-Identifier: Apache-2.0
+#include <cstdlib>
+#include <cstring>
+
+#include "core/check.h"
+#include "core/device.h"
+
+namespace hadal::device {
+namespace {
+
+constexpr const char* kWhy = "this build has no CUDA backend; configure with the preset cuda";
+
+void check_cpu(Device device) {
+  HADAL_CHECK(device.kind == DeviceKind::kCpu, "there is no CUDA device: ", kWhy);
+}
+
+}  // namespace
+
+int num_devices(DeviceKind kind) { return kind == DeviceKind::kCpu ? 1 : 0; }
+std::string why_no_cuda() { return kWhy; }
+std::string name(Device device) {
+  check_cpu(device);
+  return "CPU";
+}
+Stream make_stream(Device device) {
+  check_cpu(device);
+  return {};
+}
+void destroy(Device, Stream) {}
+void synchronize(Device device, Stream) { check_cpu(device); }
+void* allocate(Device device, size_t bytes) {
+  check_cpu(device);
+  return std::malloc(bytes);
+}
+void release(Device, void* data) noexcept { std::free(data); }
+void set_bytes(Device device, void* data, int value, size_t bytes) {
+  check_cpu(device);
+  std::memset(data, value, bytes);
+}
+void copy_to_device(Device device, Stream, const void* from, void* to, size_t bytes) {
+  check_cpu(device);
+  if (bytes > 0) std::memcpy(to, from, bytes);
+}
+void copy_to_host(Device device, Stream, const void* from, void* to, size_t bytes) {
+  check_cpu(device);
+  if (bytes > 0) std::memcpy(to, from, bytes);
+}
+Event make_event(Device device) {
+  check_cpu(device);
+  return {};
+}
+void destroy(Device, Event) {}
+void record(Device device, Stream, Event) { check_cpu(device); }
+double elapsed_ms(Device device, Event, Event) {
+  check_cpu(device);
+  return 0.0;
+}
+Fault* fault(Device) { return nullptr; }
+
+}  // namespace hadal::device

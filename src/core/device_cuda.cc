@@ -1,0 +1,173 @@
+// The device functions of a build with CUDA; the only file of core that includes its headers.
+// SPDX-License-Identifier: Apache-2.0
+#include <cuda_runtime_api.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+
+#include "core/check.h"
+#include "core/device.h"
+
+namespace hadal::device {
+namespace {
+
+void check(cudaError_t status, const char* call) {
+  HADAL_CHECK(status == cudaSuccess, call, " failed: ", cudaGetErrorString(status));
+}
+#define CHECK_CALL(call) check((call), #call)
+
+bool is_cpu(Device device) { return device.kind == DeviceKind::kCpu; }
+void use(Device device) { CHECK_CALL(cudaSetDevice(device.index)); }
+cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream.handle); }
+cudaEvent_t native(Event event) { return static_cast<cudaEvent_t>(event.handle); }
+
+void replace(std::string& text, const std::string& mark, double value) {
+  const size_t at = text.find(mark);
+  if (at != std::string::npos) text.replace(at, mark.size(), concat(value));
+}
+
+// Throws the fault that a finished kernel recorded, once.
+void throw_fault(Device device) {
+  Fault* record = fault(device);
+  if (record->written == 0) return;
+  const Fault found = *record;
+  *record = Fault{};
+  std::string sentence = found.sentence;
+  for (int i = 0; i < 3; ++i) replace(sentence, concat("{", i, "}"), found.values[i]);
+  HADAL_FAIL(sentence);
+}
+
+}  // namespace
+
+int num_devices(DeviceKind kind) {
+  if (kind == DeviceKind::kCpu) return 1;
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+std::string why_no_cuda() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  return status == cudaSuccess ? "no GPU was found" : cudaGetErrorString(status);
+}
+
+std::string name(Device device) {
+  if (is_cpu(device)) return "CPU";
+  cudaDeviceProp properties;
+  CHECK_CALL(cudaGetDeviceProperties(&properties, device.index));
+  return properties.name;
+}
+
+Stream make_stream(Device device) {
+  if (is_cpu(device)) return {};
+  use(device);
+  cudaStream_t stream = nullptr;
+  CHECK_CALL(cudaStreamCreate(&stream));
+  return {stream};
+}
+
+void destroy(Device device, Stream stream) {
+  if (!is_cpu(device) && stream.handle != nullptr) cudaStreamDestroy(native(stream));
+}
+
+void synchronize(Device device, Stream stream) {
+  if (is_cpu(device)) return;
+  CHECK_CALL(cudaStreamSynchronize(native(stream)));
+  throw_fault(device);
+}
+
+void* allocate(Device device, size_t bytes) {
+  if (is_cpu(device)) return std::malloc(bytes);
+  use(device);
+  void* data = nullptr;
+  const cudaError_t status = cudaMalloc(&data, bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    static_cast<void>(cudaGetLastError());
+    size_t free_bytes = 0, total = 0;
+    CHECK_CALL(cudaMemGetInfo(&free_bytes, &total));
+    HADAL_FAIL("out of GPU memory: could not get ", bytes >> 20, " MiB, ", free_bytes >> 20, " of ",
+               total >> 20, " MiB are free; use a smaller batch or model");
+  }
+  CHECK_CALL(status);
+  return data;
+}
+
+void release(Device device, void* data) noexcept {
+  if (is_cpu(device))
+    std::free(data);
+  else
+    static_cast<void>(cudaFree(data));
+}
+
+void set_bytes(Device device, void* data, int value, size_t bytes) {
+  if (is_cpu(device)) {
+    std::memset(data, value, bytes);
+    return;
+  }
+  CHECK_CALL(cudaMemset(data, value, bytes));
+}
+
+void copy_to_device(Device device, Stream stream, const void* from, void* to, size_t bytes) {
+  if (bytes == 0) return;
+  if (is_cpu(device)) {
+    std::memcpy(to, from, bytes);
+    return;
+  }
+  // NOTE: pageable memory: the call returns when `from` was read.
+  CHECK_CALL(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, native(stream)));
+}
+
+void copy_to_host(Device device, Stream stream, const void* from, void* to, size_t bytes) {
+  if (is_cpu(device)) {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+    return;
+  }
+  if (bytes > 0)
+    CHECK_CALL(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, native(stream)));
+  synchronize(device, stream);
+}
+
+Event make_event(Device device) {
+  if (is_cpu(device)) return {};
+  use(device);
+  cudaEvent_t event = nullptr;
+  CHECK_CALL(cudaEventCreate(&event));
+  return {event};
+}
+
+void destroy(Device device, Event event) {
+  if (!is_cpu(device) && event.handle != nullptr) cudaEventDestroy(native(event));
+}
+
+void record(Device device, Stream stream, Event event) {
+  if (!is_cpu(device)) CHECK_CALL(cudaEventRecord(native(event), native(stream)));
+}
+
+double elapsed_ms(Device device, Event begin, Event end) {
+  if (is_cpu(device)) return 0.0;
+  CHECK_CALL(cudaEventSynchronize(native(end)));
+  float ms = 0.0f;
+  CHECK_CALL(cudaEventElapsedTime(&ms, native(begin), native(end)));
+  return static_cast<double>(ms);
+}
+
+// One record per device for the life of the process: mapped host memory, which a kernel can write
+// and the host can read without a copy.
+Fault* fault(Device device) {
+  if (is_cpu(device)) return nullptr;
+  static std::mutex mutex;
+  static std::map<int, Fault*> records;
+  const std::lock_guard<std::mutex> lock(mutex);
+  Fault*& record = records[device.index];
+  if (record == nullptr) {
+    use(device);
+    void* memory = nullptr;
+    CHECK_CALL(cudaHostAlloc(&memory, sizeof(Fault), cudaHostAllocMapped | cudaHostAllocPortable));
+    record = new (memory) Fault{};
+  }
+  return record;
+}
+
+}  // namespace hadal::device

@@ -1,0 +1,136 @@
+// SwiGLU on CUDA: 16 threads a row.
+//
+//   T rows   F hidden width
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/activation.h"
+#include "ops/cuda/detail/launch.cuh"
+#include "ops/cuda/detail/math.cuh"
+#include "ops/cuda/detail/pages.cuh"
+#include "ops/cuda/detail/rows.cuh"
+
+namespace hadal::ops::cuda {
+namespace {
+
+// One row: the offsets in elements of what belongs to it; negative for a row that is not in use.
+struct RowOffsets {
+  int64_t gate_up, dy, dgate_up, y;
+};
+
+// Where the rows of the tensors are: by row of a matrix, or by row number of a layout.
+struct DenseRows {
+  int64_t T;
+  int64_t gate_up, dy, dgate_up, y;  // row strides
+  __device__ bool find(int64_t row, RowOffsets* at) const {
+    if (row >= T) return false;
+    *at = {row * gate_up, row * dy, row * dgate_up, row * y};
+    return true;
+  }
+};
+struct LayoutRows {
+  LayoutView layout;
+  PagedView gate_up, dy, dgate_up, y;
+  __device__ bool find(int64_t row, RowOffsets* at) const {
+    const int64_t position = row / kPageRows;
+    if (position >= layout.num_positions()) return false;
+    if (row % kPageRows >= layout.rows_at(layout.expert_of(position), position)) return false;
+    *at = {gate_up.row_offset(row), dy.row_offset(row), dgate_up.row_offset(row),
+           y.row_offset(row)};
+    return at->gate_up >= 0 && at->dy >= 0 && at->dgate_up >= 0 && at->y >= 0;
+  }
+};
+
+template <class R, class Rows>
+__global__ void forward_kernel(Rows rows, int64_t F, View gate_up, const R* row_weight, View y) {
+  const int64_t row = group_row();
+  RowOffsets at;
+  if (!rows.find(row, &at)) return;
+  const R weight = row_weight != nullptr ? row_weight[row] : R(1);
+  for (int64_t i = group_lane(); i < F; i += kLanes) {
+    const R gate = gate_up.get<R>(at.gate_up + i), up = gate_up.get<R>(at.gate_up + F + i);
+    y.put(at.y + i, weight * ((gate * sigmoid_of(gate)) * up));
+  }
+}
+
+template <class R, class Rows>
+__global__ void backward_kernel(Rows rows, int64_t F, View gate_up, const R* row_weight, View dy,
+                                View dgate_up, View y, R* drow_weight) {
+  const int64_t row = group_row();
+  RowOffsets at;
+  const bool in_use = rows.find(row, &at);
+  const R weight = in_use && row_weight != nullptr ? row_weight[row] : R(1);
+  const R dweight = sum_row<R>(in_use ? F : 0, [&](int64_t i) {
+    const R gate = gate_up.get<R>(at.gate_up + i), up = gate_up.get<R>(at.gate_up + F + i);
+    const R d = dy.get<R>(at.dy + i);
+    const R z = sigmoid_of(gate), silu = gate * z, out = silu * up;
+    dgate_up.put(at.dgate_up + i, weight * ((d * up) * (z * (R(1) + gate * (R(1) - z)))));
+    dgate_up.put(at.dgate_up + F + i, weight * (d * silu));
+    y.put(at.y + i, weight * out);
+    return d * out;
+  });
+  if (in_use && drow_weight != nullptr && group_lane() == 0) drow_weight[row] = dweight;
+}
+
+unsigned row_blocks(int64_t rows) { return static_cast<unsigned>(ceil_div(rows, kRowsPerBlock)); }
+
+// Row numbers that the tensors have room for.
+int64_t num_rows(const PagedRows& a, const PagedRows& b, const Tensor& values) {
+  const int64_t places = std::min(num_places(a), num_places(b));
+  return std::min(places * kPageRows, values.dim(0));
+}
+
+}  // namespace
+
+void swiglu_forward(Context& ctx, In gate_up, Out y) {
+  const int64_t T = y.dim(0), F = y.dim(1);
+  if (T == 0) return;
+  const DenseRows rows{T, gate_up.stride(0), 0, 0, y.stride(0)};
+  with_arithmetic({gate_up.dtype()}, [&]<class R>(R) {
+    forward_kernel<R><<<row_blocks(T), kThreads, 0, stream_of(ctx)>>>(
+        rows, F, View(gate_up), static_cast<const R*>(nullptr), View(y));
+  });
+  check_launch(ctx, "swiglu_forward", y);
+}
+
+void swiglu_backward(Context& ctx, In gate_up, In dy, Out dgate_up, Out y) {
+  const int64_t T = dy.dim(0), F = dy.dim(1);
+  if (T == 0) return;
+  const DenseRows rows{T, gate_up.stride(0), dy.stride(0), dgate_up.stride(0), y.stride(0)};
+  with_arithmetic({gate_up.dtype()}, [&]<class R>(R) {
+    backward_kernel<R><<<row_blocks(T), kThreads, 0, stream_of(ctx)>>>(
+        rows, F, View(gate_up), static_cast<const R*>(nullptr), View(dy), View(dgate_up), View(y),
+        static_cast<R*>(nullptr));
+  });
+  check_launch(ctx, "swiglu_backward", dy);
+}
+
+void grouped_swiglu_forward(Context& ctx, const ExpertLayout& layout, const PagedRows& gate_up,
+                            In row_weight, const PagedRows& y) {
+  const int64_t F = y.slab.dim(2), count = num_rows(gate_up, y, row_weight);
+  if (count == 0) return;
+  const LayoutRows rows{LayoutView(layout), PagedView(gate_up), PagedView(y), PagedView(gate_up),
+                        PagedView(y)};
+  with_arithmetic({gate_up.slab.dtype()}, [&]<class R>(R) {
+    forward_kernel<R><<<row_blocks(count), kThreads, 0, stream_of(ctx)>>>(
+        rows, F, View(gate_up.slab), row_weight.data<R>(), View(y.slab));
+  });
+  check_launch(ctx, "grouped_swiglu_forward", y.slab);
+}
+
+void grouped_swiglu_backward(Context& ctx, const ExpertLayout& layout, const PagedRows& gate_up,
+                             In row_weight, const PagedRows& dy, const PagedRows& dgate_up,
+                             const PagedRows& y, Out drow_weight) {
+  const int64_t F = dy.slab.dim(2);
+  const int64_t count =
+      std::min(num_rows(gate_up, dy, row_weight), num_rows(dgate_up, y, drow_weight));
+  if (count == 0) return;
+  const LayoutRows rows{LayoutView(layout), PagedView(gate_up), PagedView(dy), PagedView(dgate_up),
+                        PagedView(y)};
+  with_arithmetic({gate_up.slab.dtype()}, [&]<class R>(R) {
+    backward_kernel<R><<<row_blocks(count), kThreads, 0, stream_of(ctx)>>>(
+        rows, F, View(gate_up.slab), row_weight.data<R>(), View(dy.slab), View(dgate_up.slab),
+        View(y.slab), drow_weight.data<R>());
+  });
+  check_launch(ctx, "grouped_swiglu_backward", dy.slab);
+}
+
+}  // namespace hadal::ops::cuda

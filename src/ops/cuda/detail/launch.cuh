@@ -1,0 +1,68 @@
+// Launching kernels: block counts, the check after each launch, faults, and the choice of R.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <initializer_list>
+
+#include "core/context.h"
+#include "core/env.h"
+
+namespace hadal::ops::cuda {
+
+inline constexpr int kThreads = 256;  // of a block, unless a kernel says otherwise
+
+inline cudaStream_t stream_of(const Context& ctx) {
+  return static_cast<cudaStream_t>(ctx.stream.handle);
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Blocks for `count` items of which a block takes `per_block`; kernels loop where that is too many.
+inline unsigned blocks_for(int64_t count, int64_t per_block) {
+  constexpr int64_t kMostBlocks = int64_t{1} << 20;
+  return static_cast<unsigned>(std::clamp<int64_t>(ceil_div(count, per_block), 1, kMostBlocks));
+}
+
+// After each launch: an error names the op and what it worked on.
+inline void check_launch(const Context& ctx, const char* op, const Tensor& on) {
+  cudaError_t status = cudaGetLastError();
+  static const bool wait = env::debug_sync();
+  if (status == cudaSuccess && wait) status = cudaStreamSynchronize(stream_of(ctx));
+  HADAL_CHECK(status == cudaSuccess, op, " on ", on.str(), ": ", cudaGetErrorString(status));
+}
+
+// Calls fn(R{}) with the arithmetic type of the tensors: double if one of them is f64.
+template <class Fn>
+void with_arithmetic(std::initializer_list<DType> dtypes, const Fn& fn) {
+  if (std::find(dtypes.begin(), dtypes.end(), DType::kF64) != dtypes.end())
+    fn(double{});
+  else
+    fn(float{});
+}
+
+// Where a kernel says that its data is wrong; the host throws the sentence when it next waits
+// (core/device.h). The first fault is kept.
+class FaultSite {
+ public:
+  FaultSite(const Context& ctx, const char* sentence)
+      : record_(device::fault(ctx.device)), sentence_(sentence) {}
+
+  __device__ void raise(double a, double b = 0, double c = 0) const {
+    if (atomicCAS_system(&record_->taken, 0u, 1u) != 0u) return;
+    record_->sentence = sentence_;
+    record_->values[0] = a;
+    record_->values[1] = b;
+    record_->values[2] = c;
+    __threadfence_system();
+    record_->written = 1;
+  }
+
+ private:
+  device::Fault* record_;
+  const char* sentence_;
+};
+
+}  // namespace hadal::ops::cuda

@@ -1,0 +1,124 @@
+// RMSNorm on CUDA: 16 threads a row.
+//
+//   T rows   D width   B blocks of kGainRows rows
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/cuda/detail/launch.cuh"
+#include "ops/cuda/detail/rows.cuh"
+#include "ops/norm.h"
+
+namespace hadal::ops::cuda {
+namespace {
+
+// dgain is summed over blocks of this many rows, then over the blocks in order.
+constexpr int64_t kGainRows = 64;
+
+template <class R>
+__global__ void forward_kernel(int64_t T, int64_t D, View x, View gain, R eps, View y,
+                               Array<R> rstd) {
+  const int64_t row = group_row(), t = row < T ? row : 0, n = row < T ? D : 0;
+  const int64_t x0 = t * x.stride0, y0 = t * y.stride0;
+  const R squares = sum_row<R>(n, [&](int64_t i) {
+    const R v = x.get<R>(x0 + i);
+    return v * v;
+  });
+  if (n == 0) return;
+  const R r = R(1) / sqrt(squares / static_cast<R>(D) + eps);
+  if (group_lane() == 0) rstd[t] = r;
+  for (int64_t i = group_lane(); i < n; i += kLanes)
+    y.put(y0 + i, (x.get<R>(x0 + i) * r) * gain.get<R>(i));
+}
+
+template <class R>
+__global__ void recompute_kernel(int64_t T, int64_t D, View x, View gain, Array<const R> rstd,
+                                 View y) {
+  const int64_t t = group_row();
+  if (t >= T) return;
+  const R r = rstd[t];
+  for (int64_t i = group_lane(); i < D; i += kLanes)
+    y.put(t * y.stride0 + i, (x.get<R>(t * x.stride0 + i) * r) * gain.get<R>(i));
+}
+
+// x_hat = x r; dx = r (g dy - x_hat mean(g dy x_hat))
+template <class R>
+__global__ void dx_kernel(int64_t T, int64_t D, View x, View gain, Array<const R> rstd, View dy,
+                          View dx) {
+  const int64_t row = group_row(), t = row < T ? row : 0, n = row < T ? D : 0;
+  const int64_t x0 = t * x.stride0, dy0 = t * dy.stride0, dx0 = t * dx.stride0;
+  const R along = sum_row<R>(
+      n, [&](int64_t i) { return (dy.get<R>(dy0 + i) * gain.get<R>(i)) * x.get<R>(x0 + i); });
+  if (n == 0) return;
+  const R r = rstd[t], c = r * r * r * along / static_cast<R>(D);
+  for (int64_t i = group_lane(); i < n; i += kLanes)
+    dx.put(dx0 + i, r * (gain.get<R>(i) * dy.get<R>(dy0 + i)) - c * x.get<R>(x0 + i));
+}
+
+// partial[b, j] = sum over the rows of block b, in order.
+template <class R>
+__global__ void dgain_blocks_kernel(int64_t T, int64_t D, View x, Array<const R> rstd, View dy,
+                                    R* partial) {
+  const int64_t j = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (j >= D) return;
+  const int64_t begin = blockIdx.y * kGainRows;
+  const int64_t end = begin + kGainRows < T ? begin + kGainRows : T;
+  R sum = 0;
+  for (int64_t t = begin; t < end; ++t)
+    sum += dy.get<R>(t * dy.stride0 + j) * (x.get<R>(t * x.stride0 + j) * rstd[t]);
+  partial[blockIdx.y * D + j] = sum;
+}
+
+template <class R>
+__global__ void dgain_total_kernel(int64_t B, int64_t D, const R* partial, R* dgain) {
+  const int64_t j = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (j >= D) return;
+  R sum = 0;
+  for (int64_t b = 0; b < B; ++b) sum += partial[b * D + j];
+  dgain[j] = sum;
+}
+
+unsigned row_blocks(int64_t T) { return static_cast<unsigned>(ceil_div(T, kRowsPerBlock)); }
+
+}  // namespace
+
+void rmsnorm_forward(Context& ctx, In x, In gain, double eps, Out y, Out rstd) {
+  const int64_t T = x.dim(0), D = x.dim(1);
+  if (T == 0) return;
+  with_arithmetic({x.dtype()}, [&]<class R>(R) {
+    forward_kernel<R><<<row_blocks(T), kThreads, 0, stream_of(ctx)>>>(
+        T, D, View(x), View(gain), static_cast<R>(eps), View(y), Array<R>(rstd));
+  });
+  check_launch(ctx, "rmsnorm_forward", x);
+}
+
+void rmsnorm_recompute(Context& ctx, In x, In gain, In rstd, Out y) {
+  const int64_t T = x.dim(0), D = x.dim(1);
+  if (T == 0) return;
+  with_arithmetic({x.dtype()}, [&]<class R>(R) {
+    recompute_kernel<R><<<row_blocks(T), kThreads, 0, stream_of(ctx)>>>(
+        T, D, View(x), View(gain), Array<const R>(rstd), View(y));
+  });
+  check_launch(ctx, "rmsnorm_recompute", x);
+}
+
+void rmsnorm_backward(Context& ctx, In x, In gain, In rstd, In dy, Out dx, Out dgain) {
+  const int64_t T = x.dim(0), D = x.dim(1), B = ceil_div(T, kGainRows);
+  const unsigned columns = static_cast<unsigned>(ceil_div(D, kThreads));
+  with_arithmetic({x.dtype()}, [&]<class R>(R) {
+    Tensor partial;
+    const Block memory = ctx.memory.take_tensor(DTypeOf<R>::value, {B, D}, &partial);
+    if (T > 0) {
+      // NOTE: before dx, which may be dy.
+      dgain_blocks_kernel<R>
+          <<<dim3(columns, static_cast<unsigned>(B)), kThreads, 0, stream_of(ctx)>>>(
+              T, D, View(x), Array<const R>(rstd), View(dy), partial.data<R>());
+      check_launch(ctx, "rmsnorm_backward", x);
+      dx_kernel<R><<<row_blocks(T), kThreads, 0, stream_of(ctx)>>>(
+          T, D, View(x), View(gain), Array<const R>(rstd), View(dy), View(dx));
+      check_launch(ctx, "rmsnorm_backward", x);
+    }
+    dgain_total_kernel<R>
+        <<<columns, kThreads, 0, stream_of(ctx)>>>(B, D, partial.data<R>(), dgain.data<R>());
+  });
+  check_launch(ctx, "rmsnorm_backward", x);
+}
+
+}  // namespace hadal::ops::cuda

@@ -1,0 +1,87 @@
+// AdamW and sums of squares on CUDA.
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+
+#include "ops/cuda/detail/launch.cuh"
+#include "ops/cuda/detail/ordered_sum.cuh"
+#include "ops/cuda/detail/rows.cuh"
+#include "ops/optim.h"
+
+namespace hadal::ops::cuda {
+namespace {
+
+constexpr int64_t kSumBlock = 4096;  // elements of one partial sum of squares
+
+// What the rule does to one element, in the arithmetic type.
+template <class R>
+struct Factors {
+  R grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2;
+  R keep;         // 1 - lr * weight_decay
+  R step;         // lr / (1 - beta1^t)
+  R correction2;  // 1 / (1 - beta2^t)
+  R eps;
+};
+
+template <class R>
+Factors<R> factors_of(const AdamW& rule) {
+  const double correction1 = 1.0 - std::pow(rule.beta1, static_cast<double>(rule.step));
+  const double correction2 = 1.0 - std::pow(rule.beta2, static_cast<double>(rule.step));
+  return {.grad_scale = static_cast<R>(rule.grad_scale),
+          .beta1 = static_cast<R>(rule.beta1),
+          .one_minus_beta1 = static_cast<R>(1.0 - rule.beta1),
+          .beta2 = static_cast<R>(rule.beta2),
+          .one_minus_beta2 = static_cast<R>(1.0 - rule.beta2),
+          .keep = static_cast<R>(1.0 - rule.lr * rule.weight_decay),
+          .step = static_cast<R>(rule.lr / correction1),
+          .correction2 = static_cast<R>(1.0 / correction2),
+          .eps = static_cast<R>(rule.eps)};
+}
+
+template <class R>
+__global__ void adamw_kernel(int64_t n, Factors<R> f, View grad, View param, View m, View v) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step) {
+    const R g = grad.get<R>(i) * f.grad_scale;
+    const R mean = f.beta1 * m.get<R>(i) + f.one_minus_beta1 * g;
+    const R square = f.beta2 * v.get<R>(i) + f.one_minus_beta2 * (g * g);
+    m.put(i, mean);
+    v.put(i, square);
+    param.put(i,
+              f.keep * param.get<R>(i) - (f.step * mean) / (sqrt(square * f.correction2) + f.eps));
+  }
+}
+
+__global__ void sum_squares_kernel(int64_t n, int64_t num_blocks, View x, double* partial) {
+  const int64_t block = group_row();
+  const int64_t begin = block * kSumBlock;
+  const int64_t left = block < num_blocks ? n - begin : 0;
+  const double sum = sum_row<double>(left < kSumBlock ? left : kSumBlock, [&](int64_t i) {
+    const double v = x.get<double>(begin + i);
+    return v * v;
+  });
+  if (block < num_blocks && group_lane() == 0) partial[block] = sum;
+}
+
+}  // namespace
+
+void adamw(Context& ctx, const AdamW& rule, In grad, Acc param, Acc m, Acc v) {
+  const int64_t n = param.num_elements();
+  with_arithmetic({param.dtype()}, [&]<class R>(R) {
+    adamw_kernel<R><<<blocks_for(n, kThreads), kThreads, 0, stream_of(ctx)>>>(
+        n, factors_of<R>(rule), View(grad), View(param), View(m), View(v));
+  });
+  check_launch(ctx, "adamw", param);
+}
+
+void sum_squares_acc(Context& ctx, In x, Acc total) {
+  const int64_t n = x.num_elements(), num_blocks = ceil_div(n, kSumBlock);
+  if (n == 0) return;
+  Tensor partial;
+  const Block memory = ctx.memory.take_tensor(DType::kF64, {num_blocks}, &partial);
+  sum_squares_kernel<<<static_cast<unsigned>(ceil_div(num_blocks, kRowsPerBlock)), kThreads, 0,
+                       stream_of(ctx)>>>(n, num_blocks, View(x), partial.data<double>());
+  check_launch(ctx, "sum_squares_acc", x);
+  ordered_sum_acc(ctx, "sum_squares_acc", partial, total);
+}
+
+}  // namespace hadal::ops::cuda

@@ -1,0 +1,253 @@
+// Movement of tokens to experts' rows and back on CUDA, and the stack of free pages.
+//
+//   T tokens   K choices of a token   E experts   D model width   P pages in the list
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/cuda/detail/launch.cuh"
+#include "ops/cuda/detail/pages.cuh"
+#include "ops/routing.h"
+
+namespace hadal::ops::cuda {
+namespace {
+
+constexpr int kWarp = 32;
+constexpr const char* kNoExpert = "choice {0} of token {1} is expert {2}, which does not exist";
+
+// Choice i of all tokens: token i / K, place i % K.
+struct Choices {
+  Array<const int32_t> rows;
+  int64_t T, K;
+  explicit Choices(const Tensor& t) : rows(t), T(t.dim(0)), K(t.dim(1)) {}
+  __device__ int64_t count() const { return T * K; }
+  __device__ int32_t operator[](int64_t i) const { return rows.row(i / K)[i % K]; }
+};
+
+// Sum over the block of what each thread counted; for every thread.
+__device__ int64_t add_block(int64_t mine) {
+  __shared__ int64_t parts[kThreads / kWarp];
+  for (int half = kWarp / 2; half > 0; half /= 2) mine += __shfl_xor_sync(0xffffffffu, mine, half);
+  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = mine;
+  __syncthreads();
+  int64_t sum = 0;
+  for (int w = 0; w < kThreads / kWarp; ++w) sum += parts[w];
+  __syncthreads();
+  return sum;
+}
+
+// How many choices are expert blockIdx.x. Block 0 also looks for choices that are no expert.
+__device__ int64_t count_of_block(const Choices& choices, int64_t E, FaultSite fault) {
+  const int64_t expert = blockIdx.x;
+  int64_t mine = 0;
+  for (int64_t i = threadIdx.x; i < choices.count(); i += blockDim.x) {
+    const int32_t choice = choices[i];
+    mine += choice == expert ? 1 : 0;
+    if (expert == 0 && (choice < 0 || choice >= E))
+      fault.raise(static_cast<double>(i % choices.K), static_cast<double>(i / choices.K), choice);
+  }
+  return add_block(mine);
+}
+
+__global__ void count_kernel(Choices choices, int64_t E, Array<int64_t> counts, FaultSite fault) {
+  const int64_t count = count_of_block(choices, E, fault);
+  if (threadIdx.x == 0) counts[blockIdx.x] += count;
+}
+
+__global__ void layout_counts_kernel(Choices choices, int64_t E, int32_t* counts, FaultSite fault) {
+  const int64_t count = count_of_block(choices, E, fault);
+  if (threadIdx.x == 0) counts[blockIdx.x] = static_cast<int32_t>(count);
+}
+
+__global__ void page_begin_kernel(int64_t E, const int32_t* counts, int32_t* page_begin) {
+  page_begin[0] = 0;
+  for (int64_t e = 0; e < E; ++e)
+    page_begin[e + 1] =
+        page_begin[e] + static_cast<int32_t>((counts[e] + kPageRows - 1) / kPageRows);
+}
+
+// Gives the choices of expert blockIdx.x their row numbers in token order: a running count over
+// pieces of blockDim.x choices, and within a piece the number of earlier threads with a match.
+__global__ void row_numbers_kernel(Choices choices, const int32_t* page_begin,
+                                   Array<int32_t> row_of_choice) {
+  __shared__ int in_warp[kThreads / kWarp];
+  const int64_t expert = blockIdx.x;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  int64_t next = page_begin[expert] * kPageRows;
+  for (int64_t begin = 0; begin < choices.count(); begin += blockDim.x) {
+    const int64_t i = begin + threadIdx.x;
+    const bool match = i < choices.count() && choices[i] == expert;
+    const unsigned votes = __ballot_sync(0xffffffffu, match);
+    if (lane == 0) in_warp[warp] = __popc(votes);
+    __syncthreads();
+    int before = __popc(votes & ((1u << lane) - 1u)), all = 0;
+    for (int w = 0; w < kThreads / kWarp; ++w) {
+      if (w < warp) before += in_warp[w];
+      all += in_warp[w];
+    }
+    if (match)
+      row_of_choice.row(i / choices.K)[i % choices.K] = static_cast<int32_t>(next + before);
+    next += all;
+    __syncthreads();
+  }
+}
+
+template <class R>
+__global__ void scatter_kernel(int64_t D, View x, Choices row_of_choice, PagedView rows) {
+  const int64_t t = blockIdx.x;
+  for (int64_t k = 0; k < row_of_choice.K; ++k) {
+    const int64_t at = rows.row_offset(row_of_choice.rows.row(t)[k]);
+    if (at < 0) continue;
+    for (int64_t j = threadIdx.x; j < D; j += blockDim.x)
+      store(rows.data, rows.dtype, at + j, x.get<R>(t * x.stride0 + j));
+  }
+}
+
+template <class R>
+__global__ void combine_kernel(int64_t D, PagedView rows, Choices row_of_choice, View y) {
+  const int64_t t = blockIdx.x;
+  for (int64_t j = threadIdx.x; j < D; j += blockDim.x) {
+    R sum = 0;
+    for (int64_t k = 0; k < row_of_choice.K; ++k) {
+      const int64_t at = rows.row_offset(row_of_choice.rows.row(t)[k]);
+      if (at >= 0) sum = sum + load<R>(rows.data, rows.dtype, at + j);
+    }
+    y.put(t * y.stride0 + j, sum);
+  }
+}
+
+enum class Way : uint8_t { kToRows, kToChoices };
+
+template <class R>
+__global__ void choices_kernel(Way way, Choices row_of_choice, int64_t num_rows, Array<R> choice,
+                               Array<R> row_value, FaultSite fault) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+       i < row_of_choice.count(); i += step) {
+    const int64_t row = row_of_choice[i];
+    if (row < 0 || row >= num_rows) {
+      fault.raise(static_cast<double>(i), static_cast<double>(row), static_cast<double>(num_rows));
+      continue;
+    }
+    R& mine = choice.row(i / row_of_choice.K)[i % row_of_choice.K];
+    if (way == Way::kToRows)
+      row_value.data[row] = mine;
+    else
+      mine = row_value.data[row];
+  }
+}
+
+void move_choices(Context& ctx, const char* op, Way way, const Tensor& choice_value,
+                  const Tensor& row_of_choice, const Tensor& row_value) {
+  const int64_t n = row_of_choice.num_elements();
+  if (n == 0) return;
+  with_arithmetic({row_value.dtype()}, [&]<class R>(R) {
+    choices_kernel<R><<<blocks_for(n, kThreads), kThreads, 0, stream_of(ctx)>>>(
+        way, Choices(row_of_choice), row_value.dim(0), Array<R>(choice_value), Array<R>(row_value),
+        FaultSite(ctx, "choice {0} is row {1}, but row_value has {2} rows"));
+  });
+  check_launch(ctx, op, choice_value);
+}
+
+// NOTE: what cannot be given is -1 in every place; rows there are left out and give_back skips it.
+__global__ void take_kernel(LayoutView layout, int64_t places, int32_t* free, int32_t* count,
+                            int32_t* page, FaultSite fault) {
+  const int64_t needed = layout.num_positions(), before = *count;
+  const bool enough = needed <= before && needed <= places;
+  if (!enough && threadIdx.x == 0)
+    fault.raise(static_cast<double>(needed), static_cast<double>(before),
+                static_cast<double>(places));
+  for (int64_t i = threadIdx.x; i < (enough ? needed : places); i += blockDim.x)
+    page[i] = enough ? free[before - 1 - i] : -1;
+  __syncthreads();
+  if (enough && threadIdx.x == 0) *count = static_cast<int32_t>(before - needed);
+}
+
+// Last taken, first back: the stack is then exactly as it was.
+__global__ void give_back_kernel(LayoutView layout, int64_t capacity, int32_t* free, int32_t* count,
+                                 const int32_t* page, FaultSite fault) {
+  const int64_t returned = layout.num_positions(), before = *count;
+  if (returned == 0 || page[0] < 0) return;
+  if (before + returned > capacity) {
+    if (threadIdx.x == 0)
+      fault.raise(static_cast<double>(returned), static_cast<double>(before),
+                  static_cast<double>(capacity));
+    return;
+  }
+  for (int64_t i = threadIdx.x; i < returned; i += blockDim.x)
+    free[before + i] = page[returned - 1 - i];
+  __syncthreads();
+  if (threadIdx.x == 0) *count = static_cast<int32_t>(before + returned);
+}
+
+}  // namespace
+
+void count_choices(Context& ctx, In topk_idx, Acc counts) {
+  const int64_t E = counts.dim(0);
+  if (E == 0) return;
+  count_kernel<<<static_cast<unsigned>(E), kThreads, 0, stream_of(ctx)>>>(
+      Choices(topk_idx), E, Array<int64_t>(counts), FaultSite(ctx, kNoExpert));
+  check_launch(ctx, "count_choices", topk_idx);
+}
+
+void expert_layout(Context& ctx, In topk_idx, const ExpertLayout& layout, Out row_of_choice) {
+  const int64_t E = layout.num_experts();
+  const Choices choices(topk_idx);
+  int32_t *counts = layout.counts.data<int32_t>(), *begin = layout.page_begin.data<int32_t>();
+  const auto blocks = static_cast<unsigned>(E);
+  if (E > 0)
+    layout_counts_kernel<<<blocks, kThreads, 0, stream_of(ctx)>>>(choices, E, counts,
+                                                                  FaultSite(ctx, kNoExpert));
+  check_launch(ctx, "expert_layout", topk_idx);
+  page_begin_kernel<<<1, 1, 0, stream_of(ctx)>>>(E, counts, begin);
+  check_launch(ctx, "expert_layout", topk_idx);
+  if (E > 0)
+    row_numbers_kernel<<<blocks, kThreads, 0, stream_of(ctx)>>>(choices, begin,
+                                                                Array<int32_t>(row_of_choice));
+  check_launch(ctx, "expert_layout", topk_idx);
+}
+
+void scatter_rows(Context& ctx, In x, In row_of_choice, const PagedRows& rows) {
+  const int64_t T = x.dim(0), D = x.dim(1);
+  if (T == 0) return;
+  with_arithmetic({x.dtype(), rows.slab.dtype()}, [&]<class R>(R) {
+    scatter_kernel<R><<<static_cast<unsigned>(T), kThreads, 0, stream_of(ctx)>>>(
+        D, View(x), Choices(row_of_choice), PagedView(rows));
+  });
+  check_launch(ctx, "scatter_rows", x);
+}
+
+void combine_rows(Context& ctx, const PagedRows& rows, In row_of_choice, Out y) {
+  const int64_t T = y.dim(0), D = y.dim(1);
+  if (T == 0) return;
+  with_arithmetic({y.dtype(), rows.slab.dtype()}, [&]<class R>(R) {
+    combine_kernel<R><<<static_cast<unsigned>(T), kThreads, 0, stream_of(ctx)>>>(
+        D, PagedView(rows), Choices(row_of_choice), View(y));
+  });
+  check_launch(ctx, "combine_rows", y);
+}
+
+void scatter_choices(Context& ctx, In choice_value, In row_of_choice, Out row_value) {
+  move_choices(ctx, "scatter_choices", Way::kToRows, choice_value, row_of_choice, row_value);
+}
+
+void gather_choices(Context& ctx, In row_value, In row_of_choice, Out choice_value) {
+  move_choices(ctx, "gather_choices", Way::kToChoices, choice_value, row_of_choice, row_value);
+}
+
+void take_pages(Context& ctx, const ExpertLayout& layout, const PageStack& stack, Out page) {
+  take_kernel<<<1, kThreads, 0, stream_of(ctx)>>>(
+      LayoutView(layout), page.dim(0), stack.free.data<int32_t>(), stack.count.data<int32_t>(),
+      page.data<int32_t>(),
+      FaultSite(ctx,
+                "the experts need {0} pages of 128 rows, but only {1} are free and the page "
+                "list has {2} places; give the pool more pages or use a smaller micro-batch"));
+  check_launch(ctx, "take_pages", page);
+}
+
+void give_back_pages(Context& ctx, const ExpertLayout& layout, const PageStack& stack, In page) {
+  give_back_kernel<<<1, kThreads, 0, stream_of(ctx)>>>(
+      LayoutView(layout), stack.free.dim(0), stack.free.data<int32_t>(),
+      stack.count.data<int32_t>(), page.data<int32_t>(),
+      FaultSite(ctx, "{0} pages are given back, but {1} of {2} are free already"));
+  check_launch(ctx, "give_back_pages", page);
+}
+
+}  // namespace hadal::ops::cuda
