@@ -26,8 +26,9 @@ MAY = {
     "parallel": {"core", "ops", "model"},
     "train": {"core", "ops", "model", "io", "parallel"},
     "serve": {"core", "ops", "model", "io", "parallel"},
+    "eval": {"core", "ops", "model", "io", "parallel", "serve"},
     "plan": {"core"},
-    "cli": {"core", "ops", "model", "io", "parallel", "train", "serve", "plan"},
+    "cli": {"core", "ops", "model", "io", "parallel", "train", "serve", "eval", "plan"},
 }
 USES_PURE = {"io", "plan"}
 # Outside headers and the layers that may use them. CUDA belongs to files (CUDA_FILES), not layers.
@@ -35,11 +36,11 @@ EXTERNAL = [
     (re.compile(r"(cuda|cublas|cudnn|cute/|cutlass/|mma\.h)"), set(), "CUDA"),
     (re.compile(r"nccl"), {"parallel"}, "NCCL"),
     (re.compile(r"mpi\.h"), {"parallel"}, "MPI"),
-    (re.compile(r"nlohmann/"), {"io", "train", "serve", "cli"}, "JSON"),
+    (re.compile(r"nlohmann/"), {"io", "train", "serve", "eval", "cli"}, "JSON"),
     (re.compile(r"pcre2"), {"io"}, "PCRE2"),
     (re.compile(r"CLI/"), {"cli"}, "CLI11"),
     (re.compile(r"(filesystem|fstream|fcntl\.h|sys/stat\.h)$"),
-     {"io", "train", "serve", "cli", "plan"}, "file access"),
+     {"io", "train", "serve", "eval", "cli", "plan"}, "file access"),
     (re.compile(r"sys/mman\.h"), {"core", "io"}, "memory mapping"),
 ]
 CUDA_FILES = re.compile(r"(ops/cuda/.*|core/device_cuda\.cc)$")

@@ -34,7 +34,9 @@ size_t prefix_length(std::string_view text, bool& complete) {
 
 }  // namespace
 
-std::string StreamDecoder::push(int32_t id) { return push_bytes(tokenizer_.bytes(id)); }
+std::string StreamDecoder::push(int32_t id) {
+  return id < tokenizer_.vocab_size() ? push_bytes(tokenizer_.bytes(id)) : std::string();
+}
 
 std::string StreamDecoder::push_bytes(std::string_view bytes) {
   held_ += bytes;

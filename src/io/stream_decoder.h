@@ -20,7 +20,8 @@ namespace hadal::io {
 class StreamDecoder {
  public:
   explicit StreamDecoder(Tokenizer tokenizer) : tokenizer_(std::move(tokenizer)) {}
-  // The characters that are complete with this token; often none.
+  // The characters that are complete with this token; often none. Ids above the vocabulary, which
+  // a model has when its own was padded, have no text.
   std::string push(int32_t id);
   // The same for bytes that came from elsewhere.
   std::string push_bytes(std::string_view bytes);

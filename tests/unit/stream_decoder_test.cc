@@ -107,6 +107,7 @@ TEST(StreamDecoder, GivesBackEncodedText) {
   std::string out;
   for (int32_t id : tokenizer().encode(text)) out += decoder.push(id);
   EXPECT_EQ(out, text);
+  EXPECT_EQ(decoder.push(static_cast<int32_t>(tokenizer().vocab_size())), "");
   EXPECT_EQ(decoder.finish(), "");
 }
 
