@@ -8,10 +8,10 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "cli/loaded_model.h"
 #include "cli/options.h"
 #include "core/check.h"
-#include "io/hf.h"
-#include "io/tokenizer.h"
+#include "io/stream_decoder.h"
 #include "serve/generator.h"
 
 namespace hadal::cli {
@@ -41,81 +41,39 @@ void check(const Options& o) {
   HADAL_CHECK(o.chunk >= 1 && o.chunk <= 65536, "--chunk is ", o.chunk, "; allowed: 1 to 65536");
 }
 
-// Weights and the type to compute in.
-struct Model {
-  Model(Context& ctx, const Options& o) : checkpoint(io::open_checkpoint(resolve_model(o.model))) {
-    const io::StoredType stored = checkpoint.params.front().data->type;
-    act = stored == io::StoredType::kF32 ? DType::kF32 : DType::kBF16;
-    io::WeightFormat format = io::WeightFormat::kKeep;
-    if (o.dtype != "auto") {
-      act = parse_dtype(o.dtype, {DType::kF32, DType::kBF16}, "--dtype");
-      format = act == DType::kF32 ? io::WeightFormat::kF32 : io::WeightFormat::kBF16;
-    }
-    memory = io::load_weights(ctx, checkpoint, format, weights);
-  }
-  io::HfCheckpoint checkpoint;
-  Block memory;
-  Weights weights;
-  DType act;
-};
-
-// Prints text as it becomes complete; knows when a stop string has appeared.
+// Shows text as it becomes complete; knows when a stop string has appeared.
 class Printer {
  public:
-  Printer(const io::Tokenizer* tokenizer, const Options& o) : tokenizer_(tokenizer), options_(o) {}
+  Printer(const std::optional<io::Tokenizer>& tokenizer, const Options& o)
+      : options_(o), scanner_(o.stop) {
+    if (tokenizer) decoder_.emplace(*tokenizer);
+  }
 
   // False when a stop string has appeared: the text ends before it.
   bool add(int32_t token) {
-    if (tokenizer_ == nullptr) return true;
-    // NOTE: vocab_size may be above the tokenizer's; such tokens have no text.
-    if (tokenizer_->knows(token)) ids_.push_back(token);
-    text_ = tokenizer_->decode(ids_);
-    for (const std::string& stop : options_.stop) {
-      const size_t at = text_.find(stop);
-      if (at == std::string::npos) continue;
-      text_.resize(at);
-      stopped_ = true;
-    }
-    if (!options_.json) show(stopped_ ? text_.size() : complete());
-    return !stopped_;
+    if (!decoder_) return true;
+    show(scanner_.push(decoder_->push(token)));
+    return !scanner_.stopped();
   }
   void finish() {
-    if (options_.json) return;
-    if (tokenizer_ != nullptr) show(text_.size());
-    fmt::print("\n");
+    if (!decoder_) return;
+    if (!scanner_.stopped()) show(scanner_.push(decoder_->finish()) + scanner_.finish());
+    if (!options_.json) fmt::print("\n");
   }
   const std::string& text() const { return text_; }
 
  private:
-  // Bytes that can be shown: not into a character or what may become a stop string.
-  size_t complete() const {
-    size_t end = text_.size();
-    for (size_t back = 1; back <= std::min<size_t>(4, end); ++back) {
-      const auto byte = static_cast<unsigned char>(text_[end - back]);
-      if ((byte & 0xC0) == 0x80) continue;
-      const size_t need = byte >= 0xF0 ? 4 : byte >= 0xE0 ? 3 : byte >= 0xC0 ? 2 : 1;
-      if (need > back) end -= back;
-      break;
-    }
-    size_t held = 0;
-    for (const std::string& stop : options_.stop)
-      for (size_t n = std::min(stop.size(), end); n > held; --n)
-        if (text_.compare(end - n, n, stop, 0, n) == 0) held = n;
-    return end - held;
-  }
-  void show(size_t end) {
-    if (end <= shown_) return;
-    std::fwrite(text_.data() + shown_, 1, end - shown_, stdout);
+  void show(const std::string& text) {
+    text_ += text;
+    if (options_.json || text.empty()) return;
+    std::fwrite(text.data(), 1, text.size(), stdout);
     std::fflush(stdout);
-    shown_ = end;
   }
 
-  const io::Tokenizer* tokenizer_;
   const Options& options_;
-  std::vector<int32_t> ids_;
+  std::optional<io::StreamDecoder> decoder_;
+  io::StopScanner scanner_;
   std::string text_;
-  size_t shown_ = 0;
-  bool stopped_ = false;
 };
 
 void report(const Options& o, const serve::GenerateResult& r, const std::string& text,
@@ -129,8 +87,7 @@ void report(const Options& o, const serve::GenerateResult& r, const std::string&
                            {"prefill_seconds", r.prefill_seconds},
                            {"tokens_per_second", r.tokens_per_second()}};
     if (has_text) root["text"] = text;
-    // NOTE: a reply can end inside a character; such bytes are replaced in JSON.
-    fmt::print("{}\n", root.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+    fmt::print("{}\n", root.dump(2));
     return;
   }
   if (!has_text) {
@@ -149,11 +106,11 @@ void run(const Options& o) {
   check(o);
   const auto machine = o.machine.make();
   Context ctx = machine->context();
-  Model model(ctx, o);
+  LoadedModel model(ctx, o.model, o.dtype);
   const Config& c = model.checkpoint.config;
   HADAL_CHECK(o.speculate == 0 || c.num_nextn_predict_layers > 0,
               "--speculate needs a model with an MTP ", "module; this one has none");
-  const std::string tokenizer_path = resolve_model(o.model) + "/tokenizer.json";
+  const std::string tokenizer_path = model.dir + "/tokenizer.json";
   std::optional<io::Tokenizer> tokenizer;
   if (std::filesystem::exists(tokenizer_path)) tokenizer = io::Tokenizer::load(tokenizer_path);
   HADAL_CHECK(tokenizer || o.prompt.empty(), tokenizer_path,
@@ -173,7 +130,7 @@ void run(const Options& o) {
       .temperature = o.temperature, .top_k = o.top_k, .top_p = o.top_p, .seed = o.seed};
   if (!o.ignore_eos) request.stop_ids = c.eos_token_ids;
   request.speculate = o.speculate;
-  Printer printer(tokenizer ? &*tokenizer : nullptr, o);
+  Printer printer(tokenizer, o);
   request.on_token = [&](int32_t token) { return printer.add(token); };
 
   const auto needed = static_cast<int64_t>(request.prompt.size()) + o.max_tokens + o.speculate + 1;
@@ -183,7 +140,7 @@ void run(const Options& o) {
                    .max_step_tokens = std::max(o.chunk, o.speculate + 1),
                    .num_mtp = o.speculate > 0 ? c.num_nextn_predict_layers : 0});
   const serve::GenerateResult result = serve::Generator(ctx, decoder).run(request);
-  if (tokenizer) printer.finish();
+  printer.finish();
   report(o, result, printer.text(), tokenizer.has_value());
 }
 

@@ -45,6 +45,8 @@ int main(int argc, char** argv) {
   app.footer("Each subcommand has --help with an example.");
   hadal::cli::add_train_command(app);
   hadal::cli::add_generate_command(app);
+  hadal::cli::add_chat_command(app);
+  hadal::cli::add_eval_command(app);
   hadal::cli::add_verify_command(app);
   hadal::cli::add_info_command(app);
   hadal::cli::add_init_command(app);

@@ -49,6 +49,8 @@ std::string resolve_model(const std::string& path);
 // One function per subcommand: adds it to the program.
 void add_train_command(CLI::App& app);
 void add_generate_command(CLI::App& app);
+void add_chat_command(CLI::App& app);
+void add_eval_command(CLI::App& app);
 void add_verify_command(CLI::App& app);
 void add_info_command(CLI::App& app);
 void add_init_command(CLI::App& app);

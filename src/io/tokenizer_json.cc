@@ -72,16 +72,23 @@ void read_merges(const JsonObject& model, const Ids& ids,
   }
 }
 
-void read_model(const JsonObject& model, TokenizerSpec& spec, Ids& ids) {
+// First of all, so that tokenizers of other kinds are refused for what they are.
+void check_kind(const JsonObject& model) {
+  constexpr const char* kAdvice =
+      " is not supported, only byte-level BPE; choose a model with such a tokenizer, or train one "
+      "with hadal tokenizer train";
   const std::string type = model.string("type", "BPE");
-  HADAL_CHECK(type == "BPE", model.where(), ": type is ", type, "; only BPE is supported");
+  HADAL_CHECK(type == "BPE", model.where(), ": type is ", type, ", which", kAdvice);
+  HADAL_CHECK(!model.boolean("byte_fallback", false), model.where(),
+              ": byte_fallback is true, as of SentencePiece, which", kAdvice);
+}
+
+void read_model(const JsonObject& model, TokenizerSpec& spec, Ids& ids) {
   HADAL_CHECK(model.number("dropout", 0.0) == 0.0, model.where(),
               ": dropout is not 0; only null or 0 is supported");
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"})
     HADAL_CHECK(model.string(key, "").empty(), model.where(), ": ", key, " is \"",
                 model.string(key), "\"; only null is supported");
-  HADAL_CHECK(!model.boolean("byte_fallback", false), model.where(),
-              ": byte_fallback is true; only byte-level BPE, with false, is supported");
   // Every byte has a token, so nothing is ever unknown.
   model.know("unk_token");
   model.know("fuse_unk");
@@ -141,11 +148,13 @@ Tokenizer Tokenizer::load(const std::string& path) {
   root.know("version");
   // One text is encoded at a time, so there is nothing to pad.
   root.know("padding");
+  const JsonObject model = root.object("model");
+  check_kind(model);
   check_absent(root, "truncation", "cutting the text");
   check_normalizer(root);
   check_decoder(root);
   spec.pre_tokenizer = PreTokenizer::from_json(root.object("pre_tokenizer"));
-  read_model(root.object("model"), spec, ids);
+  read_model(model, spec, ids);
   read_added(root, ids, spec);
   // Adds tokens around the text, which encode() leaves to the caller.
   if (root.has("post_processor")) spec.post_processor = root.object("post_processor").json().dump();

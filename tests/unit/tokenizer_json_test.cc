@@ -96,8 +96,10 @@ TEST_F(TokenizerJson, MissingTruncatedOrOfAnotherKind) {
 }
 
 TEST_F(TokenizerJson, WhatIsNotSupported) {
-  EXPECT_ERROR(edited([](Json& r) { r["model"]["type"] = "Unigram"; }),
-               at("model: type is Unigram; only BPE is supported"));
+  EXPECT_ERROR(
+      edited([](Json& r) { r["model"]["type"] = "Unigram"; }),
+      at("model: type is Unigram, which is not supported, only byte-level BPE; choose a model with "
+         "such a tokenizer, or train one with hadal tokenizer train"));
   EXPECT_ERROR(edited([](Json& r) {
                  r["normalizer"] = {{"type", "NFC"}};
                }),
@@ -116,7 +118,9 @@ TEST_F(TokenizerJson, WhatIsNotSupported) {
   EXPECT_ERROR(edited([](Json& r) { r["model"]["dropout"] = 0.1; }),
                at("model: dropout is not 0; only null or 0 is supported"));
   EXPECT_ERROR(edited([](Json& r) { r["model"]["byte_fallback"] = true; }),
-               at("model: byte_fallback is true; only byte-level BPE, with false, is supported"));
+               at("model: byte_fallback is true, as of SentencePiece, which is not supported, only "
+                  "byte-level BPE; choose a model with "
+                  "such a tokenizer, or train one with hadal tokenizer train"));
   EXPECT_ERROR(edited([](Json& r) { r["model"]["end_of_word_suffix"] = "</w>"; }),
                at("model: end_of_word_suffix is \"</w>\"; only null is supported"));
   EXPECT_ERROR(edited([](Json& r) { r["model"]["merge"] = 1; }),
