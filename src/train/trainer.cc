@@ -93,6 +93,8 @@ void Run::start() {
   const std::optional<std::string> newest = latest_checkpoint(t.output);
   HADAL_CHECK(options_.resume || !newest, t.output, " already holds a run (", newest.value_or(""),
               "); add --resume to go on with it, or choose another train.output");
+  HADAL_CHECK(newest || !options_.resume, t.output,
+              " has no checkpoint to resume from; start the run without --resume");
   if (newest) {
     state_ = load_run_checkpoint(ctx_, *newest, run_, learner_);
     fmt::print("resuming from {}\n", *newest);

@@ -62,7 +62,7 @@ TEST_F(TrainerTest, StoppedAndResumedIsTheSameRun) {
   EXPECT_GT(report.held_out_loss, 1.0);
   EXPECT_GT(report.held_out_bits_per_byte, 0.5);
   int steps = 0;
-  const TrainOptions stop{.resume = true, .should_stop = [&] { return ++steps == 4; }};
+  const TrainOptions stop{.resume = false, .should_stop = [&] { return ++steps == 4; }};
   const TrainReport first = train(broken, stop);
   EXPECT_FALSE(first.finished);
   EXPECT_EQ(first.steps, 4);
@@ -124,6 +124,13 @@ TEST_F(TrainerTest, WrongStartsAreSentences) {
                "lower train.sequence_length");
   // None of them left a checkpoint.
   EXPECT_FALSE(fs::exists(r.train.output + "/checkpoints"));
+}
+
+TEST_F(TrainerTest, ResumingNeedsACheckpoint) {
+  const RunConfig r = run("r");
+  EXPECT_ERROR(
+      train(r, {.resume = true, .should_stop = {}}),
+      r.train.output + " has no checkpoint to resume from; start the run without --resume");
 }
 
 TEST_F(TrainerTest, ARunIsNotOverwritten) {
