@@ -139,6 +139,7 @@ TEST_F(Train, StopsCleanlyOnSigtermAndGoesOn) {
 }
 
 TEST_F(Train, SurvivesKillDuringCheckpoints) {
+  ASSERT_EQ(run(train(set("train.steps=1"))).status, 0);
   for (int round = 0; round < 8; ++round) {
     Child child(
         train({"--set", "train.steps=1000000", "--set", "train.checkpoint_every=1", "--resume"}),

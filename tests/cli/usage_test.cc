@@ -27,8 +27,8 @@ TEST_P(Help, HasAnExample) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Help,
-                         ::testing::Values("train", "generate", "verify", "info", "init", "env",
-                                           "tokenizer train", "tokenizer encode",
+                         ::testing::Values("train", "generate", "chat", "eval", "verify", "info",
+                                           "init", "env", "tokenizer train", "tokenizer encode",
                                            "tokenizer decode"),
                          [](const auto& info) {
                            std::string name = info.param;
@@ -40,7 +40,8 @@ INSTANTIATE_TEST_SUITE_P(All, Help,
 TEST(Usage, ListsEverySubcommand) {
   const Result r = run({"--help"});
   EXPECT_EQ(r.status, 0);
-  for (const char* name : {"train", "generate", "verify", "info", "init", "tokenizer", "env"})
+  for (const char* name :
+       {"train", "generate", "chat", "eval", "verify", "info", "init", "tokenizer", "env"})
     EXPECT_NE(r.out.find(std::string("\n  ") + name + " "), std::string::npos) << name;
 }
 
