@@ -12,7 +12,7 @@ find_package(CUDAToolkit REQUIRED)
 
 # NOTE: -fmad=false: sums and exp have the CPU's bits (src/ops/cuda/detail/{rows,math}.cuh); matrix
 # products fuse explicitly.
-set(HADAL_NVCC_FLAGS -std=c++20 -O3 -fmad=false --expt-relaxed-constexpr
+set(HADAL_NVCC_FLAGS -std=c++20 -O3 -fmad=false
     -gencode arch=compute_90a,code=sm_90a -Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror
     -DHADAL_HAS_CUDA -I${CMAKE_SOURCE_DIR}/src)
 if(CMAKE_BUILD_TYPE STREQUAL Release)

@@ -17,7 +17,7 @@ git ls-files '*.cu' src/core/device_cuda.cc | while read -r source; do
   flags=()
   case "$source" in  # the bodies of ops, as cmake/cuda.cmake builds them
     src/ops/cuda/*/*) ;;
-    src/ops/cuda/*) flags=(-fmad=false --expt-relaxed-constexpr -DHADAL_HAS_CUDA -Werror=all-warnings) ;;
+    src/ops/cuda/*) flags=(-fmad=false -DHADAL_HAS_CUDA -Werror=all-warnings) ;;
   esac
   "$nvcc" -std=c++20 -O3 -gencode arch=compute_90a,code=sm_90a "${flags[@]}" -Isrc -I. -c "$source" \
     -o "$object"

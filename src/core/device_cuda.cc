@@ -50,6 +50,8 @@ int num_devices(DeviceKind kind) {
 std::string why_no_cuda() {
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaErrorInsufficientDriver)
+    return "no NVIDIA driver for CUDA " + std::to_string(CUDART_VERSION / 1000) + " is installed";
   return status == cudaSuccess ? "no GPU was found" : cudaGetErrorString(status);
 }
 

@@ -17,9 +17,9 @@ namespace hadal {
 class Rng {
  public:
   // `stream` separates uses of one seed: Rng(seed, stream_id("init.layers.0.attn.wq_a")).
-  constexpr Rng(uint64_t seed, uint64_t stream) : seed_(seed), stream_(stream) {}
+  Rng(uint64_t seed, uint64_t stream) : seed_(seed), stream_(stream) {}
 
-  constexpr std::array<uint32_t, 4> block(uint64_t counter) const {
+  std::array<uint32_t, 4> block(uint64_t counter) const {
     std::array<uint32_t, 4> x = {
         static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32),
         static_cast<uint32_t>(stream_), static_cast<uint32_t>(stream_ >> 32)};
@@ -34,12 +34,12 @@ class Rng {
     return x;
   }
 
-  constexpr uint64_t u64(uint64_t counter) const {
+  uint64_t u64(uint64_t counter) const {
     const auto x = block(counter);
     return (static_cast<uint64_t>(x[1]) << 32) | x[0];
   }
   // In [0, 1), 53 bits.
-  constexpr double uniform(uint64_t counter) const {
+  double uniform(uint64_t counter) const {
     return static_cast<double>(u64(counter) >> 11) * 0x1p-53;
   }
   // Standard normal by Box-Muller.

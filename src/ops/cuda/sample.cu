@@ -13,6 +13,23 @@
 namespace hadal::ops::cuda {
 namespace {
 
+// Rng(seed, stream).uniform(counter) of core/rng.h: Philox-4x32-10.
+__device__ double uniform(uint64_t seed, uint64_t stream, uint64_t counter) {
+  auto x0 = static_cast<uint32_t>(counter), x1 = static_cast<uint32_t>(counter >> 32);
+  auto x2 = static_cast<uint32_t>(stream), x3 = static_cast<uint32_t>(stream >> 32);
+  auto k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = uint64_t{0xD2511F53u} * x0, p1 = uint64_t{0xCD9E8D57u} * x2;
+    x0 = static_cast<uint32_t>(p1 >> 32) ^ x1 ^ k0;
+    x1 = static_cast<uint32_t>(p1);
+    x2 = static_cast<uint32_t>(p0 >> 32) ^ x3 ^ k1;
+    x3 = static_cast<uint32_t>(p0);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return static_cast<double>(((uint64_t{x1} << 32) | x0) >> 11) * 0x1p-53;
+}
+
 constexpr int kSumLanes = 16;  // partial sums of the total, as on the CPU
 
 // An id and its value; of equal values the smaller id comes first. id -1: nothing.
@@ -109,8 +126,9 @@ __device__ int64_t draw(const SampleRule& rule, const double* weights, int64_t V
   return token;
 }
 
-__global__ void sample_kernel(int64_t V, SampleRule rule, View logits, Array<const int32_t> where,
-                              double* weights, Array<int32_t> tokens, FaultSite fault) {
+__global__ void sample_kernel(int64_t V, SampleRule rule, uint64_t stream, View logits,
+                              Array<const int32_t> where, double* weights, Array<int32_t> tokens,
+                              FaultSite fault) {
   __shared__ Shared shared;
   const int64_t t = blockIdx.x, row = t * logits.stride0;
   Ranked best{0, -1};
@@ -135,8 +153,8 @@ __global__ void sample_kernel(int64_t V, SampleRule rule, View logits, Array<con
     for (int64_t v = threadIdx.x; v < V; v += blockDim.x)
       mine[v] = exp((logits.get<double>(row + v) - best.value) / rule.temperature);
     __syncthreads();
-    const Rng rng(rule.seed, stream_id("sample"));
-    token = draw(rule, mine, V, rng.uniform(static_cast<uint64_t>(where[t])), shared);
+    token =
+        draw(rule, mine, V, uniform(rule.seed, stream, static_cast<uint64_t>(where[t])), shared);
   }
   if (threadIdx.x == 0) tokens[t] = static_cast<int32_t>(token);
 }
@@ -150,8 +168,8 @@ void sample(Context& ctx, const SampleRule& rule, In logits, In positions, Out t
   const int64_t num_weights = rule.temperature != 0 ? T * V : 0;
   const Block memory = ctx.memory.take_tensor(DType::kF64, {num_weights}, &weights);
   sample_kernel<<<static_cast<unsigned>(T), kThreads, 0, stream_of(ctx)>>>(
-      V, rule, View(logits), Array<const int32_t>(positions), weights.data<double>(),
-      Array<int32_t>(tokens),
+      V, rule, stream_id("sample"), View(logits), Array<const int32_t>(positions),
+      weights.data<double>(), Array<int32_t>(tokens),
       FaultSite(ctx,
                 "row {0} of the logits has NaN or no finite largest element: nothing can be "
                 "drawn from it"));

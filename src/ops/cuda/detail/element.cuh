@@ -2,7 +2,8 @@
 //
 // The type is known at run time: a kernel exists once for each R, not for each mix of types, and
 // every branch on a type is the same in a whole warp. Rounding is that of core/dtype.cc, bit for
-// bit. SPDX-License-Identifier: Apache-2.0
+// bit.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cuda_fp16.h>
