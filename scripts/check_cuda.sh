@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks the CUDA backend on a machine with a GPU: every op against the CPU, the goldens in f32, f64
-# and bf16, and generation against the CPU's.
+# and bf16, generation against the CPU's, and training against the CPU's and against itself.
 #
 #   scripts/check_cuda.sh [BUILD]     BUILD holds hadal and ops_cuda_test; default build/cuda
 #
@@ -49,6 +49,46 @@ same_tokens() {
   done | uniq | wc -l | grep -qx 1
 }
 
+# Loss of every step of a run of the quickstart's model over this repository's own text.
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+train_losses() {
+  local name=$1 device=$2 dtype=$3 steps=$4
+  shift 4
+  "$hadal" train configs/quickstart.json --set "data.text=\"$work/text\"" \
+    --set "data.tokenizer=\"$work/tokenizer\"" --set "train.output=\"$work/$name\"" \
+    --set train.device=$device --set train.dtype=$dtype --set train.steps=$steps \
+    --set train.eval_every=0 --set train.checkpoint_every=15 "$@" >"$work/$name.log" 2>&1 ||
+    { tail -n 3 "$work/$name.log"; return 1; }
+  grep -o '"loss":[^,]*' "$work/$name/metrics.jsonl" | cut -d: -f2 >"$work/$name.losses"
+}
+make_text() {
+  cat ./*.md docs/*.md src/*/*.h src/*/*.cc >"$work/text" &&
+    "$hadal" tokenizer train --input "$work/text" --held-out 0.05 --vocab-size 2048 \
+      --output "$work/tokenizer"
+}
+# The first 30 steps within 1e-4 of the CPU's.
+train_as_cpu() {
+  train_losses cpu cpu f32 30 && train_losses cuda cuda f32 30 &&
+    paste "$work/cpu.losses" "$work/cuda.losses" | awk '
+      { d = $1 > $2 ? $1 - $2 : $2 - $1; if (d / $1 > worst) worst = d / $1 }
+      END { printf "%d steps, largest relative difference of the loss %g\n", NR, worst
+            exit !(NR == 30 && worst < 1e-4) }' | tee "$work/as_cpu"
+}
+# Twice the same bits, and the same again when the second run goes on from its checkpoint of step 15.
+train_exact() {
+  local same=1
+  train_losses first cuda "$1" 30 && train_losses second cuda "$1" 30 &&
+    cmp "$work/first.losses" "$work/second.losses" &&
+    rm -r "$work/second/checkpoints/step_00000030" &&
+    ln -sfn step_00000015 "$work/second/checkpoints/latest" &&
+    train_losses second cuda "$1" 30 --resume && cmp "$work"/{first,second}.losses &&
+    cmp "$work"/{first,second}/checkpoints/latest/model.safetensors &&
+    cmp "$work"/{first,second}/checkpoints/latest/optimizer.safetensors && same=0
+  rm -rf "$work"/{first,second}
+  return $same
+}
+
 run "every op against the CPU" "$ops_test" --gtest_brief=1
 for case in base odd v3_heads; do
   model=tests/goldens/$case
@@ -64,6 +104,12 @@ for case in base odd v3_heads; do
 done
 run "generate base: speculating" same_tokens tests/goldens/base --dtype f32 --speculate 2
 
+run "training: a text and a tokenizer" make_text
+run "training: 30 steps as on the CPU" train_as_cpu
+run "training: the same bits again and after a stop, f32" train_exact f32
+run "training: the same bits again and after a stop, bf16" train_exact bf16
+
 printf '%s\n' "${summary[@]}"
+[ ! -s "$work/as_cpu" ] || cat "$work/as_cpu"
 [ $failed -eq 0 ] && echo "check_cuda: passed" || echo "check_cuda: FAILED"
 exit $failed

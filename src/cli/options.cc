@@ -16,14 +16,14 @@ void MachineOptions::add_to(CLI::App& app) {
 }
 
 std::unique_ptr<Machine> MachineOptions::make() const {
-  return std::make_unique<Machine>(threads, parse_device(device));
+  return std::make_unique<Machine>(threads, parse_device(device, "--device"));
 }
 
-Device parse_device(const std::string& name) {
-  HADAL_CHECK(name == "cpu" || name == "cuda", "--device is ", name, "; allowed: cpu, cuda");
+Device parse_device(const std::string& name, const char* flag) {
+  HADAL_CHECK(name == "cpu" || name == "cuda", flag, " is ", name, "; allowed: cpu, cuda");
   if (name == "cpu") return {};
-  HADAL_CHECK(device::num_devices(DeviceKind::kCuda) > 0, "--device cuda: ", device::why_no_cuda(),
-              "; use --device cpu");
+  HADAL_CHECK(device::num_devices(DeviceKind::kCuda) > 0, flag, " is cuda: ", device::why_no_cuda(),
+              ", or use cpu");
   return {.kind = DeviceKind::kCuda, .index = 0};
 }
 

@@ -29,8 +29,9 @@ struct Machine {
   }
 };
 
-// "cpu" or "cuda"; an Error that says what is missing where there is no such device.
-Device parse_device(const std::string& name);
+// "cpu" or "cuda", the value of `flag`; an Error that says what is missing where there is no such
+// device.
+Device parse_device(const std::string& name, const char* flag);
 
 // --threads and --device.
 struct MachineOptions {

@@ -29,7 +29,8 @@ void request_stop(int signal) {
 void run(const Options& o) {
   const train::RunConfig config = train::read_run_config(o.config, o.assignments);
   fmt::print("{}\n", train::to_json(config).dump(2));
-  Machine machine(static_cast<int>(config.train.threads), Device{});
+  Machine machine(static_cast<int>(config.train.threads),
+                  parse_device(config.train.device, "train.device"));
   Context ctx = machine.context();
   std::signal(SIGTERM, request_stop);
   std::signal(SIGINT, request_stop);

@@ -13,6 +13,7 @@
 #include <set>
 
 #include "core/check.h"
+#include "core/transfer.h"
 #include "io/atomic.h"
 #include "io/hf.h"
 
@@ -27,27 +28,29 @@ std::string checkpoints_dir(const std::string& output) { return output + "/check
 
 std::string step_name(int64_t step) { return fmt::format("step_{:08}", step); }
 
-std::vector<io::TensorSource> optimizer_tensors(Learner& learner) {
+std::vector<io::TensorSource> optimizer_tensors(const Config& config, HostTree& first,
+                                                HostTree& second) {
   std::vector<io::TensorSource> tensors;
   for_each_param(
-      learner.config(),
+      config,
       [&](const ParamInfo& info, Tensor& m, Tensor& v) {
         if (!info.trained()) return;
         tensors.push_back(io::source_of("m." + info.name, m));
         tensors.push_back(io::source_of("v." + info.name, v));
       },
-      learner.first_moment().tree, learner.second_moment().tree);
+      first.tree, second.tree);
   return tensors;
 }
 
-void read_moment(const io::SafetensorsFile& file, const std::string& key, const Tensor& to) {
+void read_moment(Context& ctx, const io::SafetensorsFile& file, const std::string& key,
+                 const Tensor& to) {
   const io::StoredTensor& from = file.at(key);
   HADAL_CHECK(
       from.type == io::to_stored_type(to.dtype()) && from.shape == io::source_of(key, to).shape,
       file.path(), ": tensor ", key, " is ", io::stored_type_name(from.type), " ",
       io::shape_text(from.shape), ", this run needs ", to.str(),
       "; resume with the config that wrote it");
-  std::memcpy(to.raw(), from.data, from.bytes);
+  upload(ctx, from.data, to);
 }
 
 int64_t count_of(const io::JsonObject& saved, const char* key) {
@@ -99,9 +102,13 @@ void save_run_checkpoint(const RunConfig& run, Learner& learner, const TrainerSt
   fs::create_directories(temporary, error);
   HADAL_CHECK(!error, "cannot make ", temporary, ": ", error.message());
   try {
-    io::save_checkpoint(temporary, run.model, learner.masters().tree,
+    Context& ctx = learner.context();
+    const HostTree masters(ctx, run.model, learner.masters().tree);
+    HostTree m(ctx, run.model, learner.first_moment().tree);
+    HostTree v(ctx, run.model, learner.second_moment().tree);
+    io::save_checkpoint(temporary, run.model, masters.tree,
                         {.dtype = DType::kF32, .quantization = {}});
-    io::write_safetensors(temporary + "/optimizer.safetensors", optimizer_tensors(learner));
+    io::write_safetensors(temporary + "/optimizer.safetensors", optimizer_tensors(run.model, m, v));
     for (const char* file : kTokenizerFiles) {
       const std::string from = run.data.tokenizer + "/" + file;
       if (!run.data.tokenizer.empty() && fs::exists(from))
@@ -140,7 +147,7 @@ TrainerState load_run_checkpoint(Context& ctx, const std::string& dir, const Run
   const io::SafetensorsFile file(dir + "/optimizer.safetensors");
   std::set<std::string> wanted;
   const auto read = [&](const std::string& key, const Tensor& to) {
-    read_moment(file, key, to);
+    read_moment(ctx, file, key, to);
     wanted.insert(key);
   };
   for_each_param(

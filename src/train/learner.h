@@ -43,6 +43,7 @@ class Learner {
   // compute: f64, f32 or bf16. max_tokens: most tokens of a micro-batch.
   Learner(Context& ctx, const Config& config, DType compute, int64_t max_tokens);
 
+  Context& context() const { return ctx_; }
   const Config& config() const { return config_; }
   DType master_dtype() const { return masters_.flat().dtype(); }
   ParamStore& masters() { return masters_; }

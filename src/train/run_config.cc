@@ -61,6 +61,8 @@ void check(const std::string& where, const TrainConfig& t) {
   check_integer(where, "sequence_length", t.sequence_length, 2, int64_t{1} << 20);
   check_integer(where, "batch_sequences", t.batch_sequences, 1, int64_t{1} << 24);
   check_integer(where, "micro_batch_sequences", t.micro_batch_sequences, 1, t.batch_sequences);
+  HADAL_CHECK(t.device == "cpu" || t.device == "cuda", where, ": device is ", t.device,
+              "; allowed: cpu, cuda");
   check_integer(where, "threads", t.threads, 0, 1024);
   check_number(where, "beta1", t.beta1, 0.0, 0.999999);
   check_number(where, "beta2", t.beta2, 0.0, 0.999999);
@@ -92,6 +94,7 @@ TrainConfig read_train(const io::JsonObject& o) {
   check_integer(o.where(), "seed", seed, 0, INT64_MAX);  // what JSON can give back
   t.seed = static_cast<uint64_t>(seed);
   t.dtype = read_dtype(o);
+  if (o.has("device")) t.device = o.string("device");
   t.threads = o.integer("threads", t.threads);
   if (o.has("lr")) t.lr = read_lr(o.object("lr"));
   t.beta1 = o.number("beta1", t.beta1);
@@ -152,6 +155,7 @@ io::Json to_json(const RunConfig& run) {
                    {"micro_batch_sequences", t.micro_batch_sequences},
                    {"seed", t.seed},
                    {"dtype", std::string(dtype_name(t.dtype))},
+                   {"device", t.device},
                    {"threads", t.threads},
                    {"lr",
                     {{"peak", t.lr.peak},

@@ -29,8 +29,9 @@ struct TrainConfig {
   int64_t batch_sequences = 8;        // of one step
   int64_t micro_batch_sequences = 0;  // of one forward and backward; 0: batch_sequences
   uint64_t seed = 1;
-  DType dtype = DType::kF32;  // compute: f32 or bf16
-  int64_t threads = 0;        // 0: one per core
+  DType dtype = DType::kF32;   // compute: f32 or bf16
+  std::string device = "cpu";  // or cuda
+  int64_t threads = 0;         // 0: one per core
   LrSchedule lr;
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;
   double clip_norm = 1.0;
