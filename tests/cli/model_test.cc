@@ -76,8 +76,13 @@ TEST(Generate, RefusesRequestsThatCannotBe) {
                  "--top-p is 0; allowed: above 0, at most 1");
   expect_refused(with({"--prompt-ids", "1", "--max-tokens", "0"}),
                  "--max-tokens is 0; give 1 or more");
+  expect_refused(with({"--prompt-ids", "1", "--device", "gpu"}),
+                 "--device is gpu; allowed: cpu, cuda");
+#ifndef HADAL_HAS_CUDA
   expect_refused(with({"--prompt-ids", "1", "--device", "cuda"}),
-                 "--device cuda: this build runs on the CPU; use --device cpu");
+                 "--device is cuda: this build has no CUDA backend; configure with the preset "
+                 "cuda, or use cpu");
+#endif
   expect_refused(with({"--prompt-ids", "1", "--dtype", "f16"}),
                  "--dtype is f16; allowed: f32, bf16");
 }
