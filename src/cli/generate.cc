@@ -11,6 +11,7 @@
 #include "cli/loaded_model.h"
 #include "cli/options.h"
 #include "core/check.h"
+#include "io/safetensors.h"
 #include "io/stream_decoder.h"
 #include "serve/generator.h"
 
@@ -19,7 +20,7 @@ namespace {
 
 struct Options {
   MachineOptions machine;
-  std::string model, prompt, prompt_ids, dtype = "auto";
+  std::string model, prompt, prompt_ids, logits, dtype = "auto";
   std::vector<std::string> stop;
   int64_t max_tokens = 128, top_k = 0, speculate = 0, chunk = 256;
   double temperature = 0.0, top_p = 1.0;
@@ -102,6 +103,34 @@ void report(const Options& o, const serve::GenerateResult& r, const std::string&
   fmt::print(stderr, "{}]\n", line);
 }
 
+// The logits after each token of prompt and reply, by another pass over them: they have the same
+// bits however the tokens were cut into steps.
+void write_logits(Context& ctx, Decoder& decoder, std::vector<int32_t> ids,
+                  const std::string& path) {
+  const auto n = static_cast<int64_t>(ids.size());
+  const Config& c = decoder.config();
+  const auto fill = [&](void* out) {
+    const Tensor logits(out, DType::kF32, {n, c.vocab_size});
+    const std::vector<int64_t> seqs = {decoder.cache().open()};
+    for (int64_t i = 0; i < n;) {
+      const int64_t count = std::min(n - i, decoder.limits().max_step_tokens);
+      const std::vector<int32_t> chunk(ids.begin() + i, ids.begin() + i + count);
+      const Step step = make_step(ctx, c, chunk, {i}, {count}, decoder.act());
+      Tensor h;
+      const Block memory = ctx.memory.take_tensor(decoder.act(), {count, c.hidden_size}, &h);
+      decoder.forward({.step = step, .seqs = seqs}, h);
+      decoder.logits(h, logits.rows(i, count));
+      i += count;
+    }
+    decoder.cache().close(seqs[0]);
+  };
+  io::TensorSource logits{
+      .name = "logits", .type = io::StoredType::kF32, .shape = {n, c.vocab_size}};
+  logits.fill = fill;
+  io::write_safetensors(
+      path, {io::source_of("input_ids", Tensor(ids.data(), DType::kI32, {n})), std::move(logits)});
+}
+
 void run(const Options& o) {
   check(o);
   const auto machine = o.machine.make();
@@ -141,6 +170,11 @@ void run(const Options& o) {
                    .num_mtp = o.speculate > 0 ? c.num_nextn_predict_layers : 0});
   const serve::GenerateResult result = serve::Generator(ctx, decoder).run(request);
   printer.finish();
+  if (!o.logits.empty()) {
+    std::vector<int32_t> ids = request.prompt;
+    ids.insert(ids.end(), result.tokens.begin(), result.tokens.end());
+    write_logits(ctx, decoder, std::move(ids), o.logits);
+  }
   report(o, result, printer.text(), tokenizer.has_value());
 }
 
@@ -172,6 +206,9 @@ void add_generate_command(CLI::App& app) {
   command->add_option("--dtype", o->dtype, "auto (as stored), f32 or bf16")->capture_default_str();
   command->add_flag("--json", o->json,
                     "print token_ids, text, acceptance and tokens_per_second as JSON");
+  command->add_option("--logits", o->logits,
+                      "write input_ids (prompt and reply) and the logits after each to this "
+                      "safetensors file");
   o->machine.add_to(*command);
   command->footer(
       "Example: hadal generate --model runs/quickstart --prompt \"In the beginning\" --speculate "

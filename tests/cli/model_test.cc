@@ -1,7 +1,9 @@
 // generate, init and verify on checkpoints that are whole, damaged or absent.
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "io/safetensors.h"
 #include "tests/cli/run.h"
 
 namespace hadal::test {
@@ -104,6 +106,39 @@ TEST(Generate, GivesTheSameTokensWithAndWithoutSpeculation) {
   EXPECT_EQ(tokens({"--speculate", "3", "--chunk", "2"}), greedy);
   EXPECT_EQ(tokens({"--threads", "1"}), greedy);
   EXPECT_EQ(tokens({"--temperature", "1", "--seed", "3", "--speculate", "2"}), sampled);
+}
+
+// Each row picks the token after it, and chunks do not change a bit of it.
+TEST(Generate, WritesTheLogitsOfEveryToken) {
+  const TempDir dir;
+  const auto write = [&](const std::string& path, Arguments more) {
+    Arguments all = generate(kBase);
+    all.insert(all.end(), {"--json", "--logits", path});
+    all.insert(all.end(), more.begin(), more.end());
+    const Result r = run(all);
+    EXPECT_EQ(r.status, 0) << r.err;
+    return json::parse(r.out)["token_ids"].get<std::vector<int32_t>>();
+  };
+  const std::string path = dir / "logits.safetensors";
+  std::vector<int32_t> ids = {5, 9, 200};
+  for (const int32_t id : write(path, {})) ids.push_back(id);
+  write(path + ".2", {"--chunk", "2", "--speculate", "1"});
+  EXPECT_EQ(read_text(path), read_text(path + ".2"));
+
+  const io::SafetensorsFile file(path);
+  const Tensor stored = file.at("input_ids").tensor(), logits = file.at("logits").tensor();
+  ASSERT_EQ(stored.shape(), Shape({7}));
+  ASSERT_EQ(logits.shape(), Shape({7, 320}));
+  EXPECT_EQ(std::vector<int32_t>(stored.data<int32_t>(), stored.data<int32_t>() + 7), ids);
+  for (int64_t i = 2; i < 6; ++i) {
+    const float* row = logits.data<float>() + i * 320;
+    EXPECT_EQ(std::max_element(row, row + 320) - row, ids[static_cast<size_t>(i + 1)]);
+  }
+  Arguments absent = generate(kBase);
+  absent.insert(absent.end(), {"--logits", dir / "absent/logits.safetensors"});
+  const Result r = run(absent);
+  EXPECT_EQ(r.status, 1);
+  EXPECT_TRUE(r.err.find(dir / "absent/") != std::string::npos) << r.err;
 }
 
 TEST(Init, WritesWhatGenerateReads) {
