@@ -317,14 +317,16 @@ Json hf_config_to_json(const Config& c, DType plain, const Quantization& quantiz
   return json;
 }
 
+// NOTE: transformers leaves out what is null here, unlike in config.json.
 Json generation_config_to_json(const Config& config) {
-  return {{"_from_model_config", true},
-          {"bos_token_id", token_or_null(config.bos_token_id)},
-          {"eos_token_id", eos_to_json(config)},
-          {"output_attentions", false},
-          {"output_hidden_states", false},
-          {"transformers_version", kTransformersVersion},
-          {"use_cache", true}};
+  Json json = {{"_from_model_config", true},
+               {"output_attentions", false},
+               {"output_hidden_states", false},
+               {"transformers_version", kTransformersVersion},
+               {"use_cache", true}};
+  if (config.bos_token_id >= 0) json["bos_token_id"] = config.bos_token_id;
+  if (!config.eos_token_ids.empty()) json["eos_token_id"] = eos_to_json(config);
+  return json;
 }
 
 }  // namespace hadal::io

@@ -173,6 +173,17 @@ TEST_F(HfConfigTest, WrittenConfigsHaveTheSameKeysAndValues) {
   }
 }
 
+// As transformers does: null in config.json, and nothing in generation_config.json.
+TEST_F(HfConfigTest, AbsentSpecialTokens) {
+  Config config = read_hf_config(kGoldens + "base/config.json").config;
+  config.bos_token_id = -1;
+  config.eos_token_ids.clear();
+  const Json written = hf_config_to_json(config, DType::kF32, {});
+  EXPECT_TRUE(written.at("bos_token_id").is_null() && written.at("eos_token_id").is_null());
+  const Json generation = generation_config_to_json(config);
+  EXPECT_FALSE(generation.contains("bos_token_id") || generation.contains("eos_token_id"));
+}
+
 TEST_F(HfConfigTest, ConfigsThatCannotBeHonoured) {
   const auto set = [&](const char* key, const Json& value) {
     return config_error([&](Json& config) { config[key] = value; });
