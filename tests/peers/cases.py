@@ -1,7 +1,5 @@
-"""Model configs to compare on: each differs from BASE in what its name says.
-
-SPDX-License-Identifier: Apache-2.0
-"""
+"""Model configs to compare on: each differs from BASE in what its name says."""
+# SPDX-License-Identifier: Apache-2.0
 
 BASE = dict(
     model_type="deepseek_v3", vocab_size=320, hidden_size=64, intermediate_size=160,

@@ -1,7 +1,5 @@
-"""Names, shapes, types and values of what hadal writes, against what transformers writes.
-
-SPDX-License-Identifier: Apache-2.0
-"""
+"""Names, shapes, types and values of what hadal writes, against what transformers writes."""
+# SPDX-License-Identifier: Apache-2.0
 import json
 import pathlib
 

@@ -1,7 +1,5 @@
-"""Logits and greedy tokens of a checkpoint of ours, here and in transformers.
-
-SPDX-License-Identifier: Apache-2.0
-"""
+"""Logits and greedy tokens of a checkpoint of ours, here and in transformers."""
+# SPDX-License-Identifier: Apache-2.0
 import torch
 
 import ours

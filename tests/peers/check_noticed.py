@@ -1,7 +1,5 @@
-"""Planted faults: a comparison that cannot fail would pass for a proof.
-
-SPDX-License-Identifier: Apache-2.0
-"""
+"""Planted faults: a comparison that cannot fail would pass for a proof."""
+# SPDX-License-Identifier: Apache-2.0
 import re
 import shutil
 

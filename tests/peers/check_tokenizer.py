@@ -1,7 +1,5 @@
-"""tokenizer.json as hadal writes it, in the `tokenizers` library and in transformers.
-
-SPDX-License-Identifier: Apache-2.0
-"""
+"""tokenizer.json as hadal writes it, in the `tokenizers` library and in transformers."""
+# SPDX-License-Identifier: Apache-2.0
 import json
 import random
 import unicodedata

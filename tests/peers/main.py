@@ -1,7 +1,5 @@
-"""Runs every comparison with Hugging Face's libraries; exits 1 if one fails.
-
-SPDX-License-Identifier: Apache-2.0
-"""
+"""Runs every comparison with Hugging Face's libraries; exits 1 if one fails."""
+# SPDX-License-Identifier: Apache-2.0
 import json
 import pathlib
 import random

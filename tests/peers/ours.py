@@ -1,7 +1,5 @@
-"""hadal as a user runs it, and the safetensors files that it writes.
-
-SPDX-License-Identifier: Apache-2.0
-"""
+"""hadal as a user runs it, and the safetensors files that it writes."""
+# SPDX-License-Identifier: Apache-2.0
 import json
 import os
 import pathlib

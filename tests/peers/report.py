@@ -1,8 +1,7 @@
 """The table: a line for each checkpoint with the figure of every check, which is a failure beyond
 its bound; at the end the worst figure of each check over all lines.
-
-SPDX-License-Identifier: Apache-2.0
 """
+# SPDX-License-Identifier: Apache-2.0
 
 
 class Report:
@@ -38,8 +37,9 @@ class Report:
     def noticed(self, fault, value, bound):
         """Of a planted fault: passes when the check fails on it."""
         self.begin(f"planted: {fault}")
-        self.cells.append(f"noticed, {value:.2g} where {bound:.2g} is allowed")
-        self.count(not value <= bound, f"not noticed: {value:.3g} where {bound:.3g} is allowed")
+        good = not value <= bound
+        self.cells.append(f"{'' if good else 'not '}noticed, {value:.2g} where {bound:.2g} passes")
+        self.count(good, f"not noticed: {value:.3g} where {bound:.3g} passes")
 
     def close(self):
         self.begin("")

@@ -1,7 +1,5 @@
-"""The peer: transformers' DeepseekV3ForCausalLM on the CPU.
-
-SPDX-License-Identifier: Apache-2.0
-"""
+"""The peer: transformers' DeepseekV3ForCausalLM on the CPU."""
+# SPDX-License-Identifier: Apache-2.0
 import json
 import shutil
 
