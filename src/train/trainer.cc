@@ -113,6 +113,12 @@ void Run::start() {
     init_params(ctx_, run_.model, t.seed, learner_.masters().tree);
     learner_.masters_changed();
   }
+  static_cast<void>(training_batch(data_, data_seed_, 0, 1, t.sequence_length));  // long enough?
+  // Only now, so that a start that is refused changes nothing.
+  std::error_code error;
+  fs::create_directories(t.output, error);
+  HADAL_CHECK(!error, "cannot make ", t.output, ": ", error.message());
+  io::write_json(t.output + "/run.json", to_json(run_));
   metrics_ = std::make_unique<Metrics>(t.output + "/metrics.jsonl", state_.step, t.steps);
 }
 
@@ -196,10 +202,6 @@ Recipe recipe_of(const TrainConfig& t, int64_t step) {
 }
 
 TrainReport run_training(Context& ctx, const RunConfig& run, const TrainOptions& options) {
-  std::error_code error;
-  fs::create_directories(run.train.output, error);
-  HADAL_CHECK(!error, "cannot make ", run.train.output, ": ", error.message());
-  io::write_json(run.train.output + "/run.json", to_json(run));
   return Run(ctx, run, options).go();
 }
 
