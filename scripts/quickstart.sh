@@ -63,11 +63,12 @@ fi
 
 say "a paragraph, greedy, without and with MTP speculation"
 prompt="And it came to pass"
-plain=$($hadal generate --model "$run" --prompt "$prompt" --max-tokens 160 --ignore-eos --json --speculate 0)
-fast=$($hadal generate --model "$run" --prompt "$prompt" --max-tokens 160 --ignore-eos --json --speculate 1)
-python3 - "$prompt" <<EOF_PYTHON
+for n in 0 1; do
+  $hadal generate --model "$run" --prompt "$prompt" --max-tokens 160 --ignore-eos --json --speculate $n >"$run.speculate$n.json"
+done
+python3 - "$prompt" "$run.speculate0.json" "$run.speculate1.json" <<'EOF_PYTHON'
 import json, sys
-plain, fast = json.loads(r'''$plain'''), json.loads(r'''$fast''')
+plain, fast = (json.load(open(path, encoding="utf-8")) for path in sys.argv[2:])
 print(sys.argv[1] + plain["text"])
 print()
 print(f"without speculation {plain['tokens_per_second']:.0f} tokens/s, with it {fast['tokens_per_second']:.0f}; "
