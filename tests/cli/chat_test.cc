@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <nlohmann/json.hpp>
 
-#include "tests/cli/run.h"
+#include "tests/cli/base_copy.h"
 #include "tests/unit/base_model.h"
 
 namespace hadal::test {
@@ -13,10 +13,7 @@ using nlohmann::json;
 
 // The base model with a tokenizer that has the tokens of a chat.
 std::string chat_model(const TempDir& dir) {
-  const std::string model = dir / "model";
-  fs::create_directories(model);
-  for (const char* name : {"config.json", "model.safetensors"})
-    fs::copy_file(std::string("tests/goldens/base/") + name, model + "/" + name);
+  const std::string model = copy_of_base(dir);
   testing::chat_tokenizer().save(model + "/tokenizer.json");
   return model;
 }

@@ -2,20 +2,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <nlohmann/json.hpp>
 
-#include "tests/cli/run.h"
+#include "tests/cli/base_copy.h"
 #include "tests/unit/base_model.h"
 
 namespace hadal::test {
 namespace {
 
-namespace fs = std::filesystem;
 using nlohmann::json;
 
 std::string model_in(const TempDir& dir) {
-  const std::string model = dir / "model";
-  fs::create_directories(model);
-  for (const char* name : {"config.json", "model.safetensors"})
-    fs::copy_file(std::string("tests/goldens/base/") + name, model + "/" + name);
+  const std::string model = copy_of_base(dir);
   testing::chat_tokenizer().save(model + "/tokenizer.json");
   return model;
 }

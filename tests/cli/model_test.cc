@@ -4,7 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "io/safetensors.h"
-#include "tests/cli/run.h"
+#include "tests/cli/base_copy.h"
 
 namespace hadal::test {
 namespace {
@@ -13,15 +13,6 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr const char* kBase = "tests/goldens/base";
-
-// A copy of the base checkpoint that a test may damage.
-std::string copy_of_base(const TempDir& dir) {
-  const std::string model = dir / "model";
-  fs::create_directories(model);
-  for (const char* name : {"config.json", "model.safetensors"})
-    fs::copy_file(std::string(kBase) + "/" + name, model + "/" + name);
-  return model;
-}
 
 Arguments generate(const std::string& model) {
   return {"generate", "--model", model, "--prompt-ids", "5,9,200", "--max-tokens", "4"};
