@@ -68,12 +68,17 @@ TextData load_text(const std::string& path, const io::Tokenizer& tokenizer, doub
   return data;
 }
 
-std::vector<Sequence> training_batch(const TextData& data, uint64_t seed, int64_t position,
-                                     int64_t count, int64_t length) {
+void check_long_enough(const TextData& data, int64_t length) {
   const auto size = static_cast<int64_t>(data.train.size());
   HADAL_CHECK(size >= length, "the training text has ", size,
               " tokens, fewer than one sequence of ", length,
               "; give more text or lower train.sequence_length");
+}
+
+std::vector<Sequence> training_batch(const TextData& data, uint64_t seed, int64_t position,
+                                     int64_t count, int64_t length) {
+  const auto size = static_cast<int64_t>(data.train.size());
+  check_long_enough(data, length);
   const int64_t windows = std::max<int64_t>(1, (size - 1) / length);
   std::vector<Sequence> batch;
   for (int64_t i = position; i < position + count; ++i) {

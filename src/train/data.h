@@ -34,6 +34,9 @@ size_t training_bytes(std::string_view text, double held_out);
 TextData load_text(const std::string& path, const io::Tokenizer& tokenizer, double held_out,
                    int32_t bos);
 
+// An Error unless the training text has a sequence of `length`.
+void check_long_enough(const TextData& data, int64_t length);
+
 // Sequences position, position + 1, ... position + count - 1 of the shuffled stream.
 std::vector<Sequence> training_batch(const TextData& data, uint64_t seed, int64_t position,
                                      int64_t count, int64_t length);

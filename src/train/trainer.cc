@@ -113,7 +113,7 @@ void Run::start() {
     init_params(ctx_, run_.model, t.seed, learner_.masters().tree);
     learner_.masters_changed();
   }
-  static_cast<void>(training_batch(data_, data_seed_, 0, 1, t.sequence_length));  // long enough?
+  check_long_enough(data_, t.sequence_length);
   // Only now, so that a start that is refused changes nothing.
   std::error_code error;
   fs::create_directories(t.output, error);
