@@ -6,10 +6,13 @@
 // A task is a block of query rows of one head (forward) or a whole head of one sequence (backward),
 // done by one thread block with the scores of its rows in scratch memory. Keys after a row's own
 // have probability zero, which adds nothing to any sum: a row's bits do not depend on its block.
+// In bf16, head widths that mla_attention/ has a kernel for take it; these bodies are its
+// reference.
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/attention.h"
 #include "ops/cuda/detail/matmul.cuh"
 #include "ops/cuda/detail/softmax.cuh"
+#include "ops/cuda/mla_attention/config.h"
 
 namespace hadal::ops::cuda {
 namespace {
@@ -208,10 +211,76 @@ __global__ void dk_pe_kernel(int64_t T, int64_t H, int64_t Dr, const R* dk_pe, V
   to.put(i / Dr * to.stride0 + i % Dr, sum);
 }
 
+// The Hopper kernels copy rows in pieces of 16 bytes.
+hadal::cuda::MlaRows rows_of(const Tensor& t) {
+  return {t.raw(), t.stride(0), t.rank() == 3 ? t.stride(1) : 0};
+}
+bool in_pieces(std::initializer_list<Tensor> tensors) {
+  return std::all_of(tensors.begin(), tensors.end(), [](const Tensor& t) {
+    const hadal::cuda::MlaRows rows = rows_of(t);
+    return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && rows.stride % 8 == 0 &&
+           rows.head_stride % 8 == 0;
+  });
+}
+bool takes_sm90(const Context& ctx, double scale, const Tensor& q, const Tensor& k_pe,
+                const Tensor& out, std::initializer_list<Tensor> tensors) {
+  const int64_t Dr = k_pe.dim(1), Dn = q.dim(2) - Dr;
+  return q.dtype() == DType::kBF16 && scale > 0.0 &&
+         hadal::cuda::mla_attention_sm90_has(Dn, Dr, out.dim(2)) && has_sm90(ctx) &&
+         in_pieces({q, k_pe, out}) && in_pieces(tensors);
+}
+
+// Scratch that both directions need, and what describes the call.
+struct Call {
+  Tensor counters;
+  Block memory;
+  hadal::cuda::MlaAttentionCall args;
+
+  Call(Context& ctx, const Packed& seq, double scale, const Tensor& q)
+      : memory(ctx.memory.take_tensor(DType::kI32, {hadal::cuda::MlaAttentionConfig::kNumCounters},
+                                      &counters)),
+        args{seq.offsets.data<int32_t>(),
+             seq.num_tokens,
+             static_cast<int>(seq.num_seqs),
+             static_cast<int>(seq.max_len),
+             static_cast<int>(q.dim(1)),
+             static_cast<float>(scale),
+             num_sms(ctx),
+             counters.data<int32_t>()} {}
+};
+
+void forward_sm90(Context& ctx, const Packed& seq, double scale, const Tensor& q, const Tensor& kv,
+                  const Tensor& k_pe, const Tensor& out, const Tensor& lse) {
+  const Call call(ctx, seq, scale, q);
+  hadal::cuda::mla_attention_forward_sm90({call.args, rows_of(q), rows_of(kv), rows_of(k_pe),
+                                           rows_of(out), lse.data<float>(), lse.stride(0)},
+                                          static_cast<int>(q.dim(2) - k_pe.dim(1)), stream_of(ctx));
+}
+
+void backward_sm90(Context& ctx, const Packed& seq, double scale, const MlaAttentionSaved& saved,
+                   const Tensor& dout, const MlaAttentionGrads& grads) {
+  const Call call(ctx, seq, scale, saved.q);
+  const int64_t T = seq.num_tokens, H = saved.q.dim(1), Dr = saved.k_pe.dim(1);
+  Tensor stats, head_dk_pe;
+  const Block stats_memory = ctx.memory.take_tensor(
+      DType::kF32, {hadal::cuda::mla_backward_stats(T, seq.num_seqs, H)}, &stats);
+  const Block dk_pe_memory = ctx.memory.take_tensor(DType::kF32, {H, T, Dr}, &head_dk_pe);
+  hadal::cuda::mla_attention_backward_sm90(
+      {call.args, rows_of(saved.q), rows_of(saved.kv), rows_of(saved.k_pe), rows_of(saved.out),
+       rows_of(dout), saved.lse.data<float>(), saved.lse.stride(0), rows_of(grads.dq),
+       rows_of(grads.dkv), rows_of(grads.dk_pe), stats.data<float>(), head_dk_pe.data<float>()},
+      static_cast<int>(saved.q.dim(2) - Dr), stream_of(ctx));
+}
+
 }  // namespace
 
 void mla_attention_forward(Context& ctx, const Packed& seq, double scale, In q, In kv, In k_pe,
                            Out out, Out lse) {
+  if (seq.num_tokens == 0) return;
+  if (takes_sm90(ctx, scale, q, k_pe, out, {kv})) {
+    forward_sm90(ctx, seq, scale, q, kv, k_pe, out, lse);
+    return check_launch(ctx, "mla_attention_forward", q);
+  }
   const Inputs in(seq, q, kv, k_pe, out.dim(2));
   const int64_t tasks = in.S * in.H * ceil_div(in.max_len, kQueryRows);
   if (tasks == 0) return;
@@ -226,9 +295,15 @@ void mla_attention_forward(Context& ctx, const Packed& seq, double scale, In q, 
 void mla_attention_backward(Context& ctx, const Packed& seq, double scale,
                             const MlaAttentionSaved& saved, In dout,
                             const MlaAttentionGrads& grads) {
+  if (seq.num_tokens == 0) return;
+  if (takes_sm90(ctx, scale, saved.q, saved.k_pe, saved.out,
+                 {saved.kv, dout, grads.dq, grads.dkv, grads.dk_pe})) {
+    backward_sm90(ctx, seq, scale, saved, dout, grads);
+    return check_launch(ctx, "mla_attention_backward", saved.q);
+  }
   const Inputs in(seq, saved.q, saved.kv, saved.k_pe, saved.out.dim(2));
   const int64_t T = seq.num_tokens, tasks = in.S * in.H;
-  if (tasks == 0 || T == 0) return;
+  if (tasks == 0) return;
   const BackwardHeads t{Heads(saved.out), Heads(dout), Heads(grads.dq), Heads(grads.dkv)};
   with_arithmetic({saved.q.dtype()}, [&]<class R>(R) {
     const BlockScratch<R> scratch(ctx, tasks, BackwardScratch<R>::size(in.max_len, in.Dn, in.Dv));

@@ -20,6 +20,18 @@ inline cudaStream_t stream_of(const Context& ctx) {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+inline int attribute_of(const Context& ctx, cudaDeviceAttr attribute) {
+  int value = 0;
+  const cudaError_t status = cudaDeviceGetAttribute(&value, attribute, ctx.device.index);
+  HADAL_CHECK(status == cudaSuccess, "cudaDeviceGetAttribute failed: ", cudaGetErrorString(status));
+  return value;
+}
+inline int num_sms(const Context& ctx) { return attribute_of(ctx, cudaDevAttrMultiProcessorCount); }
+// Whether kernels written for Hopper run here.
+inline bool has_sm90(const Context& ctx) {
+  return attribute_of(ctx, cudaDevAttrComputeCapabilityMajor) == 9;
+}
+
 // Blocks for `count` items of which a block takes `per_block`; kernels loop where that is too many.
 inline unsigned blocks_for(int64_t count, int64_t per_block) {
   constexpr int64_t kMostBlocks = int64_t{1} << 20;

@@ -1,0 +1,102 @@
+// Launches MLA training attention: forward; statistics, queries, keys and the shared key backward.
+// SPDX-License-Identifier: Apache-2.0
+#include "core/check.h"
+#include "ops/cuda/detail/tensor_map.h"
+#include "ops/cuda/mla_attention/backward_kernels.cuh"
+#include "ops/cuda/mla_attention/forward.cuh"
+
+namespace hadal::cuda {
+
+namespace {
+
+using C = MlaAttentionConfig;
+
+// Calls fn with the head whose nope width is `nope`.
+template <class Fn>
+void with_head(int nope, const Fn& fn) {
+  switch (nope) {
+    case 128:
+      return fn(MlaAttentionHead<128, 64, 128>{});
+    case 64:
+      return fn(MlaAttentionHead<64, 32, 64>{});
+    case 32:
+      return fn(MlaAttentionHead<32, 16, 32>{});
+    default:
+      HADAL_FAIL("mla_attention has no kernel for a nope width of ", nope);
+  }
+}
+
+CUtensorMap map_rows(const MlaRows& rows, const MlaAttentionCall& call, int heads, int width,
+                     int box_rows) {
+  return make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, rows.data, call.num_tokens,
+                         (heads - 1) * rows.head_stride + width, rows.stride,
+                         static_cast<uint32_t>(box_rows), 64);
+}
+
+template <class Kernel>
+void allow_shared(Kernel* kernel, int bytes) {
+  HADAL_CHECK_CUDA(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+}
+
+void clear_counters(const MlaAttentionCall& call, cudaStream_t stream) {
+  HADAL_CHECK_CUDA(cudaMemsetAsync(call.counters, 0, C::kNumCounters * sizeof(int), stream));
+}
+
+template <class D>
+void launch_forward(const MlaForwardArgs& args, cudaStream_t stream) {
+  using S = MlaForwardShared<D>;
+  const auto kernel = mla_forward_kernel_sm90<D>;
+  static const bool ready = (allow_shared(kernel, S::kBytes), true);
+  static_cast<void>(ready);
+  const MlaAttentionCall& call = args.call;
+  const int heads = call.num_heads;
+  const CUtensorMap q = map_rows(args.q, call, heads, D::kNope + D::kRope, C::kRows),
+                    kv = map_rows(args.kv, call, heads, D::kNope + D::kValue, C::kForwardKeys),
+                    k_pe = map_rows(args.k_pe, call, 1, D::kRope, C::kForwardKeys);
+  kernel<<<call.num_sms, C::kThreads, S::kBytes, stream>>>(args, q, kv, k_pe);
+}
+
+template <class D>
+void launch_backward(const MlaBackwardArgs& args, cudaStream_t stream) {
+  using S = MlaBackwardShared<D>;
+  const auto queries = mla_backward_kernel_sm90<D, false>, keys = mla_backward_kernel_sm90<D, true>;
+  static const bool ready = (allow_shared(queries, S::kBytes), allow_shared(keys, S::kBytes), true);
+  static_cast<void>(ready);
+  const MlaAttentionCall& call = args.call;
+  const int heads = call.num_heads;
+  const MlaBackwardMaps maps{
+      map_rows(args.q, call, heads, D::kNope + D::kRope, C::kStep),
+      map_rows(args.kv, call, heads, D::kNope + D::kValue, C::kStep),
+      map_rows(args.k_pe, call, 1, D::kRope, C::kStep),
+      map_rows(args.dout, call, heads, D::kValue, C::kStep),
+  };
+  const auto slots = static_cast<unsigned>(mla_backward_slots(call.num_tokens, call.num_seqs));
+  const auto head_groups = static_cast<unsigned>((heads + C::kHeadGroup - 1) / C::kHeadGroup);
+  mla_backward_stats_kernel<D><<<dim3(slots, head_groups), 256, 0, stream>>>(args);
+  queries<<<call.num_sms, C::kThreads, S::kBytes, stream>>>(args, maps);
+  keys<<<call.num_sms, C::kThreads, S::kBytes, stream>>>(args, maps);
+  const int64_t quads = call.num_tokens * (D::kRope / 4);
+  mla_backward_dk_pe_kernel<D>
+      <<<static_cast<unsigned>((quads + 255) / 256), 256, 0, stream>>>(args);
+}
+
+}  // namespace
+
+bool mla_attention_sm90_has(int64_t nope, int64_t rope, int64_t value) {
+  return (nope == 128 || nope == 64 || nope == 32) && rope * 2 == nope && value == nope;
+}
+
+void mla_attention_forward_sm90(const MlaForwardArgs& args, int nope, cudaStream_t stream) {
+  if (args.call.num_tokens == 0 || args.call.num_seqs == 0) return;
+  clear_counters(args.call, stream);
+  with_head(nope, [&]<class D>(D) { launch_forward<D>(args, stream); });
+}
+
+void mla_attention_backward_sm90(const MlaBackwardArgs& args, int nope, cudaStream_t stream) {
+  if (args.call.num_tokens == 0 || args.call.num_seqs == 0) return;
+  clear_counters(args.call, stream);
+  with_head(nope, [&]<class D>(D) { launch_backward<D>(args, stream); });
+}
+
+}  // namespace hadal::cuda
