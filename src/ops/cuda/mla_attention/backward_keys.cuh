@@ -20,6 +20,7 @@ __device__ void mla_keys_multiply(const MlaBackwardArgs& args, const MlaBackward
   const uint32_t held = smem_addr(s.held) + group * 64 * 128, step = smem_addr(s.step);
   const int column = thread_again() % 4 * 2;  // of the thread's first element
   MlaRingAt<S::kStages> at;
+  const MlaTurns turns(group);  // two a step: dP and dV; dK and the next scores
 
   for (int number = 0;; ++number) {
     const MlaTask& task = s.tasks.wait(number);
@@ -29,6 +30,7 @@ __device__ void mla_keys_multiply(const MlaBackwardArgs& args, const MlaBackward
       barrier_wait(s.full + at.stage, at.parity);  // or it could say so for two fills in one phase
       mla_release(s.empty + at.stage);
       at.next();
+      turns.pass(2);
     }
     barrier_wait(s.held_full, number & 1);
     if (part.steps == 0) {
@@ -50,7 +52,8 @@ __device__ void mla_keys_multiply(const MlaBackwardArgs& args, const MlaBackward
                     S::kStepChunk);
       mma_commit();
     };
-    // From the scores of the stage that `at` tells to the products of dK, issued.
+    // From the scores of the stage that `at` tells to the products of dK, issued in a turn that
+    // goes on.
     const auto do_step = [&] {
       const uint32_t other = step + uniform(at.stage) * S::kStepBytes;
       const float* stats = s.stats + at.stage * 2 * C::kStep + column;
@@ -73,11 +76,13 @@ __device__ void mla_keys_multiply(const MlaBackwardArgs& args, const MlaBackward
         on_diagonal = false;
       }
       mla_pack(prob, score);
+      turns.begin();
       mma_fence();
       mla_product<D::kValue>(dp, held + D::kKeyChunks * S::kHeldChunk, S::kHeldChunk,
                              other + D::kKeyChunks * S::kStepChunk, S::kStepChunk, 0);
       mla_accumulate<kSteps>(dv, prob, other + D::kKeyChunks * S::kStepChunk, S::kStepChunk);
       mma_commit();
+      turns.end();
       mma_wait<0>();
       mma_touch(dp);
       mma_touch(dv);
@@ -87,6 +92,7 @@ __device__ void mla_keys_multiply(const MlaBackwardArgs& args, const MlaBackward
         ds[i / 2] = pack_bf16(__uint_as_float(prob[i / 2] << 16) * (dp[i] - delta.x),
                               __uint_as_float(prob[i / 2] & 0xFFFF0000u) * (dp[i + 1] - delta.y));
       }
+      turns.begin();
       mma_fence();
       mla_accumulate<kSteps>(dk, ds, other, S::kStepChunk);
       mla_accumulate<kSteps>(dk_pe, ds, other + D::kNopeChunks * S::kStepChunk, S::kStepChunk);
@@ -102,6 +108,7 @@ __device__ void mla_keys_multiply(const MlaBackwardArgs& args, const MlaBackward
       uint64_t* const empty = s.empty + at.stage;
       at.next();
       issue_scores();
+      turns.end();
       mma_wait<1>();
       mma_touch(dk);
       mma_touch(dk_pe);
@@ -111,6 +118,7 @@ __device__ void mla_keys_multiply(const MlaBackwardArgs& args, const MlaBackward
       mma_touch(score);
     }
     do_step();
+    turns.end();
     mla_release(s.held_empty);
     mma_wait<0>();
     mma_touch(dk);

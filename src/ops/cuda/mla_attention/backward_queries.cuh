@@ -19,6 +19,7 @@ __device__ void mla_queries_multiply(const MlaBackwardArgs& args, const MlaBackw
   const float to_powers = args.call.scale * 1.4426950408889634f;
   const uint32_t held = smem_addr(s.held) + group * 64 * 128, step = smem_addr(s.step);
   MlaRingAt<S::kStages> at;
+  const MlaTurns turns(group);  // one a step: dQ, the next scores, the next dP
 
   for (int number = 0;; ++number) {
     const MlaTask& task = s.tasks.wait(number);
@@ -28,6 +29,7 @@ __device__ void mla_queries_multiply(const MlaBackwardArgs& args, const MlaBackw
       barrier_wait(s.full + at.stage, at.parity);  // or it could say so for two fills in one phase
       mla_release(s.empty + at.stage);
       at.next();
+      turns.pass(1);
     }
     barrier_wait(s.held_full, number & 1);
     if (part.steps == 0) {
@@ -56,7 +58,8 @@ __device__ void mla_queries_multiply(const MlaBackwardArgs& args, const MlaBackw
                              other + D::kKeyChunks * S::kStepChunk, S::kStepChunk, 0);
       mma_commit();
     };
-    // From scores that are there and dP that may still be running to the products of dQ, issued.
+    // From scores that are there and dP that may still be running to the products of dQ, issued in
+    // a turn that goes on.
     const auto do_step = [&] {
 #pragma unroll
       for (int i = 0; i < C::kStep / 2; ++i)
@@ -73,6 +76,7 @@ __device__ void mla_queries_multiply(const MlaBackwardArgs& args, const MlaBackw
 #pragma unroll
       for (int i = 0; i < C::kStep / 2; ++i) dp[i] = score[i] * (dp[i] - delta[i / 2 % 2]);
       mla_pack(ds, dp);
+      turns.begin();
       mma_fence();
       const uint32_t other = step + uniform(at.stage) * S::kStepBytes;
       mla_accumulate<kSteps>(dq, ds, other, S::kStepChunk);
@@ -89,6 +93,7 @@ __device__ void mla_queries_multiply(const MlaBackwardArgs& args, const MlaBackw
       uint64_t* const empty = s.empty + at.stage;
       at.next();
       issue_scores();
+      turns.end();
       mma_wait<2>();
       mma_touch(dq);
       mma_touch(dq_pe);
@@ -97,6 +102,7 @@ __device__ void mla_queries_multiply(const MlaBackwardArgs& args, const MlaBackw
       mma_touch(score);
     }
     do_step();
+    turns.end();
     mla_release(s.held_empty);
     mma_wait<0>();
     mma_touch(dq);

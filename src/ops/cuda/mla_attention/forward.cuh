@@ -1,8 +1,8 @@
 // Forward of MLA attention: 128 queries a block, 128 keys a step, from the diagonal to key 0.
 //
-// Each of two matrix warpgroups owns 64 queries. The scores of the next step and P V of this one
-// are issued together; the softmax of the next step runs under P V, and under the other warpgroup's
-// products: named barriers let the two issue theirs in turn.
+// Each of two matrix warpgroups owns 64 queries, which are loaded for it alone, so that one may be
+// a task ahead. The scores of the next step and P V of this one are issued together; the softmax of
+// the next step runs under P V, and under the other warpgroup's products.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -19,7 +19,7 @@ struct MlaForwardShared {
   static constexpr uint32_t kKBytes = D::kKeyChunks * kKeyChunk;
   static constexpr uint32_t kVBytes = D::kValueChunks * kKeyChunk;
   static constexpr int kBytes =
-      static_cast<int>(kQBytes + kStages * (kKBytes + kVBytes)) + 2 * 32 + 16 * 8;
+      static_cast<int>(kQBytes + kStages * (kKBytes + kVBytes)) + 2 * 32 + 18 * 8;
   uint8_t *q, *k, *v;
   uint64_t *q_full, *q_empty, *k_full, *k_empty, *v_full, *v_empty;
   MlaTaskRing tasks;
@@ -30,8 +30,8 @@ struct MlaForwardShared {
     v = k + kStages * kKBytes;
     tasks.task = reinterpret_cast<MlaTask*>(v + kStages * kVBytes);
     q_full = reinterpret_cast<uint64_t*>(tasks.task + 2);
-    q_empty = q_full + 1;
-    k_full = q_empty + 1;
+    q_empty = q_full + 2;
+    k_full = q_empty + 2;
     k_empty = k_full + kStages;
     v_full = k_empty + kStages;
     v_empty = v_full + kStages;
@@ -39,8 +39,10 @@ struct MlaForwardShared {
     tasks.empty = tasks.full + 2;
   }
   __device__ void init() const {
-    barrier_init(q_full, 1);
-    barrier_init(q_empty, MlaTaskRing::kMatrixWarps);
+    for (int i = 0; i < 2; ++i) {
+      barrier_init(q_full + i, 1);
+      barrier_init(q_empty + i, MlaTaskRing::kMatrixWarps / 2);
+    }
     for (int i = 0; i < kStages; ++i) {
       barrier_init(k_full + i, 1);
       barrier_init(v_full + i, 1);
@@ -68,13 +70,18 @@ __device__ void mla_forward_copy(const MlaForwardArgs& args, const CUtensorMap& 
     if (lane == 0) {
       const int64_t q_column = task.head * args.q.head_stride,
                     k_column = task.head * args.kv.head_stride;
-      barrier_wait(s.q_empty, (number & 1) ^ 1);
-      barrier_expect(s.q_full, S::kQBytes);
-      const MlaCopy<C::kRows> to_q{s.q, s.q_full, C::kRows};
-      const int row = task.begin + task.block * C::kRows;
-      for (int c = 0; c < D::kNopeChunks; ++c) to_q.chunk(c, &map_q, q_column + c * 64, row);
-      for (int c = 0; c < D::kRopeChunks; ++c)
-        to_q.chunk(D::kNopeChunks + c, &map_q, q_column + D::kNope + c * 64, row);
+      const auto copy_q = [&](int half) {
+        barrier_wait(s.q_empty + half, (number & 1) ^ 1);
+        barrier_expect(s.q_full + half, S::kQBytes / 2);
+        for (int c = 0; c < D::kKeyChunks; ++c) {
+          const int64_t in_head =
+              c < D::kNopeChunks ? c * 64 : D::kNope + (c - D::kNopeChunks) * 64;
+          copy_box(s.q + c * S::kQChunk + half * 64 * 128, &map_q,
+                   static_cast<int>(q_column + in_head),
+                   task.begin + task.block * C::kRows + half * 64, s.q_full + half);
+        }
+      };
+      copy_q(0);
 #pragma unroll 1
       for (int n = task.block; n >= 0; --n) {
         const int key = task.begin + n * C::kForwardKeys;
@@ -85,6 +92,7 @@ __device__ void mla_forward_copy(const MlaForwardArgs& args, const CUtensorMap& 
         for (int c = 0; c < D::kNopeChunks; ++c) to_k.chunk(c, &map_kv, k_column + c * 64, key);
         for (int c = 0; c < D::kRopeChunks; ++c)
           to_k.chunk(D::kNopeChunks + c, &map_k_pe, c * 64, key);
+        if (n == task.block) copy_q(1);
         barrier_wait(s.v_empty + at.stage, at.parity ^ 1);
         barrier_expect(s.v_full + at.stage, S::kVBytes);
         const MlaCopy<C::kForwardKeys> to_v{s.v + at.stage * S::kVBytes, s.v_full + at.stage,
@@ -138,8 +146,7 @@ __device__ void mla_forward_multiply(const MlaForwardArgs& args, const MlaForwar
             lane = static_cast<int>(threadIdx.x) % 32;
   const uint32_t q = smem_addr(s.q) + group * 64 * 128, k = smem_addr(s.k), v = smem_addr(s.v);
   const int my_row = group * 64 + warp * 16 + lane / 4;  // of the tile, and + 8
-  // The other warpgroup's barrier is 2 - group: the first to issue is warpgroup 0.
-  if (group == 1) named_arrive(1, 256);
+  const MlaTurns turns(group);
   MlaRingAt<S::kStages> k_at, v_at;
   for (int number = 0;; ++number) {
     const MlaTask& task = s.tasks.wait(number);
@@ -151,10 +158,12 @@ __device__ void mla_forward_multiply(const MlaForwardArgs& args, const MlaForwar
     MlaSoftmax softmax{args.call.scale * 1.4426950408889634f, {-INFINITY, -INFINITY}, {0.0f, 0.0f}};
 
     const auto issue_scores = [&] {
+      mma_fence();
       mla_scores<D>(score, q, S::kQChunk, k + uniform(k_at.stage) * S::kKBytes, S::kKeyChunk);
       mma_commit();
     };
     const auto issue_values = [&] {
+      mma_fence();
       mla_accumulate<kSteps>(out, prob, v + uniform(v_at.stage) * S::kVBytes, S::kKeyChunk);
       mma_commit();
     };
@@ -162,14 +171,13 @@ __device__ void mla_forward_multiply(const MlaForwardArgs& args, const MlaForwar
       if (lane == 0) barrier_arrive(bar);
     };
 
-    barrier_wait(s.q_full, number & 1);
+    barrier_wait(s.q_full + group, number & 1);
     barrier_wait(s.k_full + k_at.stage, k_at.parity);
-    mma_fence();
     issue_scores();
     mma_wait<0>();
     mma_touch(score);
     release(s.k_empty + k_at.stage);
-    if (last == 0) release(s.q_empty);
+    if (last == 0) release(s.q_empty + group);
     k_at.next();
 #pragma unroll
     for (int i = 0; i < C::kForwardKeys / 2; ++i) {  // the diagonal
@@ -181,16 +189,15 @@ __device__ void mla_forward_multiply(const MlaForwardArgs& args, const MlaForwar
 #pragma unroll 1
     for (int n = last - 1; n >= 0; --n) {
       barrier_wait(s.k_full + k_at.stage, k_at.parity);
-      named_sync(1 + group, 256);
-      mma_fence();
+      turns.begin();
       issue_scores();
       barrier_wait(s.v_full + v_at.stage, v_at.parity);
       issue_values();
-      named_arrive(2 - group, 256);
+      turns.end();
       mma_wait<1>();
       mma_touch(score);
       release(s.k_empty + k_at.stage);
-      if (n == 0) release(s.q_empty);
+      if (n == 0) release(s.q_empty + group);
       k_at.next();
       const float2 factor = softmax.step(score);
       mma_wait<0>();
@@ -202,7 +209,6 @@ __device__ void mla_forward_multiply(const MlaForwardArgs& args, const MlaForwar
       for (int i = 0; i < D::kValue / 2; ++i) out[i] *= i / 2 % 2 ? factor.y : factor.x;
     }
     barrier_wait(s.v_full + v_at.stage, v_at.parity);
-    mma_fence();
     issue_values();
     mma_wait<0>();
     mma_touch(out);

@@ -1,5 +1,7 @@
 // Launches MLA training attention: forward; statistics, queries, keys and the shared key backward.
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
 #include "core/check.h"
 #include "ops/cuda/detail/tensor_map.h"
 #include "ops/cuda/mla_attention/backward_kernels.cuh"
@@ -43,6 +45,13 @@ void clear_counters(const MlaAttentionCall& call, cudaStream_t stream) {
   HADAL_CHECK_CUDA(cudaMemsetAsync(call.counters, 0, C::kNumCounters * sizeof(int), stream));
 }
 
+// Blocks stay for task after task; where there are few tasks, one block each.
+unsigned num_blocks(const MlaAttentionCall& call) {
+  const int64_t row_blocks = (call.max_len + C::kRows - 1) / C::kRows;
+  return static_cast<unsigned>(
+      std::min<int64_t>(call.num_sms, row_blocks * call.num_seqs * call.num_heads));
+}
+
 template <class D>
 void launch_forward(const MlaForwardArgs& args, cudaStream_t stream) {
   using S = MlaForwardShared<D>;
@@ -51,10 +60,10 @@ void launch_forward(const MlaForwardArgs& args, cudaStream_t stream) {
   static_cast<void>(ready);
   const MlaAttentionCall& call = args.call;
   const int heads = call.num_heads;
-  const CUtensorMap q = map_rows(args.q, call, heads, D::kNope + D::kRope, C::kRows),
+  const CUtensorMap q = map_rows(args.q, call, heads, D::kNope + D::kRope, C::kRows / 2),
                     kv = map_rows(args.kv, call, heads, D::kNope + D::kValue, C::kForwardKeys),
                     k_pe = map_rows(args.k_pe, call, 1, D::kRope, C::kForwardKeys);
-  kernel<<<call.num_sms, C::kThreads, S::kBytes, stream>>>(args, q, kv, k_pe);
+  kernel<<<num_blocks(call), C::kThreads, S::kBytes, stream>>>(args, q, kv, k_pe);
 }
 
 template <class D>
@@ -74,8 +83,8 @@ void launch_backward(const MlaBackwardArgs& args, cudaStream_t stream) {
   const auto slots = static_cast<unsigned>(mla_backward_slots(call.num_tokens, call.num_seqs));
   const auto head_groups = static_cast<unsigned>((heads + C::kHeadGroup - 1) / C::kHeadGroup);
   mla_backward_stats_kernel<D><<<dim3(slots, head_groups), 256, 0, stream>>>(args);
-  queries<<<call.num_sms, C::kThreads, S::kBytes, stream>>>(args, maps);
-  keys<<<call.num_sms, C::kThreads, S::kBytes, stream>>>(args, maps);
+  queries<<<num_blocks(call), C::kThreads, S::kBytes, stream>>>(args, maps);
+  keys<<<num_blocks(call), C::kThreads, S::kBytes, stream>>>(args, maps);
   const int64_t quads = call.num_tokens * (D::kRope / 4);
   mla_backward_dk_pe_kernel<D>
       <<<static_cast<unsigned>((quads + 255) / 256), 256, 0, stream>>>(args);

@@ -22,6 +22,20 @@ struct MlaRingAt {
   }
 };
 
+// Lets the two matrix warpgroups issue their products in turn: one forms P while the products of
+// the other run. Both must take as many turns.
+struct MlaTurns {
+  int group;
+  __device__ explicit MlaTurns(int g) : group(g) {
+    if (group == 1) named_arrive(1, 256);  // the first turn is warpgroup 0's
+  }
+  __device__ void begin() const { named_sync(1 + group, 256); }
+  __device__ void end() const { named_arrive(2 - group, 256); }
+  __device__ void pass(int turns) const {
+    for (int i = 0; i < turns; ++i) begin(), end();
+  }
+};
+
 __device__ __forceinline__ void mma_bf16_rows(float (&d)[32], uint64_t a, uint64_t b, int more) {
   mma_bf16_n64(d, a, b, more);
 }
