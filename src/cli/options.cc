@@ -13,10 +13,20 @@ namespace hadal::cli {
 void MachineOptions::add_to(CLI::App& app) {
   app.add_option("--threads", threads, "CPU threads; 0 uses every core")->capture_default_str();
   app.add_option("--device", device, "cpu or cuda")->capture_default_str();
+  app.add_option("--numerics", numerics,
+                 "invariant: a token's logits do not depend on what else runs; fastest (cuda): "
+                 "they may, in the last bits")
+      ->capture_default_str();
 }
 
 std::unique_ptr<Machine> MachineOptions::make() const {
-  return std::make_unique<Machine>(threads, parse_device(device, "--device"));
+  HADAL_CHECK(numerics == "invariant" || numerics == "fastest", "--numerics is ", numerics,
+              "; allowed: invariant, fastest");
+  auto machine = std::make_unique<Machine>(threads, parse_device(device, "--device"));
+  HADAL_CHECK(numerics == "invariant" || machine->device.kind == DeviceKind::kCuda,
+              "--numerics fastest is for --device cuda; on the CPU invariant is the only mode");
+  if (numerics == "fastest") machine->numerics = Numerics::kFastest;
+  return machine;
 }
 
 Device parse_device(const std::string& name, const char* flag) {

@@ -24,8 +24,13 @@ struct Machine {
   Stream stream;
   ThreadPool threads;
   Pool memory;
+  Numerics numerics = Numerics::kInvariant;
   Context context() {
-    return {.device = device, .stream = stream, .threads = threads, .memory = memory};
+    return {.device = device,
+            .stream = stream,
+            .threads = threads,
+            .memory = memory,
+            .numerics = numerics};
   }
 };
 
@@ -33,10 +38,10 @@ struct Machine {
 // device.
 Device parse_device(const std::string& name, const char* flag);
 
-// --threads and --device.
+// --threads, --device and --numerics.
 struct MachineOptions {
   int threads = 0;
-  std::string device = "cpu";
+  std::string device = "cpu", numerics = "invariant";
   void add_to(CLI::App& app);
   std::unique_ptr<Machine> make() const;
 };

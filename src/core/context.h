@@ -8,11 +8,18 @@
 
 namespace hadal {
 
+// What fixes the order of a sum. On the CPU kInvariant is the only one.
+enum class Numerics : uint8_t {
+  kInvariant,  // shapes of weights and the length of the context: never the rest of the batch
+  kFastest,    // the number of rows and sequences of the call as well
+};
+
 struct Context {
   Device device;
   Stream stream;
   ThreadPool& threads;
   Pool& memory;
+  Numerics numerics = Numerics::kInvariant;
 };
 
 }  // namespace hadal

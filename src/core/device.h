@@ -28,6 +28,11 @@ struct Event {
   void* handle = nullptr;  // cudaEvent_t on CUDA
 };
 
+// Recorded work of a stream, to be launched again and again at the cost of one launch.
+struct Graph {
+  void* handle = nullptr;  // cudaGraphExec_t on CUDA
+};
+
 namespace device {
 
 // What a kernel found wrong in its data: a sentence with {0}, {1}, {2} for the values. The first
@@ -66,6 +71,16 @@ Event make_event(Device device);
 void destroy(Device device, Event event);
 void record(Device device, Stream stream, Event event);
 double elapsed_ms(Device device, Event begin, Event end);  // waits for `end`
+
+// Whether work can be recorded: not on the CPU, nor where each kernel is waited for or memory is
+// poisoned (HADAL_DEBUG_SYNC, builds with assertions).
+bool can_record(Device device);
+// What ops put into the stream from here on is recorded and not done, up to end_recording. They
+// must not wait, copy from the host, or take memory that the pool would get from the system.
+void begin_recording(Device device, Stream stream);
+Graph end_recording(Device device, Stream stream);
+void launch(Device device, Stream stream, Graph graph);
+void destroy(Device device, Graph graph);
 
 // The device's record, visible to host and kernels; null on the CPU.
 Fault* fault(Device device);

@@ -56,6 +56,11 @@ double elapsed_ms(Device device, Event, Event) {
   check_cpu(device);
   return 0.0;
 }
+bool can_record(Device) { return false; }
+void begin_recording(Device, Stream) { HADAL_FAIL("the CPU cannot record work"); }
+Graph end_recording(Device, Stream) { return {}; }
+void launch(Device, Stream, Graph) { HADAL_FAIL("the CPU cannot record work"); }
+void destroy(Device, Graph) {}
 Fault* fault(Device) { return nullptr; }
 
 }  // namespace hadal::device

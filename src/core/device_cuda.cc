@@ -9,6 +9,7 @@
 
 #include "core/check.h"
 #include "core/device.h"
+#include "core/env.h"
 
 namespace hadal::device {
 namespace {
@@ -153,6 +154,39 @@ double elapsed_ms(Device device, Event begin, Event end) {
   float ms = 0.0f;
   CHECK_CALL(cudaEventElapsedTime(&ms, native(begin), native(end)));
   return static_cast<double>(ms);
+}
+
+bool can_record(Device device) {
+#ifdef NDEBUG
+  return !is_cpu(device) && !env::debug_sync() && !env::profile();
+#else
+  static_cast<void>(device);
+  return false;
+#endif
+}
+
+void begin_recording(Device device, Stream stream) {
+  HADAL_CHECK(can_record(device), "this device cannot record work");
+  CHECK_CALL(cudaStreamBeginCapture(native(stream), cudaStreamCaptureModeThreadLocal));
+}
+
+Graph end_recording(Device, Stream stream) {
+  cudaGraph_t graph = nullptr;
+  CHECK_CALL(cudaStreamEndCapture(native(stream), &graph));
+  cudaGraphExec_t exec = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&exec, graph, 0);
+  cudaGraphDestroy(graph);
+  check(status, "cudaGraphInstantiate");
+  return {exec};
+}
+
+void launch(Device, Stream stream, Graph graph) {
+  CHECK_CALL(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph.handle), native(stream)));
+}
+
+void destroy(Device device, Graph graph) {
+  if (!is_cpu(device) && graph.handle != nullptr)
+    cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph.handle));
 }
 
 // One record per device for the life of the process: mapped host memory, which a kernel can write

@@ -11,11 +11,15 @@
 namespace hadal::env {
 namespace {
 
-constexpr std::array<Variable, 4> kTable = {{
+constexpr std::array<Variable, 6> kTable = {{
     {"HADAL_ISA", "",
      "CPU kernels to use: portable, avx2 or avx512; empty picks the best that runs"},
     {"HADAL_TRACE", "0", "1 adds source file, line and expression to errors"},
+    {"HADAL_CUDA_PLAIN", "0",
+     "1 runs plain CUDA kernels in place of those for Hopper, as a GPU before it would"},
     {"HADAL_DEBUG_SYNC", "0", "1 waits after every GPU kernel, so that an error names its op"},
+    {"HADAL_PROFILE", "0",
+     "1 prints the time of each op on the GPU at exit; steps are then not recorded in graphs"},
     {"HADAL_SABOTAGE", "",
      "plants a named fault, to show that scripts/resume_check.sh notices it: rng, microbatch, "
      "counts, "
@@ -46,7 +50,9 @@ std::string read_one_of(const char* name, std::initializer_list<std::string_view
 std::span<const Variable> table() { return kTable; }
 
 std::string isa() { return read_one_of("HADAL_ISA", {"", "portable", "avx2", "avx512"}); }
+bool cuda_plain() { return read("HADAL_CUDA_PLAIN") == "1"; }
 bool debug_sync() { return read("HADAL_DEBUG_SYNC") == "1"; }
+bool profile() { return read("HADAL_PROFILE") == "1"; }
 bool trace() { return read("HADAL_TRACE") == "1"; }
 std::string sabotage() {
   return read_one_of("HADAL_SABOTAGE", {"", "rng", "microbatch", "counts", "position"});

@@ -17,7 +17,9 @@ std::span<const Variable> table();
 
 std::string isa();       // HADAL_ISA: "", "portable", "avx2" or "avx512"
 bool trace();            // HADAL_TRACE: errors also print their place in the source
+bool cuda_plain();       // HADAL_CUDA_PLAIN: no kernels for one architecture alone
 bool debug_sync();       // HADAL_DEBUG_SYNC: wait after every GPU kernel
+bool profile();          // HADAL_PROFILE: time of each op on the GPU, printed at exit
 std::string sabotage();  // HADAL_SABOTAGE: a named fault for the tests of scripts/resume_check.sh
 
 }  // namespace hadal::env
