@@ -6,13 +6,18 @@ cd "$(dirname "$0")/../.."
 out=$1
 shift
 mkdir -p "$out"
-[ $# -gt 0 ] || set -- mla_decode fp8_gemm fused mla_attention
+[ $# -gt 0 ] || set -- mla_decode fp8_gemm fused mla_attention bf16_gemm
 flags="-std=c++20 -O3 -gencode arch=compute_90a,code=sm_90a -Isrc -I. -cudart static"
 g++ -std=c++20 -O2 -Isrc -c src/core/check.cc -o "$out/check.o"
 for name in "$@"; do
   nvcc $flags -c "src/ops/cuda/$name/launch.cu" -o "$out/$name.o"
   nvcc $flags -c "bench/cuda/${name}_bench.cu" -o "$out/${name}_bench.o"
+  objects="$out/${name}_bench.o $out/$name.o $out/check.o"
+  if [ "$name" = bf16_gemm ]; then
+    nvcc $flags -c src/ops/cuda/gemv/launch.cu -o "$out/gemv.o"
+    objects="$objects $out/gemv.o"
+  fi
   libs=
-  [ "$name" = fp8_gemm ] && libs=-lcublasLt
-  nvcc $flags "$out/${name}_bench.o" "$out/$name.o" "$out/check.o" $libs -o "$out/${name}_bench"
+  case $name in fp8_gemm | bf16_gemm) libs=-lcublasLt ;; esac
+  nvcc $flags $objects $libs -o "$out/${name}_bench"
 done

@@ -37,7 +37,7 @@ struct Problem {
   std::vector<int> length, table;
   int64_t pages_of_set, rows;
   Buffer<bf16> q, cache, out;
-  Buffer<int> d_table, d_length;
+  Buffer<int> d_table, d_length, d_offsets, d_positions;
 
   Problem(int seqs, int queries, int heads, std::vector<int> lengths, int num_sets)
       : num_seqs(seqs),
@@ -52,7 +52,9 @@ struct Problem {
         cache(pages_of_set * sets * C::kPage * C::kWidth),
         out(rows * C::kLatent),
         d_table(pages_of_set * sets),
-        d_length(seqs) {
+        d_length(seqs),
+        d_offsets(seqs + 1),
+        d_positions(static_cast<int64_t>(seqs) * queries) {
     std::mt19937 random(static_cast<unsigned>(seqs * 131 + queries * 17 + heads));
     for (int s = 0; s < sets; ++s) {
       std::vector<int> order(static_cast<size_t>(pages_of_set));
@@ -62,6 +64,13 @@ struct Problem {
     }
     d_table.copy_from(table);
     d_length.copy_from(length);
+    std::vector<int> offsets{0}, positions;
+    for (int total : length) {
+      offsets.push_back(offsets.back() + queries);
+      for (int i = 0; i < queries; ++i) positions.push_back(total - queries + i);
+    }
+    d_offsets.copy_from(offsets);
+    d_positions.copy_from(positions);
     fill_gaussian(q, 0.0f, 1.0f, random());
     fill_gaussian(cache, 0.05f, 1.0f, random());
     for (int s = 0; s < sets; ++s) {
@@ -75,7 +84,8 @@ struct Problem {
     a.q = q.get() + set * rows * C::kWidth;
     a.pages = cache.get();
     a.table = d_table.get() + set * pages_of_set;
-    a.length = d_length.get();
+    a.offsets = d_offsets.get();
+    a.positions = d_positions.get();
     a.out = out.get();
     a.num_pages = pages_of_set * sets;
     a.num_seqs = num_seqs;
@@ -198,7 +208,7 @@ int check(const std::vector<int>& lengths, int queries, int heads) {
         const int64_t row = static_cast<int64_t>(seq) * queries * heads;
         a.q = static_cast<const bf16*>(a.q) + row * C::kWidth;
         a.table += seq * problem.stride;
-        a.length += seq;
+        a.offsets += seq;
         a.num_seqs = 1;
         const auto single = run_once(problem, a, split);
         alone = alone &&

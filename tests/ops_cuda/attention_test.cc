@@ -154,6 +154,65 @@ TEST(OpsCuda, LatentAttention) {
           kLibraryRoundings);
 }
 
+// DeepSeek-V3's own latent size, which Hopper's kernel takes: a chunk over a split's end, and two
+// sequences of one token.
+TEST(OpsCuda, LatentAttentionOfV3) {
+  const int64_t R = 512, W = 576;
+  struct Case {
+    int64_t H;
+    std::vector<int32_t> old, added;
+  };
+  const Case cases[] = {{5, {980}, {130}}, {16, {1100, 63}, {1, 1}}, {128, {30, 1}, {2, 2}}};
+  for (Numerics numerics : {Numerics::kInvariant, Numerics::kFastest})
+    for (const Case& test : cases)
+      expect_twins(
+          concat("latent attention of ", test.H, " heads"),
+          [&](Side& s) {
+            s.ctx.numerics = numerics;
+            const DType type = DType::kBF16;
+            const auto S = static_cast<int64_t>(test.old.size());
+            int64_t before = 0, T = 0;
+            for (int32_t n : test.old) before += n;
+            for (int32_t n : test.added) T += n;
+            const Tensor pages = s.random("pages", type, {20 * S, ops::kCachePageTokens, W});
+            const Tensor table =
+                s.make(DType::kI32, {S, 20}, [&](int64_t i) { return (7 * i) % (20 * S); });
+            const ops::LatentPages cache{pages, table};
+            const std::vector<int32_t> none(test.old.size(), 0);
+            ops::latent_cache_write(s.ctx, packed(s, test.old, none),
+                                    s.random("before", type, {before, W}), cache);
+            const Packed now = packed(s, test.added, test.old);
+            ops::latent_cache_write(s.ctx, now, s.random("latent", type, {T, W}), cache);
+            const Tensor q = s.random("q", type, {T, test.H, W});
+            const Tensor out = s.out(type, {T, test.H, R});
+            ops::latent_attention(s.ctx, now, 0.03, q, cache, Tensor(out));
+            return std::vector<Tensor>{out};
+          },
+          4.0);
+}
+
+// In the invariant mode a token's bits are the same in a chunk and alone, also where the chunk
+// crosses the end of a split.
+TEST(OpsCuda, LatentAttentionDoesNotDependOnTheChunk) {
+  if (!has_gpu()) GTEST_SKIP() << "no GPU: " << device::why_no_cuda();
+  Side s({DeviceKind::kCuda, 0});
+  const int64_t H = 16, R = 512, W = 576;
+  const int32_t begin = 1000, T = 60;
+  const Tensor pages = s.random("pages", DType::kBF16, {20, ops::kCachePageTokens, W});
+  const Tensor table = s.make(DType::kI32, {1, 20}, [&](int64_t i) { return (7 * i) % 20; });
+  const ops::LatentPages cache{pages, table};
+  const Tensor q = s.random("q", DType::kBF16, {T, H, W});
+  const Tensor all = s.out(DType::kBF16, {T, H, R});
+  ops::latent_attention(s.ctx, packed(s, {T}, {begin}), 0.03, q, cache, Tensor(all));
+  for (int32_t t : {0, 23, 24, 25, 40, 59}) {
+    const Tensor one = s.out(DType::kBF16, {1, H, R});
+    ops::latent_attention(s.ctx, packed(s, {1}, {begin + t}), 0.03, q.rows(t, 1), cache,
+                          Tensor(one));
+    const HostRead want(s.ctx, all.rows(t, 1)), got(s.ctx, one);
+    expect_bits_equal(concat("token ", t, " alone"), got.tensor(), want.tensor());
+  }
+}
+
 TEST(OpsCuda, CacheWithoutAPageIsAnError) {
   if (!has_gpu()) GTEST_SKIP() << "no GPU";
   Side s({DeviceKind::kCuda, 0});

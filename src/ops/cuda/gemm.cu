@@ -1,4 +1,5 @@
-// Matrix product bodies on CUDA: a thread block for each tile of 64 x 64.
+// Matrix product bodies on CUDA: Hopper's own units where they take the call (gemm_sm90.h), else a
+// thread block for each tile of 64 x 64.
 //
 //   M, T rows   N output width   K inner width   H heads   E experts   P pages
 //
@@ -7,6 +8,7 @@
 #include "ops/cuda/detail/launch.cuh"
 #include "ops/cuda/detail/matmul.cuh"
 #include "ops/cuda/detail/pages.cuh"
+#include "ops/cuda/gemm_sm90.h"
 #include "ops/gemm.h"
 
 namespace hadal::ops::cuda {
@@ -192,28 +194,33 @@ __global__ void grouped_tn_kernel(int64_t N, int64_t K, LayoutView layout, Paged
 }  // namespace
 
 void gemm_nt(Context& ctx, In a, const Operand& b, Out c) {
+  if (sm90::gemm(ctx, "gemm_nt", sm90::Bf16Layout::kNt, a, b, c, Start::kZero)) return;
   launch(ctx, "gemm_nt",
          {a.dim(0), b.data.dim(0), a.dim(1), by_rows(a), by_rows(b), result(c), Start::kZero}, 1,
          c);
 }
 
 void gemm_nt_acc(Context& ctx, In a, const Operand& b, Acc c) {
+  if (sm90::gemm(ctx, "gemm_nt_acc", sm90::Bf16Layout::kNt, a, b, c, Start::kOld)) return;
   launch(ctx, "gemm_nt_acc",
          {a.dim(0), b.data.dim(0), a.dim(1), by_rows(a), by_rows(b), result(c), Start::kOld}, 1, c);
 }
 
 void gemm_nn(Context& ctx, In a, const Operand& b, Out c) {
+  if (sm90::gemm(ctx, "gemm_nn", sm90::Bf16Layout::kNn, a, b, c, Start::kZero)) return;
   launch(ctx, "gemm_nn",
          {a.dim(0), b.data.dim(1), a.dim(1), by_rows(a), by_cols(b), result(c), Start::kZero}, 1,
          c);
 }
 
 void gemm_nn_acc(Context& ctx, In a, const Operand& b, Acc c) {
+  if (sm90::gemm(ctx, "gemm_nn_acc", sm90::Bf16Layout::kNn, a, b, c, Start::kOld)) return;
   launch(ctx, "gemm_nn_acc",
          {a.dim(0), b.data.dim(1), a.dim(1), by_rows(a), by_cols(b), result(c), Start::kOld}, 1, c);
 }
 
 void gemm_tn_acc(Context& ctx, In a, In b, Acc c) {
+  if (sm90::gemm(ctx, "gemm_tn_acc", sm90::Bf16Layout::kTn, a, Operand(b), c, Start::kOld)) return;
   launch(ctx, "gemm_tn_acc",
          {a.dim(1), b.dim(1), a.dim(0), by_cols(static_cast<const Tensor&>(a)),
           by_cols(static_cast<const Tensor&>(b)), result(c), Start::kOld},
@@ -221,30 +228,42 @@ void gemm_tn_acc(Context& ctx, In a, In b, Acc c) {
 }
 
 void gemm_nt_heads(Context& ctx, In a, const Operand& b, HeadRows rows, Out c) {
+  if (sm90::gemm_heads(ctx, "gemm_nt_heads", sm90::Bf16Layout::kNt, a, b, rows, c)) return;
   heads(ctx, "gemm_nt_heads", a, b, rows, c, false);
 }
 
 void gemm_nn_heads(Context& ctx, In a, const Operand& b, HeadRows rows, Out c) {
+  if (sm90::gemm_heads(ctx, "gemm_nn_heads", sm90::Bf16Layout::kNn, a, b, rows, c)) return;
   heads(ctx, "gemm_nn_heads", a, b, rows, c, true);
 }
 
 void grouped_gemm_nt(Context& ctx, const ExpertLayout& layout, const PagedRows& a,
                      std::span<const Operand> w, const PagedRows& c) {
+  if (sm90::grouped_gemm(ctx, "grouped_gemm_nt", sm90::Bf16Layout::kNt, layout, a, w, c,
+                         Start::kZero))
+    return;
   grouped(ctx, "grouped_gemm_nt", layout, a, w, c, false, Start::kZero);
 }
 
 void grouped_gemm_nn(Context& ctx, const ExpertLayout& layout, const PagedRows& a,
                      std::span<const Operand> w, const PagedRows& c) {
+  if (sm90::grouped_gemm(ctx, "grouped_gemm_nn", sm90::Bf16Layout::kNn, layout, a, w, c,
+                         Start::kZero))
+    return;
   grouped(ctx, "grouped_gemm_nn", layout, a, w, c, true, Start::kZero);
 }
 
 void grouped_gemm_nn_acc(Context& ctx, const ExpertLayout& layout, const PagedRows& a,
                          std::span<const Operand> w, const PagedRows& c) {
+  if (sm90::grouped_gemm(ctx, "grouped_gemm_nn_acc", sm90::Bf16Layout::kNn, layout, a, w, c,
+                         Start::kOld))
+    return;
   grouped(ctx, "grouped_gemm_nn_acc", layout, a, w, c, true, Start::kOld);
 }
 
 void grouped_gemm_tn_acc(Context& ctx, const ExpertLayout& layout, const PagedRows& a,
                          const PagedRows& b, std::span<const Tensor> dw) {
+  if (sm90::grouped_gemm_tn_acc(ctx, layout, a, b, dw)) return;
   const int64_t N = a.slab.dim(2), K = b.slab.dim(2), E = layout.num_experts();
   if (N == 0 || K == 0) return;
   for (int64_t first = 0; first < E; first += kMostExperts) {

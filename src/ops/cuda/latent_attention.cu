@@ -4,48 +4,19 @@
 //
 // A thread block does 64 heads of one token: scores of positions 0 .. p, each one chain over W;
 // softmax over all of them; the result as one chain over positions in order. So a token's bits do
-// not depend on what else is in the call. It is the reference for ops/cuda/mla_decode.
+// not depend on what else is in the call. It is the reference for ops/cuda/mla_decode, which takes
+// the calls of bf16 models of DeepSeek-V3's latent size (latent_attention_sm90.h).
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/attention.h"
+#include "ops/cuda/detail/cache.cuh"
 #include "ops/cuda/detail/matmul.cuh"
 #include "ops/cuda/detail/softmax.cuh"
+#include "ops/cuda/latent_attention_sm90.h"
 
 namespace hadal::ops::cuda {
 namespace {
 
 static_assert(kCachePageTokens == kTile, "a tile of scores is the keys of one page");
-constexpr const char* kNoPage = "position {0} of sequence {1} has no page in the cache";
-
-// The cached rows of all sequences, page by page.
-struct Cache {
-  View pages;
-  Array<const int32_t> table;
-  int64_t num_pages, places;  // pages of the cache, places of a row of the table
-
-  explicit Cache(const LatentPages& cache)
-      : pages(cache.pages),
-        table(cache.table),
-        num_pages(cache.pages.dim(0)),
-        places(cache.table.dim(1)) {}
-
-  // Offset of the row of a position in elements, or -1.
-  __device__ int64_t offset(int64_t seq, int64_t position) const {
-    const int64_t place = position / kCachePageTokens;
-    const int64_t page = position >= 0 && place < places ? table.row(seq)[place] : -1;
-    if (page < 0 || page >= num_pages) return -1;
-    return page * pages.stride0 + position % kCachePageTokens * pages.stride1;
-  }
-  __device__ const void* at(int64_t offset) const {
-    return advance(pages.data, pages.dtype, offset);
-  }
-};
-
-__device__ int64_t sequence_of(Array<const int32_t> offsets, int64_t S, int64_t token) {
-  int64_t s = 0;
-  while (s + 1 < S && offsets[s + 1] <= token) ++s;
-  return s;
-}
-
 template <class R>
 __global__ void write_kernel(int64_t S, int64_t W, Array<const int32_t> offsets,
                              Array<const int32_t> positions, View latent, Cache cache,
@@ -130,6 +101,7 @@ void latent_attention(Context& ctx, const Packed& seq, double scale, In q, const
   const Sizes size{q.dim(0), seq.num_seqs, q.dim(1), q.dim(2), out.dim(2)};
   const int64_t tasks = size.T * ceil_div(size.H, kTile);
   if (tasks == 0) return;
+  if (sm90::latent_attention(ctx, seq, scale, q, cache, out)) return;
   with_arithmetic({q.dtype()}, [&]<class R>(R) {
     const BlockScratch<R> scratch(ctx, tasks, kTile * cache.table.dim(1) * kCachePageTokens);
     attend_kernel<R><<<scratch.num_blocks(), kThreads, 0, stream_of(ctx)>>>(

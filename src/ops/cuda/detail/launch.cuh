@@ -9,6 +9,7 @@
 
 #include "core/context.h"
 #include "core/env.h"
+#include "ops/cuda/profile.h"
 
 namespace hadal::ops::cuda {
 
@@ -27,9 +28,10 @@ inline int attribute_of(const Context& ctx, cudaDeviceAttr attribute) {
   return value;
 }
 inline int num_sms(const Context& ctx) { return attribute_of(ctx, cudaDevAttrMultiProcessorCount); }
-// Whether kernels written for Hopper run here.
+// Whether kernels written for Hopper run here and are wanted.
 inline bool has_sm90(const Context& ctx) {
-  return attribute_of(ctx, cudaDevAttrComputeCapabilityMajor) == 9;
+  static const bool plain = env::cuda_plain();
+  return !plain && attribute_of(ctx, cudaDevAttrComputeCapabilityMajor) == 9;
 }
 
 // Blocks for `count` items of which a block takes `per_block`; kernels loop where that is too many.
@@ -42,6 +44,8 @@ inline unsigned blocks_for(int64_t count, int64_t per_block) {
 inline void check_launch(const Context& ctx, const char* op, const Tensor& on) {
   cudaError_t status = cudaGetLastError();
   static const bool wait = env::debug_sync();
+  static const bool profile = env::profile();
+  if (status == cudaSuccess && profile) profile_launch(op, stream_of(ctx));
   if (status == cudaSuccess && wait) status = cudaStreamSynchronize(stream_of(ctx));
   HADAL_CHECK(status == cudaSuccess, op, " on ", on.str(), ": ", cudaGetErrorString(status));
 }

@@ -117,6 +117,15 @@ __device__ __forceinline__ void copy_box(void* dst, const CUtensorMap* map, int 
       "l"(map), "r"(smem_addr(bar)), "r"(x), "r"(y)
       : "memory");
 }
+// A box of matrix z.
+__device__ __forceinline__ void copy_box3(void* dst, const CUtensorMap* map, int x, int y, int z,
+                                          uint64_t* bar) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(smem_addr(dst)),
+      "l"(map), "r"(smem_addr(bar)), "r"(x), "r"(y), "r"(z)
+      : "memory");
+}
 // The same box into the same place of every block in `mask`, each completing on its own barrier.
 __device__ __forceinline__ void copy_box_multicast(void* dst, const CUtensorMap* map, int x, int y,
                                                    uint64_t* bar, uint16_t mask) {

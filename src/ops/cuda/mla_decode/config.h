@@ -2,10 +2,12 @@
 //
 //   S sequences   Q query tokens of a sequence   H heads   R = 512 latent, Dr = 64 rope width
 //
-// out[s, i, h] = softmax(scale q[s, i, h] . cache rows 0 .. length[s] - Q + i) cache[:, :R]. The
-// context is cut into splits of whole pages, merged in split order. kInvariant: the cut depends on
-// the context length alone, so a row's bits do not depend on the batch. kFastest: it depends on the
-// batch as well. bf16 in and out, f32 softmax and accumulation; deterministic in both modes.
+// out[s, i, h] = softmax(scale q[s, i, h] . cache rows 0 .. n - Q + i) cache[:, :R], n the tokens
+// of the sequence's context, its Q query tokens included. The context is cut into splits of whole
+// pages, merged in split order. kInvariant: the cut depends on the context length alone, so a row's
+// bits do not depend on the batch, nor on the query tokens after it up to 256 Ki tokens. kFastest:
+// it depends on the batch as well. bf16 in and out, f32 softmax and accumulation; deterministic in
+// both modes.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -33,13 +35,14 @@ struct MlaDecodeConfig {
 enum class MlaDecodeSplit : uint8_t { kInvariant, kFastest };
 
 struct MlaDecodeArgs {
-  const void* q;       // [S, Q, H, R+Dr] bf16
-  const void* pages;   // [num_pages, kPage, R+Dr] bf16
-  const int* table;    // [S, table_stride]
-  const int* length;   // [S] tokens of the context, the Q query tokens included; at least Q
-  void* out;           // [S, Q, H, R] bf16
-  void* partial_out;   // [S, max_splits, Q*H, R] f16, normalised
-  float* partial_lse;  // [S, max_splits, Q*H] f32, base 2
+  const void* q;         // [S, Q, H, R+Dr] bf16
+  const void* pages;     // [num_pages, kPage, R+Dr] bf16
+  const int* table;      // [S, table_stride]
+  const int* offsets;    // [S+1] first query token of each sequence: multiples of Q
+  const int* positions;  // [S*Q] of the query tokens; the last one ends its sequence's context
+  void* out;             // [S, Q, H, R] bf16
+  void* partial_out;     // [S, max_splits, Q*H, R] f16, normalised
+  float* partial_lse;    // [S, max_splits, Q*H] f32, base 2
   int64_t num_pages;
   int num_seqs, num_queries, num_heads;
   int table_stride;

@@ -43,6 +43,21 @@ struct MlaDecodeShared {
   }
 };
 
+// Tokens of a sequence's context.
+__device__ inline int mla_decode_length(const MlaDecodeArgs& args, int seq) {
+  return __ldg(args.positions + __ldg(args.offsets + seq + 1) - 1) + 1;
+}
+// Pages of a split of a sequence.
+__device__ inline int mla_decode_per_split(const MlaDecodeArgs& args, int num_pages) {
+  return args.pages_per_split > 0 ? args.pages_per_split : mla_decode_pages_per_split(num_pages);
+}
+// Splits that the row of a query token sees, which alone counts in its result.
+__device__ inline int mla_decode_splits(const MlaDecodeArgs& args, int row, int length,
+                                        int per_split) {
+  const int limit = length - args.num_queries + row / args.num_heads;
+  return limit / (MlaDecodeConfig::kPage * per_split) + 1;
+}
+
 // The tiles of one block, in order; every role walks the same list. The blocks of a cluster take
 // neighbouring row tiles of the same split.
 template <int kCluster>
@@ -50,7 +65,7 @@ struct MlaDecodeTiles {
   using C = MlaDecodeConfig;
   const MlaDecodeArgs& args;
   int row_groups, total, at, stride, rank;
-  int seq = 0, split = 0, row0 = 0, length = 0, num_splits = 0, first_page = 0, num_pages = 0;
+  int seq = 0, split = 0, row0 = 0, length = 0, per_split = 0, first_page = 0, num_pages = 0;
   __device__ explicit MlaDecodeTiles(const MlaDecodeArgs& a) : args(a) {
     const int row_tiles = (a.num_queries * a.num_heads + C::kRows - 1) / C::kRows;
     row_groups = row_tiles / kCluster;
@@ -65,11 +80,9 @@ struct MlaDecodeTiles {
       split = rest % args.max_splits;
       seq = rest / args.max_splits;
       at += stride;
-      length = __ldg(args.length + seq);
+      length = mla_decode_length(args, seq);
       const int pages = (length + C::kPage - 1) / C::kPage;
-      const int per_split =
-          args.pages_per_split > 0 ? args.pages_per_split : mla_decode_pages_per_split(pages);
-      num_splits = (pages + per_split - 1) / per_split;
+      per_split = mla_decode_per_split(args, pages);
       first_page = split * per_split;
       num_pages = min(per_split, pages - first_page);
       row0 = (group * kCluster + rank) * C::kRows;
@@ -186,8 +199,8 @@ __device__ __forceinline__ void mla_decode_release(uint64_t* bar, int lane) {
 // Joins the two row sums, normalises, writes the rows of one warpgroup's half.
 template <int kGroup>
 __device__ inline void mla_decode_store(const MlaDecodeArgs& args, const MlaDecodeShared& s,
-                                        int seq, int split, int num_splits, int row0, int rows,
-                                        uint32_t tile_parity, float (&out)[128],
+                                        int seq, int split, int per_split, int length, int row0,
+                                        int rows, uint32_t tile_parity, float (&out)[128],
                                         const float (&sum)[2], const float (&top)[2]) {
   using C = MlaDecodeConfig;
   const int warp = static_cast<int>(threadIdx.x) % 128 / 32,
@@ -208,7 +221,10 @@ __device__ inline void mla_decode_store(const MlaDecodeArgs& args, const MlaDeco
     const int row = my_row + 8 * i;
     const float total = row_sum[row] + row_sum[C::kRows + row];
     const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
-    const bool direct = num_splits == 1;
+    const bool direct =
+        mla_decode_splits(args, min(row0 + row, seq_rows - 1), length, per_split) == 1;
+    // Another split's copy of a row that needs one split only: nobody reads it.
+    const bool wanted = row < rows && !(direct && split > 0);
     const int64_t at =
         direct ? static_cast<int64_t>(seq) * seq_rows + row0 + row
                : (static_cast<int64_t>(seq) * args.max_splits + split) * seq_rows + row0 + row;
@@ -224,7 +240,7 @@ __device__ inline void mla_decode_store(const MlaDecodeArgs& args, const MlaDeco
         v[k] = direct ? pack_bf16(lo, hi) : pack_f16(lo, hi);
       }
       quad_transpose(v, lane);
-      if (row < rows) dst[j * 4] = uint4{v[0], v[1], v[2], v[3]};
+      if (wanted) dst[j * 4] = uint4{v[0], v[1], v[2], v[3]};
     }
     if (!direct && kGroup == 0 && lane % 4 == 0 && row < rows) {
       args.partial_lse[at] = total > 0.0f ? top[i] + log2f(total) : -INFINITY;
@@ -403,12 +419,12 @@ __device__ void mla_decode_multiply(const MlaDecodeArgs& args, const MlaDecodeSh
 
 #pragma unroll
     for (int i = 0; i < 2; ++i) sum[i] *= exp2_fast(own[i] - now[i]);
-    const int seq = tile.seq, split = tile.split, num_splits = tile.num_splits, row0 = tile.row0,
+    const int seq = tile.seq, split = tile.split, per_split = tile.per_split, row0 = tile.row0,
               rows = tile.rows();
     more = tile.next();
     if (!more) let_next_kernel_start();
-    mla_decode_store<kGroup>(args, s, seq, split, num_splits, row0, rows, tile_parity, out, sum,
-                             now);
+    mla_decode_store<kGroup>(args, s, seq, split, per_split, length, row0, rows, tile_parity, out,
+                             sum, now);
     tile_parity ^= 1;
   }
 }
@@ -460,10 +476,9 @@ __global__ void __launch_bounds__(256) mla_decode_merge_kernel(const MlaDecodeAr
   const int row = static_cast<int>(blockIdx.x), seq = static_cast<int>(blockIdx.y);
   const int rows = static_cast<int>(gridDim.x);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
-  const int pages = (__ldg(args.length + seq) + C::kPage - 1) / C::kPage;
-  const int per_split =
-      args.pages_per_split > 0 ? args.pages_per_split : mla_decode_pages_per_split(pages);
-  const int splits = (pages + per_split - 1) / per_split;
+  const int length = mla_decode_length(args, seq);
+  const int per_split = mla_decode_per_split(args, (length + C::kPage - 1) / C::kPage);
+  const int splits = mla_decode_splits(args, row, length, per_split);
   // NOTE: wait before any return: who comes after this kernel relies on it to outlast the decode.
   wait_for_previous_kernel();
   if (splits == 1) return;

@@ -1,0 +1,104 @@
+// Launches the BF16 matrix products.
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
+#include "core/check.h"
+#include "ops/cuda/bf16_gemm/kernel.cuh"
+#include "ops/cuda/detail/tensor_map.h"
+
+namespace hadal::cuda {
+
+namespace {
+
+CUtensorMap map_of(const Bf16Matrix& m, uint32_t box_rows) {
+  return make_batched_tensor_map({.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                                  .elem_bytes = 2,
+                                  .data = m.data,
+                                  .rows = m.rows,
+                                  .cols = m.cols,
+                                  .row_stride = m.row_stride,
+                                  .box_rows = box_rows,
+                                  .box_cols = 64,
+                                  .batches = m.batches,
+                                  .batch_stride = m.batch_stride});
+}
+
+// Tiles that the host knows of: a launch of fewer blocks than SMs where there are fewer.
+template <Bf16Work kWork, class C>
+int64_t most_tiles(const Bf16GemmArgs& args) {
+  const int64_t cols = (args.n + C::kCols - 1) / C::kCols;
+  if (kWork == Bf16Work::kPages) return args.places * cols;
+  return static_cast<int64_t>(args.batches) * ((args.m + C::kRows - 1) / C::kRows) * cols;
+}
+
+template <Bf16Layout kLayout, Bf16Work kWork, int kCols>
+void launch(const Bf16GemmArgs& args, cudaStream_t stream) {
+  using C = Bf16GemmConfig<kCols>;
+  const auto kernel = bf16_gemm_kernel_sm90<kLayout, kWork, kCols>;
+  static const bool ready = [kernel] {
+    HADAL_CHECK_CUDA(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes));
+    return true;
+  }();
+  static_cast<void>(ready);
+  const CUtensorMap map_a = map_of(args.a, kLayout == Bf16Layout::kTn ? 64 : C::kRows);
+  const CUtensorMap map_b = map_of(args.b, kLayout == Bf16Layout::kNt ? C::kCols : 64);
+  const int64_t tiles = most_tiles<kWork, C>(args);
+  HADAL_CHECK(tiles < (int64_t{1} << 31), "bf16_gemm: ", tiles, " tiles are more than 2^31");
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(std::min<int64_t>(tiles, args.num_sms)));
+  config.blockDim = dim3(C::kThreads);
+  config.dynamicSmemBytes = C::kSharedBytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  HADAL_CHECK_CUDA(cudaLaunchKernelEx(&config, kernel, args, map_a, map_b));
+}
+
+// Wide tiles feed the matrix unit best; narrow ones waste less where there are few.
+template <Bf16Layout kLayout, Bf16Work kWork>
+void choose(const Bf16GemmArgs& args, cudaStream_t stream) {
+  const auto rounds = [&](int64_t tiles) { return (tiles + args.num_sms - 1) / args.num_sms; };
+  const int64_t wide = rounds(most_tiles<kWork, Bf16GemmConfig<256>>(args));
+  const int64_t narrow = rounds(most_tiles<kWork, Bf16GemmConfig<128>>(args));
+  if (wide * 2 <= narrow * 11 / 10) {
+    launch<kLayout, kWork, 256>(args, stream);
+  } else {
+    launch<kLayout, kWork, 128>(args, stream);
+  }
+}
+
+}  // namespace
+
+bool bf16_gemm_reads(const Bf16Matrix& m) {
+  return reinterpret_cast<uintptr_t>(m.data) % 16 == 0 && m.row_stride % 8 == 0 &&
+         m.batch_stride % 8 == 0 && m.rows > 0 && m.cols > 0 && m.batches > 0;
+}
+
+void bf16_gemm_sm90(Bf16Layout layout, Bf16Work work, const Bf16GemmArgs& args,
+                    cudaStream_t stream) {
+  HADAL_CHECK(bf16_gemm_reads(args.a) && bf16_gemm_reads(args.b) && args.n % 2 == 0 &&
+                  args.c_row_stride % 2 == 0 && args.c_batch_stride % 2 == 0,
+              "bf16_gemm: rows must be aligned to 16 bytes and N even; got N ", args.n,
+              ", row strides ", args.a.row_stride, ", ", args.b.row_stride, " and ",
+              args.c_row_stride);
+  using enum Bf16Layout;
+  switch (work) {
+    case Bf16Work::kBatch:
+      if (layout == kNt) return choose<kNt, Bf16Work::kBatch>(args, stream);
+      if (layout == kNn) return choose<kNn, Bf16Work::kBatch>(args, stream);
+      return choose<kTn, Bf16Work::kBatch>(args, stream);
+    case Bf16Work::kPages:
+      if (layout == kNt) return choose<kNt, Bf16Work::kPages>(args, stream);
+      HADAL_CHECK(layout == kNn, "bf16_gemm: experts' rows are multiplied as kNt or kNn");
+      return choose<kNn, Bf16Work::kPages>(args, stream);
+    case Bf16Work::kExpertRows:
+      HADAL_CHECK(layout == kTn, "bf16_gemm: experts' gradients are products kTn");
+      return choose<kTn, Bf16Work::kExpertRows>(args, stream);
+  }
+}
+
+}  // namespace hadal::cuda

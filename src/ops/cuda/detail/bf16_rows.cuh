@@ -1,0 +1,68 @@
+// Rows of bf16 read 16 bytes at a time, a thread block a row.
+//
+// The order of a row's sum is fixed by its width: a thread's eight elements in turn, every
+// kRowThreads * 8 elements, then its warp's threads in a tree, then the warps in order.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "ops/cuda/detail/element.cuh"
+
+namespace hadal::ops::cuda {
+
+inline constexpr int kRowThreads = 128;
+
+// Eight elements of a bf16 row as f32.
+struct Eight {
+  float of[8];
+  __device__ static Eight load(const void* p) {
+    const uint4 raw = *static_cast<const uint4*>(p);
+    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+    Eight e;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      e.of[2 * i] = __uint_as_float(words[i] << 16);
+      e.of[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+    return e;
+  }
+  __device__ void store(void* p) const {
+    uint32_t words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      words[i] = narrow_bf16(of[2 * i]).bits |
+                 static_cast<uint32_t>(narrow_bf16(of[2 * i + 1]).bits) << 16;
+    *static_cast<uint4*>(p) = uint4{words[0], words[1], words[2], words[3]};
+  }
+};
+
+// Eight elements of a vector of bf16 or f32.
+__device__ inline Eight load_eight(const void* p, DType dtype, int64_t i) {
+  if (dtype == DType::kBF16) return Eight::load(static_cast<const bf16*>(p) + i);
+  const auto* f = reinterpret_cast<const float4*>(static_cast<const float*>(p) + i);
+  const float4 a = f[0], b = f[1];
+  return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
+}
+
+// Sum over the kRowThreads threads of the block. `shared` may be used again after the next barrier.
+__device__ inline float sum_of_row(float value, float (&shared)[kRowThreads / 32]) {
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2) value += __shfl_xor_sync(0xffffffffu, value, d);
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+  __syncthreads();
+  float total = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kRowThreads / 32; ++i) total += shared[i];
+  return total;
+}
+
+// Whether a matrix can be read this way.
+inline bool has_bf16_rows(const Tensor& t) {
+  return t.dtype() == DType::kBF16 && t.rank() == 2 && t.dim(1) % 8 == 0 && t.stride(0) % 8 == 0 &&
+         t.stride(1) == 1 && reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0;
+}
+inline bool is_gain_of_bf16_rows(const Tensor& t) {
+  return (t.dtype() == DType::kBF16 || t.dtype() == DType::kF32) && t.stride(0) == 1 &&
+         reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0;
+}
+
+}  // namespace hadal::ops::cuda

@@ -1,0 +1,303 @@
+// Matrix products on Hopper's own units: bf16_gemm, and gemv for few rows.
+//
+//   M, T rows   N output width   K inner width   H heads   E experts   P pages
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/cuda/detail/launch.cuh"
+#include "ops/cuda/detail/pages.cuh"
+#include "ops/cuda/gemm_sm90.h"
+#include "ops/cuda/gemv/config.h"
+#include "ops/cuda/operands.h"
+#include "ops/quant.h"
+
+namespace hadal::ops::cuda::sm90 {
+namespace {
+
+using hadal::cuda::Bf16GemmArgs;
+using hadal::cuda::Bf16Matrix;
+using hadal::cuda::Bf16Work;
+using hadal::cuda::GemvArgs;
+using hadal::cuda::GemvConfig;
+using hadal::cuda::GemvWeight;
+
+bool is_bf16(const Tensor& t) { return t.dtype() == DType::kBF16; }
+bool is_result(const Tensor& t) { return t.dtype() == DType::kBF16 || t.dtype() == DType::kF32; }
+bool fits_int(std::initializer_list<int64_t> values) {
+  for (int64_t value : values)
+    if (value >= (int64_t{1} << 31)) return false;
+  return true;
+}
+
+Bf16Matrix bf16_matrix(const Tensor& t) { return {t.raw(), t.dim(0), t.dim(1), t.stride(0), 1, 0}; }
+Bf16Matrix bf16_matrix(const PagedRows& rows) {
+  const Tensor& t = rows.slab;
+  return {t.raw(), t.dim(1), t.dim(2), t.stride(1), t.dim(0), t.stride(0)};
+}
+// Head h of [T, H, W].
+Bf16Matrix heads_of(const Tensor& t) {
+  return {t.raw(), t.dim(0), t.dim(2), t.stride(0), t.dim(1), t.stride(1)};
+}
+
+bool writes(const Bf16GemmArgs& args) {
+  return args.n % 2 == 0 && args.c_row_stride % 2 == 0 && args.c_batch_stride % 2 == 0 &&
+         reinterpret_cast<uintptr_t>(args.c) % 8 == 0;
+}
+bool run(Context& ctx, const char* op, Bf16Layout layout, Bf16Work work, Bf16GemmArgs& args,
+         const Tensor& c) {
+  if (!bf16_gemm_reads(args.a) || !bf16_gemm_reads(args.b) || !writes(args)) return false;
+  args.num_sms = num_sms(ctx);
+  bf16_gemm_sm90(layout, work, args, stream_of(ctx));
+  check_launch(ctx, op, c);
+  return true;
+}
+
+// A weight as bf16: itself, or block FP8 dequantised into scratch.
+struct Bf16Weight {
+  Bf16Weight(Context& ctx, const Operand& w)
+      : memory(ctx.memory.take(is_bf16(w.data) ? 0 : tensor_bytes(DType::kBF16, w.data.shape()))),
+        data(is_bf16(w.data) ? w.data : memory.tensor(DType::kBF16, w.data.shape())) {
+    if (!is_bf16(w.data)) dequantise_blocks(ctx, w, data);
+  }
+  Block memory;
+  Tensor data;
+};
+
+GemvWeight gemv_weight(DType dtype) {
+  return dtype == DType::kBF16  ? GemvWeight::kBF16
+         : dtype == DType::kF32 ? GemvWeight::kF32
+                                : GemvWeight::kE4M3;
+}
+// Whether gemv reads a weight: its type, and rows that start at 16 bytes.
+bool gemv_reads(const Operand& w) {
+  const DType dtype = w.data.dtype();
+  if (dtype != DType::kBF16 && dtype != DType::kF32 && !(dtype == DType::kE4M3 && !w.scale.empty()))
+    return false;
+  return is_aligned(w.data) && w.data.stride(0) * element_bytes(dtype) % 16 == 0;
+}
+// The parts of the arguments that follow from one weight.
+GemvArgs gemv_args(const Operand& w) {
+  GemvArgs args{};
+  args.type = gemv_weight(w.data.dtype());
+  args.w = w.data.raw();
+  args.w_row_stride = w.data.stride(0);
+  args.scale_row = static_cast<int>(w.row_begin);
+  if (!w.scale.empty()) {
+    args.scale = w.scale.data<float>();
+    args.scale_row_stride = w.scale.stride(0);
+  }
+  return args;
+}
+
+bool few_rows(const Context& ctx, int64_t rows) {
+  return ctx.numerics == Numerics::kFastest && rows <= GemvConfig::kMaxRows;
+}
+
+bool gemv(Context& ctx, const char* op, const Tensor& a, const Operand& b, const Tensor& c,
+          Start start) {
+  if (!gemv_reads(b) || !is_aligned(a) || a.stride(0) % 8 != 0 || a.dim(1) % 16 != 0) return false;
+  GemvArgs args = gemv_args(b);
+  args.a = a.raw();
+  args.a_row_stride = a.stride(0);
+  args.c = c.raw();
+  args.c_row_stride = c.stride(0);
+  args.c_is_f32 = c.dtype() == DType::kF32;
+  args.accumulate = start == Start::kOld;
+  args.m = static_cast<int>(a.dim(0));
+  args.n = static_cast<int>(c.dim(1));
+  args.k = static_cast<int>(a.dim(1));
+  args.batches = 1;
+  gemv_nt(args, stream_of(ctx));
+  check_launch(ctx, op, c);
+  return true;
+}
+
+}  // namespace
+
+bool gemm(Context& ctx, const char* op, Bf16Layout layout, const Tensor& a, const Operand& b,
+          const Tensor& c, Start start) {
+  if (!has_sm90(ctx) || !is_bf16(a) || !is_result(c)) return false;
+  const int64_t M = c.dim(0), N = c.dim(1), K = a.dim(layout == Bf16Layout::kTn ? 0 : 1);
+  if (M == 0 || N == 0 || K == 0 || !fits_int({M, N, K})) return false;
+  if (layout == Bf16Layout::kNt && few_rows(ctx, M) && gemv(ctx, op, a, b, c, start)) return true;
+  const bool is_fp8 = b.data.dtype() == DType::kE4M3 && !b.scale.empty();
+  if (!is_bf16(b.data) && !is_fp8) return false;
+  const Bf16Weight w(ctx, b);
+  Bf16GemmArgs args{};
+  args.a = bf16_matrix(a);
+  args.b = bf16_matrix(w.data);
+  args.c = c.raw();
+  args.c_row_stride = c.stride(0);
+  args.m = static_cast<int>(M);
+  args.n = static_cast<int>(N);
+  args.k = static_cast<int>(K);
+  args.batches = 1;
+  args.c_is_f32 = c.dtype() == DType::kF32;
+  args.accumulate = start == Start::kOld;
+  return run(ctx, op, layout, Bf16Work::kBatch, args, c);
+}
+
+bool gemm_heads(Context& ctx, const char* op, Bf16Layout layout, const Tensor& a, const Operand& b,
+                HeadRows rows, const Tensor& c) {
+  const int64_t T = a.dim(0), H = a.dim(1), K = a.dim(2), N = c.dim(2);
+  if (!has_sm90(ctx) || !is_bf16(a) || !is_result(c) || T == 0 || H == 0 || K == 0 || N == 0)
+    return false;
+  if (!fits_int({T, N, K})) return false;
+  const Operand first = b.rows(rows.first, rows.count);
+  const bool is_nt = layout == Bf16Layout::kNt;
+  const bool gemv_takes = is_nt ? K % 16 == 0 : is_bf16(b.data) && N % 8 == 0;
+  if (few_rows(ctx, T) && gemv_takes && gemv_reads(first) && is_aligned(a) &&
+      a.stride(0) % 8 == 0 && a.stride(1) % 8 == 0) {
+    GemvArgs args = gemv_args(first);
+    args.a = a.raw();
+    args.a_row_stride = a.stride(0);
+    args.a_batch_stride = a.stride(1);
+    args.w_batch_stride = rows.stride * b.data.stride(0);
+    args.scale_batch_rows = static_cast<int>(rows.stride);
+    args.c = c.raw();
+    args.c_row_stride = c.stride(0);
+    args.c_batch_stride = c.stride(1);
+    args.c_is_f32 = c.dtype() == DType::kF32;
+    args.m = static_cast<int>(T);
+    args.n = static_cast<int>(N);
+    args.k = static_cast<int>(K);
+    args.batches = static_cast<int>(H);
+    if (is_nt)
+      gemv_nt(args, stream_of(ctx));
+    else
+      gemv_nn(args, stream_of(ctx));
+    check_launch(ctx, op, c);
+    return true;
+  }
+  const bool is_fp8 = b.data.dtype() == DType::kE4M3 && !b.scale.empty();
+  if (!is_bf16(b.data) && !is_fp8) return false;
+  const Bf16Weight w(ctx, b);
+  Bf16GemmArgs args{};
+  args.a = heads_of(a);
+  args.b = {w.data.rows(rows.first, rows.count).raw(),
+            rows.count,
+            w.data.dim(1),
+            w.data.stride(0),
+            H,
+            rows.stride * w.data.stride(0)};
+  args.c = c.raw();
+  args.c_row_stride = c.stride(0);
+  args.c_batch_stride = c.stride(1);
+  args.m = static_cast<int>(T);
+  args.n = static_cast<int>(N);
+  args.k = static_cast<int>(K);
+  args.batches = static_cast<int>(H);
+  args.c_is_f32 = c.dtype() == DType::kF32;
+  return run(ctx, op, layout, Bf16Work::kBatch, args, c);
+}
+
+bool grouped_gemm(Context& ctx, const char* op, Bf16Layout layout, const ExpertLayout& experts,
+                  const PagedRows& a, std::span<const Operand> w, const PagedRows& c, Start start) {
+  const int64_t N = c.slab.dim(2), K = a.slab.dim(2), E = experts.num_experts();
+  const int64_t P = std::min(num_places(a), num_places(c));
+  if (!has_sm90(ctx) || !is_bf16(a.slab) || !is_result(c.slab) || P == 0 || K == 0 || N == 0)
+    return false;
+  if (!fits_int({P, N, K})) return false;
+  const auto page_list = [](const PagedRows& rows) {
+    return rows.page.empty() ? nullptr : rows.page.data<int32_t>();
+  };
+  const auto is_dense = [](const PagedRows& rows) {
+    return rows.page.empty() || rows.page.stride(0) == 1;
+  };
+  if (!is_dense(a) || !is_dense(c)) return false;
+  const DType dtype = w[0].data.dtype();
+  const int64_t distance =
+      distance_between(w, [](const Operand& o) -> const Tensor& { return o.data; });
+  if (distance < 0) return false;
+  // NOTE: with fewer places than experts every place is one row: the pages of a decode step.
+  if (layout == Bf16Layout::kNt && ctx.numerics == Numerics::kFastest && P < E && K % 16 == 0 &&
+      is_aligned(a.slab) && a.slab.stride(1) % 8 == 0 && a.slab.stride(0) % 8 == 0 &&
+      gemv_reads(w[0]) && distance * element_bytes(dtype) % 16 == 0) {
+    GemvArgs args = gemv_args(w[0]);
+    if (dtype == DType::kE4M3) {
+      args.scale_batch_stride =
+          distance_between(w, [](const Operand& o) -> const Tensor& { return o.scale; });
+      if (args.scale_batch_stride < 0) return false;
+    }
+    args.a = a.slab.raw();
+    args.a_row_stride = a.slab.stride(1);
+    args.a_batch_stride = a.slab.stride(0);
+    args.w_batch_stride = distance;
+    args.c = c.slab.raw();
+    args.c_row_stride = c.slab.stride(1);
+    args.c_batch_stride = c.slab.stride(0);
+    args.c_is_f32 = c.slab.dtype() == DType::kF32;
+    args.accumulate = start == Start::kOld;
+    args.n = static_cast<int>(N);
+    args.k = static_cast<int>(K);
+    args.batches = static_cast<int>(P);
+    args.counts = experts.counts.data<int32_t>();
+    args.page_begin = experts.page_begin.data<int32_t>();
+    args.a_page = page_list(a);
+    args.c_page = page_list(c);
+    args.num_experts = static_cast<int>(E);
+    args.a_pages = static_cast<int>(a.slab.dim(0));
+    args.c_pages = static_cast<int>(c.slab.dim(0));
+    gemv_nt(args, stream_of(ctx));
+    check_launch(ctx, op, c.slab);
+    return true;
+  }
+  const bool is_fp8 = dtype == DType::kE4M3 && !w[0].scale.empty();
+  if (dtype != DType::kBF16 && !is_fp8) return false;
+  const Shape copies_shape{is_fp8 ? E : 0, w[0].data.dim(0), w[0].data.dim(1)};
+  Tensor copies;
+  const Block memory = ctx.memory.take_tensor(DType::kBF16, copies_shape, &copies);
+  Bf16GemmArgs args{};
+  args.b = {w[0].data.raw(), w[0].data.dim(0), w[0].data.dim(1), w[0].data.stride(0), E, distance};
+  if (is_fp8) {
+    for (int64_t e = 0; e < E; ++e)
+      dequantise_blocks(ctx, w[static_cast<size_t>(e)], copies.row(e));
+    args.b = {copies.raw(), args.b.rows, args.b.cols, args.b.cols, E, args.b.rows * args.b.cols};
+  }
+  args.a = bf16_matrix(a);
+  args.c = c.slab.raw();
+  args.c_row_stride = c.slab.stride(1);
+  args.c_batch_stride = c.slab.stride(0);
+  args.n = static_cast<int>(N);
+  args.k = static_cast<int>(K);
+  args.batches = static_cast<int>(E);
+  args.c_is_f32 = c.slab.dtype() == DType::kF32;
+  args.accumulate = start == Start::kOld;
+  args.counts = experts.counts.data<int32_t>();
+  args.page_begin = experts.page_begin.data<int32_t>();
+  args.a_page = page_list(a);
+  args.c_page = page_list(c);
+  args.places = static_cast<int>(P);
+  args.c_pages = static_cast<int>(c.slab.dim(0));
+  return run(ctx, op, layout, Bf16Work::kPages, args, c.slab);
+}
+
+bool grouped_gemm_tn_acc(Context& ctx, const ExpertLayout& experts, const PagedRows& a,
+                         const PagedRows& b, std::span<const Tensor> dw) {
+  const int64_t N = a.slab.dim(2), K = b.slab.dim(2), E = experts.num_experts();
+  if (!has_sm90(ctx) || !is_bf16(a.slab) || !is_bf16(b.slab) || !is_result(dw[0]) || N == 0 ||
+      K == 0)
+    return false;
+  const auto is_dense = [](const PagedRows& rows) {
+    return rows.page.empty() || rows.page.stride(0) == 1;
+  };
+  const int64_t distance = distance_between(dw, [](const Tensor& t) -> const Tensor& { return t; });
+  if (distance < 0 || !is_dense(a) || !is_dense(b) || !fits_int({N, K})) return false;
+  Bf16GemmArgs args{};
+  args.a = bf16_matrix(a);
+  args.b = bf16_matrix(b);
+  args.c = dw[0].raw();
+  args.c_row_stride = dw[0].stride(0);
+  args.c_batch_stride = distance;
+  args.m = static_cast<int>(N);
+  args.n = static_cast<int>(K);
+  args.batches = static_cast<int>(E);
+  args.c_is_f32 = dw[0].dtype() == DType::kF32;
+  args.accumulate = 1;
+  args.counts = experts.counts.data<int32_t>();
+  args.page_begin = experts.page_begin.data<int32_t>();
+  args.a_page = a.page.empty() ? nullptr : a.page.data<int32_t>();
+  args.b_page = b.page.empty() ? nullptr : b.page.data<int32_t>();
+  args.places = static_cast<int>(std::min(num_places(a), num_places(b)));
+  return run(ctx, "grouped_gemm_tn_acc", Bf16Layout::kTn, Bf16Work::kExpertRows, args, a.slab);
+}
+
+}  // namespace hadal::ops::cuda::sm90

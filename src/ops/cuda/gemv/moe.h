@@ -1,0 +1,45 @@
+// Arguments of a mixture of experts for few tokens: an up and a down launch.
+//
+//   T tokens   D model width   F, Fs hidden widths of routed and shared experts   K choices
+//
+// Up: hidden = weight * silu(w1 x) * (w3 x) for each choice and the shared expert. Down: y += the
+// sum over choices, in order, then the shared expert, of w2 hidden. bf16 but for the weights, which
+// may be e4m3 with block scales; sums in f32. REQUIRES: D and F, Fs multiples of 16, 16-byte
+// aligned rows. Deterministic; a token does not depend on the others.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "ops/cuda/gemv/config.h"
+
+namespace hadal::cuda {
+
+// Matrices of experts [rows, cols] at even distances.
+struct ExpertMatrices {
+  const void* data;
+  int64_t row_stride, expert_stride;
+  const float* scale;
+  int64_t scale_row_stride, scale_expert_stride;
+  int scale_row;
+};
+
+struct MoeFewArgs {
+  GemvWeight type;
+  ExpertMatrices w1, w3, w2;
+  ExpertMatrices shared_w1, shared_w3, shared_w2;
+  const void* x;  // [T, D] bf16
+  int64_t x_row_stride;
+  const int* topk_idx;  // [T, K]
+  int64_t idx_row_stride;
+  const float* topk_weight;  // [T, K]
+  int64_t weight_row_stride;
+  void* hidden;         // [T, K, F] bf16, scratch
+  void* shared_hidden;  // [T, Fs] bf16, scratch
+  void* y;              // [T, D]
+  int64_t y_row_stride;
+  int y_is_f32;
+  int num_tokens, d, f, shared_f, num_choices, num_experts;
+};
+
+void moe_few_tokens(const MoeFewArgs& args, cudaStream_t stream);
+
+}  // namespace hadal::cuda
