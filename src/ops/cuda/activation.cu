@@ -1,8 +1,9 @@
-// SwiGLU on CUDA: 16 threads a row.
+// SwiGLU on CUDA: a thread block a row for bf16, else 16 threads a row.
 //
 //   T rows   F hidden width
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/activation.h"
+#include "ops/cuda/detail/bf16_rows.cuh"
 #include "ops/cuda/detail/launch.cuh"
 #include "ops/cuda/detail/math.cuh"
 #include "ops/cuda/detail/pages.cuh"
@@ -70,6 +71,67 @@ __global__ void backward_kernel(Rows rows, int64_t F, View gate_up, const R* row
   if (in_use && drow_weight != nullptr && group_lane() == 0) drow_weight[row] = dweight;
 }
 
+template <class Rows>
+__global__ void __launch_bounds__(kRowThreads)
+    forward_bf16_kernel(Rows rows, int64_t F, View gate_up, const float* row_weight, View y) {
+  const int64_t row = blockIdx.x;
+  RowOffsets at;
+  if (!rows.find(row, &at)) return;
+  const float weight = row_weight != nullptr ? row_weight[row] : 1.0f;
+  const auto* from = static_cast<const bf16*>(gate_up.data) + at.gate_up;
+  auto* const to = static_cast<bf16*>(y.data) + at.y;
+  for (int64_t i = threadIdx.x * 8; i < F; i += kRowThreads * 8) {
+    const Eight gate = Eight::load(from + i), up = Eight::load(from + F + i);
+    Eight out;
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+      out.of[j] = weight * ((gate.of[j] * sigmoid_of(gate.of[j])) * up.of[j]);
+    out.store(to + i);
+  }
+}
+
+template <class Rows>
+__global__ void __launch_bounds__(kRowThreads)
+    backward_bf16_kernel(Rows rows, int64_t F, View gate_up, const float* row_weight, View dy,
+                         View dgate_up, View y, float* drow_weight) {
+  __shared__ float shared[kRowThreads / 32];
+  const int64_t row = blockIdx.x;
+  RowOffsets at;
+  if (!rows.find(row, &at)) return;
+  const float weight = row_weight != nullptr ? row_weight[row] : 1.0f;
+  const auto* from = static_cast<const bf16*>(gate_up.data) + at.gate_up;
+  const auto* dys = static_cast<const bf16*>(dy.data) + at.dy;
+  auto* const dto = static_cast<bf16*>(dgate_up.data) + at.dgate_up;
+  auto* const to = static_cast<bf16*>(y.data) + at.y;
+  float part = 0.0f;
+  for (int64_t i = threadIdx.x * 8; i < F; i += kRowThreads * 8) {
+    const Eight gate = Eight::load(from + i), up = Eight::load(from + F + i);
+    const Eight d = Eight::load(dys + i);
+    Eight dgate, dup, out;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float z = sigmoid_of(gate.of[j]), silu = gate.of[j] * z, value = silu * up.of[j];
+      dgate.of[j] = weight * ((d.of[j] * up.of[j]) * (z * (1.0f + gate.of[j] * (1.0f - z))));
+      dup.of[j] = weight * (d.of[j] * silu);
+      out.of[j] = weight * value;
+      part += d.of[j] * value;
+    }
+    dgate.store(dto + i);
+    dup.store(dto + F + i);
+    out.store(to + i);
+  }
+  if (drow_weight == nullptr) return;
+  const float sum = sum_of_row(part, shared);
+  if (threadIdx.x == 0) drow_weight[row] = sum;
+}
+
+// Whether 16 bytes can be read at a time.
+bool has_bf16_pages(const PagedRows& rows) {
+  const Tensor& t = rows.slab;
+  return t.dtype() == DType::kBF16 && t.dim(2) % 16 == 0 && t.stride(0) % 8 == 0 &&
+         t.stride(1) % 8 == 0 && reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0;
+}
+
 unsigned row_blocks(int64_t rows) { return static_cast<unsigned>(ceil_div(rows, kRowsPerBlock)); }
 
 // Row numbers that the tensors have room for.
@@ -84,6 +146,11 @@ void swiglu_forward(Context& ctx, In gate_up, Out y) {
   const int64_t T = y.dim(0), F = y.dim(1);
   if (T == 0) return;
   const DenseRows rows{T, gate_up.stride(0), 0, 0, y.stride(0)};
+  if (has_bf16_rows(gate_up) && has_bf16_rows(y)) {
+    forward_bf16_kernel<<<static_cast<unsigned>(T), kRowThreads, 0, stream_of(ctx)>>>(
+        rows, F, View(gate_up), nullptr, View(y));
+    return check_launch(ctx, "swiglu_forward", y);
+  }
   with_arithmetic({gate_up.dtype()}, [&]<class R>(R) {
     forward_kernel<R><<<row_blocks(T), kThreads, 0, stream_of(ctx)>>>(
         rows, F, View(gate_up), static_cast<const R*>(nullptr), View(y));
@@ -95,6 +162,11 @@ void swiglu_backward(Context& ctx, In gate_up, In dy, Out dgate_up, Out y) {
   const int64_t T = dy.dim(0), F = dy.dim(1);
   if (T == 0) return;
   const DenseRows rows{T, gate_up.stride(0), dy.stride(0), dgate_up.stride(0), y.stride(0)};
+  if (has_bf16_rows(gate_up) && has_bf16_rows(dy) && has_bf16_rows(dgate_up) && has_bf16_rows(y)) {
+    backward_bf16_kernel<<<static_cast<unsigned>(T), kRowThreads, 0, stream_of(ctx)>>>(
+        rows, F, View(gate_up), nullptr, View(dy), View(dgate_up), View(y), nullptr);
+    return check_launch(ctx, "swiglu_backward", dy);
+  }
   with_arithmetic({gate_up.dtype()}, [&]<class R>(R) {
     backward_kernel<R><<<row_blocks(T), kThreads, 0, stream_of(ctx)>>>(
         rows, F, View(gate_up), static_cast<const R*>(nullptr), View(dy), View(dgate_up), View(y),
@@ -109,6 +181,11 @@ void grouped_swiglu_forward(Context& ctx, const ExpertLayout& layout, const Page
   if (count == 0) return;
   const LayoutRows rows{LayoutView(layout), PagedView(gate_up), PagedView(y), PagedView(gate_up),
                         PagedView(y)};
+  if (has_bf16_pages(gate_up) && has_bf16_pages(y)) {
+    forward_bf16_kernel<<<static_cast<unsigned>(count), kRowThreads, 0, stream_of(ctx)>>>(
+        rows, F, View(gate_up.slab), row_weight.data<float>(), View(y.slab));
+    return check_launch(ctx, "grouped_swiglu_forward", y.slab);
+  }
   with_arithmetic({gate_up.slab.dtype()}, [&]<class R>(R) {
     forward_kernel<R><<<row_blocks(count), kThreads, 0, stream_of(ctx)>>>(
         rows, F, View(gate_up.slab), row_weight.data<R>(), View(y.slab));
@@ -125,6 +202,13 @@ void grouped_swiglu_backward(Context& ctx, const ExpertLayout& layout, const Pag
   if (count == 0) return;
   const LayoutRows rows{LayoutView(layout), PagedView(gate_up), PagedView(dy), PagedView(dgate_up),
                         PagedView(y)};
+  if (has_bf16_pages(gate_up) && has_bf16_pages(dy) && has_bf16_pages(dgate_up) &&
+      has_bf16_pages(y)) {
+    backward_bf16_kernel<<<static_cast<unsigned>(count), kRowThreads, 0, stream_of(ctx)>>>(
+        rows, F, View(gate_up.slab), row_weight.data<float>(), View(dy.slab), View(dgate_up.slab),
+        View(y.slab), drow_weight.data<float>());
+    return check_launch(ctx, "grouped_swiglu_backward", dy.slab);
+  }
   with_arithmetic({gate_up.slab.dtype()}, [&]<class R>(R) {
     backward_kernel<R><<<row_blocks(count), kThreads, 0, stream_of(ctx)>>>(
         rows, F, View(gate_up.slab), row_weight.data<R>(), View(dy.slab), View(dgate_up.slab),

@@ -1,7 +1,8 @@
-// RMSNorm on CUDA: 16 threads a row.
+// RMSNorm on CUDA: a thread block a row for bf16, else 16 threads a row.
 //
 //   T rows   D width   B blocks of kGainRows rows
 // SPDX-License-Identifier: Apache-2.0
+#include "ops/cuda/detail/bf16_rows.cuh"
 #include "ops/cuda/detail/launch.cuh"
 #include "ops/cuda/detail/rows.cuh"
 #include "ops/norm.h"
@@ -75,6 +76,70 @@ __global__ void dgain_total_kernel(int64_t B, int64_t D, const R* partial, R* dg
   dgain[j] = sum;
 }
 
+__global__ void __launch_bounds__(kRowThreads)
+    forward_bf16_kernel(int64_t D, View x, View gain, float eps, View y, Array<float> rstd) {
+  __shared__ float shared[kRowThreads / 32];
+  const int64_t t = blockIdx.x;
+  const auto* from = static_cast<const bf16*>(x.data) + t * x.stride0;
+  auto* const to = static_cast<bf16*>(y.data) + t * y.stride0;
+  float squares = 0.0f;
+  for (int64_t i = threadIdx.x * 8; i < D; i += kRowThreads * 8) {
+    const Eight v = Eight::load(from + i);
+#pragma unroll
+    for (float value : v.of) squares += value * value;
+  }
+  const float r = 1.0f / sqrtf(sum_of_row(squares, shared) / static_cast<float>(D) + eps);
+  if (threadIdx.x == 0) rstd[t] = r;
+  for (int64_t i = threadIdx.x * 8; i < D; i += kRowThreads * 8) {
+    Eight v = Eight::load(from + i);
+    const Eight g = load_eight(gain.data, gain.dtype, i);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) v.of[j] = (v.of[j] * r) * g.of[j];
+    v.store(to + i);
+  }
+}
+
+__global__ void __launch_bounds__(kRowThreads)
+    recompute_bf16_kernel(int64_t D, View x, View gain, Array<const float> rstd, View y) {
+  const int64_t t = blockIdx.x;
+  const auto* from = static_cast<const bf16*>(x.data) + t * x.stride0;
+  auto* const to = static_cast<bf16*>(y.data) + t * y.stride0;
+  const float r = rstd[t];
+  for (int64_t i = threadIdx.x * 8; i < D; i += kRowThreads * 8) {
+    Eight v = Eight::load(from + i);
+    const Eight g = load_eight(gain.data, gain.dtype, i);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) v.of[j] = (v.of[j] * r) * g.of[j];
+    v.store(to + i);
+  }
+}
+
+__global__ void __launch_bounds__(kRowThreads)
+    dx_bf16_kernel(int64_t D, View x, View gain, Array<const float> rstd, View dy, View dx) {
+  __shared__ float shared[kRowThreads / 32];
+  const int64_t t = blockIdx.x;
+  const auto* xs = static_cast<const bf16*>(x.data) + t * x.stride0;
+  const auto* dys = static_cast<const bf16*>(dy.data) + t * dy.stride0;
+  auto* const to = static_cast<bf16*>(dx.data) + t * dx.stride0;
+  float part = 0.0f;
+  for (int64_t i = threadIdx.x * 8; i < D; i += kRowThreads * 8) {
+    const Eight v = Eight::load(xs + i), d = Eight::load(dys + i);
+    const Eight g = load_eight(gain.data, gain.dtype, i);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) part += (d.of[j] * g.of[j]) * v.of[j];
+  }
+  const float along = sum_of_row(part, shared);
+  const float r = rstd[t], c = r * r * r * along / static_cast<float>(D);
+  for (int64_t i = threadIdx.x * 8; i < D; i += kRowThreads * 8) {
+    const Eight v = Eight::load(xs + i), d = Eight::load(dys + i);
+    const Eight g = load_eight(gain.data, gain.dtype, i);
+    Eight out;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) out.of[j] = r * (g.of[j] * d.of[j]) - c * v.of[j];
+    out.store(to + i);
+  }
+}
+
 unsigned row_blocks(int64_t T) { return static_cast<unsigned>(ceil_div(T, kRowsPerBlock)); }
 
 }  // namespace
@@ -82,6 +147,11 @@ unsigned row_blocks(int64_t T) { return static_cast<unsigned>(ceil_div(T, kRowsP
 void rmsnorm_forward(Context& ctx, In x, In gain, double eps, Out y, Out rstd) {
   const int64_t T = x.dim(0), D = x.dim(1);
   if (T == 0) return;
+  if (has_bf16_rows(x) && has_bf16_rows(y) && is_gain_of_bf16_rows(gain)) {
+    forward_bf16_kernel<<<static_cast<unsigned>(T), kRowThreads, 0, stream_of(ctx)>>>(
+        D, View(x), View(gain), static_cast<float>(eps), View(y), Array<float>(rstd));
+    return check_launch(ctx, "rmsnorm_forward", x);
+  }
   with_arithmetic({x.dtype()}, [&]<class R>(R) {
     forward_kernel<R><<<row_blocks(T), kThreads, 0, stream_of(ctx)>>>(
         T, D, View(x), View(gain), static_cast<R>(eps), View(y), Array<R>(rstd));
@@ -92,6 +162,11 @@ void rmsnorm_forward(Context& ctx, In x, In gain, double eps, Out y, Out rstd) {
 void rmsnorm_recompute(Context& ctx, In x, In gain, In rstd, Out y) {
   const int64_t T = x.dim(0), D = x.dim(1);
   if (T == 0) return;
+  if (has_bf16_rows(x) && has_bf16_rows(y) && is_gain_of_bf16_rows(gain)) {
+    recompute_bf16_kernel<<<static_cast<unsigned>(T), kRowThreads, 0, stream_of(ctx)>>>(
+        D, View(x), View(gain), Array<const float>(rstd), View(y));
+    return check_launch(ctx, "rmsnorm_recompute", x);
+  }
   with_arithmetic({x.dtype()}, [&]<class R>(R) {
     recompute_kernel<R><<<row_blocks(T), kThreads, 0, stream_of(ctx)>>>(
         T, D, View(x), View(gain), Array<const R>(rstd), View(y));
@@ -111,8 +186,12 @@ void rmsnorm_backward(Context& ctx, In x, In gain, In rstd, In dy, Out dx, Out d
           <<<dim3(columns, static_cast<unsigned>(B)), kThreads, 0, stream_of(ctx)>>>(
               T, D, View(x), Array<const R>(rstd), View(dy), partial.data<R>());
       check_launch(ctx, "rmsnorm_backward", x);
-      dx_kernel<R><<<row_blocks(T), kThreads, 0, stream_of(ctx)>>>(
-          T, D, View(x), View(gain), Array<const R>(rstd), View(dy), View(dx));
+      if (has_bf16_rows(x) && has_bf16_rows(dy) && has_bf16_rows(dx) && is_gain_of_bf16_rows(gain))
+        dx_bf16_kernel<<<static_cast<unsigned>(T), kRowThreads, 0, stream_of(ctx)>>>(
+            D, View(x), View(gain), Array<const float>(rstd), View(dy), View(dx));
+      else
+        dx_kernel<R><<<row_blocks(T), kThreads, 0, stream_of(ctx)>>>(
+            T, D, View(x), View(gain), Array<const R>(rstd), View(dy), View(dx));
       check_launch(ctx, "rmsnorm_backward", x);
     }
     dgain_total_kernel<R>

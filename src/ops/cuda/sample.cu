@@ -126,20 +126,59 @@ __device__ int64_t draw(const SampleRule& rule, const double* weights, int64_t V
   return token;
 }
 
+// The best of a part of a row, one block a part: greedy choice of a long row needs the whole GPU.
+struct PartBest {
+  Ranked best;
+  int bad;  // NaN was seen
+};
+
+__device__ PartBest best_of(View logits, int64_t row, int64_t begin, int64_t end, Ranked* shared) {
+  PartBest part{{0, -1}, 0};
+  for (int64_t v = begin + threadIdx.x; v < end; v += blockDim.x) {
+    const Ranked candidate{logits.get<double>(row + v), v};
+    part.bad |= isnan(candidate.value) ? 1 : 0;
+    if (comes_before(candidate, part.best)) part.best = candidate;
+  }
+  part.bad = __syncthreads_or(part.bad);
+  part.best = first_of_block(part.best, shared);
+  return part;
+}
+
+__global__ void best_of_parts_kernel(int64_t V, int64_t part_size, View logits, PartBest* parts) {
+  __shared__ Ranked shared[kThreads];
+  const int64_t begin = blockIdx.x * part_size;
+  const int64_t end = begin + part_size < V ? begin + part_size : V;
+  const PartBest best = best_of(logits, blockIdx.y * logits.stride0, begin, end, shared);
+  if (threadIdx.x == 0) parts[blockIdx.y * gridDim.x + blockIdx.x] = best;
+}
+
+constexpr const char* kNoLogits =
+    "row {0} of the logits has NaN or no finite largest element: nothing can be drawn from it";
+
+__global__ void greedy_kernel(int64_t num_parts, const PartBest* parts, Array<int32_t> tokens,
+                              FaultSite fault) {
+  __shared__ Ranked shared[kThreads];
+  const int64_t t = blockIdx.x;
+  PartBest all{{0, -1}, 0};
+  for (int64_t i = threadIdx.x; i < num_parts; i += blockDim.x) {
+    const PartBest& part = parts[t * num_parts + i];
+    all.bad |= part.bad;
+    if (comes_before(part.best, all.best)) all.best = part.best;
+  }
+  all.bad = __syncthreads_or(all.bad);
+  all.best = first_of_block(all.best, shared);
+  if (threadIdx.x != 0) return;
+  const bool usable = all.bad == 0 && isfinite(all.best.value);
+  if (!usable) fault.raise(static_cast<double>(t));
+  tokens[t] = usable ? static_cast<int32_t>(all.best.id) : 0;
+}
+
 __global__ void sample_kernel(int64_t V, SampleRule rule, uint64_t stream, View logits,
                               Array<const int32_t> where, double* weights, Array<int32_t> tokens,
                               FaultSite fault) {
   __shared__ Shared shared;
   const int64_t t = blockIdx.x, row = t * logits.stride0;
-  Ranked best{0, -1};
-  int bad = 0;
-  for (int64_t v = threadIdx.x; v < V; v += blockDim.x) {
-    const Ranked candidate{logits.get<double>(row + v), v};
-    bad |= isnan(candidate.value) ? 1 : 0;
-    if (comes_before(candidate, best)) best = candidate;
-  }
-  bad = __syncthreads_or(bad);
-  best = first_of_block(best, shared.ranked);
+  const auto [best, bad] = best_of(logits, row, 0, V, shared.ranked);
   if (bad != 0 || !isfinite(best.value)) {
     if (threadIdx.x == 0) {
       fault.raise(static_cast<double>(t));
@@ -147,15 +186,12 @@ __global__ void sample_kernel(int64_t V, SampleRule rule, uint64_t stream, View 
     }
     return;
   }
-  int64_t token = best.id;
-  if (rule.temperature != 0) {
-    double* mine = weights + t * V;
-    for (int64_t v = threadIdx.x; v < V; v += blockDim.x)
-      mine[v] = exp((logits.get<double>(row + v) - best.value) / rule.temperature);
-    __syncthreads();
-    token =
-        draw(rule, mine, V, uniform(rule.seed, stream, static_cast<uint64_t>(where[t])), shared);
-  }
+  double* mine = weights + t * V;
+  for (int64_t v = threadIdx.x; v < V; v += blockDim.x)
+    mine[v] = exp((logits.get<double>(row + v) - best.value) / rule.temperature);
+  __syncthreads();
+  const int64_t token =
+      draw(rule, mine, V, uniform(rule.seed, stream, static_cast<uint64_t>(where[t])), shared);
   if (threadIdx.x == 0) tokens[t] = static_cast<int32_t>(token);
 }
 
@@ -164,15 +200,25 @@ __global__ void sample_kernel(int64_t V, SampleRule rule, uint64_t stream, View 
 void sample(Context& ctx, const SampleRule& rule, In logits, In positions, Out tokens) {
   const int64_t T = logits.dim(0), V = logits.dim(1);
   if (T == 0) return;
+  if (rule.temperature == 0) {
+    const int64_t part_size = int64_t{4} * kThreads, num_parts = ceil_div(V, part_size);
+    Tensor parts;
+    const Block memory = ctx.memory.take_tensor(
+        DType::kF64, {T * num_parts * static_cast<int64_t>(sizeof(PartBest) / sizeof(double))},
+        &parts);
+    static_assert(sizeof(PartBest) % sizeof(double) == 0);
+    auto* const best = static_cast<PartBest*>(parts.raw());
+    best_of_parts_kernel<<<dim3(static_cast<unsigned>(num_parts), static_cast<unsigned>(T)),
+                           kThreads, 0, stream_of(ctx)>>>(V, part_size, View(logits), best);
+    greedy_kernel<<<static_cast<unsigned>(T), kThreads, 0, stream_of(ctx)>>>(
+        num_parts, best, Array<int32_t>(tokens), FaultSite(ctx, kNoLogits));
+    return check_launch(ctx, "sample", logits);
+  }
   Tensor weights;
-  const int64_t num_weights = rule.temperature != 0 ? T * V : 0;
-  const Block memory = ctx.memory.take_tensor(DType::kF64, {num_weights}, &weights);
+  const Block memory = ctx.memory.take_tensor(DType::kF64, {T * V}, &weights);
   sample_kernel<<<static_cast<unsigned>(T), kThreads, 0, stream_of(ctx)>>>(
       V, rule, stream_id("sample"), View(logits), Array<const int32_t>(positions),
-      weights.data<double>(), Array<int32_t>(tokens),
-      FaultSite(ctx,
-                "row {0} of the logits has NaN or no finite largest element: nothing can be "
-                "drawn from it"));
+      weights.data<double>(), Array<int32_t>(tokens), FaultSite(ctx, kNoLogits));
   check_launch(ctx, "sample", logits);
 }
 

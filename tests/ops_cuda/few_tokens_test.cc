@@ -1,0 +1,85 @@
+// The fused ops for a few tokens on CUDA against the CPU's.
+//
+//   T tokens   D model width   F hidden width   K choices   H heads   R latent width   Dr rope
+//   width
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/few_tokens.h"
+
+#include "tests/ops_cuda/twin.h"
+
+namespace hadal::test {
+namespace {
+
+// Hidden rows are rounded to bf16 on both sides, but from sums in different orders.
+constexpr double kHiddenRoundings = 4.0;
+
+TEST(OpsCuda, MoeOfFewTokens) {
+  for (DType weight : {DType::kBF16, DType::kE4M3})
+    for (int64_t K : {0, 3})
+      for (int64_t T : {1, 5})
+        expect_twins(
+            concat("moe of few ", dtype_name(weight), " ", K, " choices of ", T),
+            [&](Side& s) {
+              const int64_t D = 272, F = 144, Fs = 304, E = 6, blocks = 3;
+              const double size = 0.2;
+              const auto matrices = [&](const std::string& name, int64_t count, int64_t rows,
+                                        int64_t cols) {
+                const Tensor data = s.random(name, weight, {count, rows, cols}, size);
+                const Tensor scale =
+                    s.random(name + " scale", DType::kF32, {count, blocks, blocks});
+                std::vector<Operand> list;
+                for (int64_t e = 0; e < count; ++e)
+                  list.push_back(weight == DType::kE4M3 ? Operand(data.row(e), scale.row(e))
+                                                        : Operand(data.row(e)));
+                return list;
+              };
+              const auto w1 = matrices("w1", E, F, D), w3 = matrices("w3", E, F, D);
+              const auto w2 = matrices("w2", E, D, F);
+              const ops::MoeWeights w{.w1 = w1,
+                                      .w3 = w3,
+                                      .w2 = w2,
+                                      .shared_w1 = matrices("s1", 1, Fs, D)[0],
+                                      .shared_w3 = matrices("s3", 1, Fs, D)[0],
+                                      .shared_w2 = matrices("s2", 1, D, Fs)[0]};
+              const Tensor x = s.random("x", DType::kBF16, {T, D});
+              const Tensor idx = s.integers("idx", {T, K}, E);
+              const Tensor choice_weight = s.random("weight", DType::kF32, {T, K});
+              Tensor y = s.random("y", DType::kF32, {T, D});
+              bool pays = false;
+              s.ctx.numerics = Numerics::kFastest;
+              ops::moe_of_few_pays(s.ctx, w, x, &pays);
+              EXPECT_EQ(pays, s.ctx.device.kind == DeviceKind::kCuda);
+              ops::moe_of_few(s.ctx, w, x, idx, choice_weight, y);
+              return std::vector<Tensor>{y};
+            },
+            kHiddenRoundings * 0x1p-9 / 0x1p-24);
+}
+
+TEST(OpsCuda, LatentInputs) {
+  for (DType type : kTypes)
+    for (ops::RopeLayout layout : {ops::RopeLayout::kInterleaved, ops::RopeLayout::kHalves})
+      expect_twins(
+          concat("latent inputs ", dtype_name(type)),
+          [&](Side& s) {
+            const int64_t T = 3, H = 2, R = 40, Dr = 6, W = R + Dr;
+            Packed seq;
+            seq.num_tokens = T;
+            seq.num_seqs = 2;
+            seq.max_len = 2;
+            seq.offsets = s.list({0, 2, 3});
+            seq.positions = s.list({63, 64, 5});
+            seq.rope = s.random("rope", stat_dtype(type), {T, Dr});
+            const Tensor pages = s.random("pages", type, {4, ops::kCachePageTokens, W});
+            const ops::LatentPages cache{pages, s.list({2, 0, 3, -1}).view({2, 2})};
+            const ops::LatentNorm norm{layout, 1e-6, s.random("gain", type, {R})};
+            const Tensor kv = s.random("kv", type, {T, W + 2}).cols(0, W);
+            const Tensor q = s.random("q", type, {T, H, 10 + Dr});
+            const Tensor out = s.out(type, {T, H, Dr + 4});
+            ops::latent_inputs(s.ctx, seq, norm, kv, q.cols(10, Dr), cache, out.cols(4, Dr));
+            return std::vector<Tensor>{pages, out};
+          },
+          4.0);
+}
+
+}  // namespace
+}  // namespace hadal::test
