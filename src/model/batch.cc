@@ -41,7 +41,8 @@ size_t host_bytes(const Config& c, const Host& h, DType stat) {
       .total();
 }
 
-Packed upload_packed(Context& ctx, const Config& c, Block& memory, const Host& h, DType stat) {
+Packed upload_packed(Context& ctx, const Config& c, Block& memory, const Host& h, DType stat,
+                     Tensor* inv_freq) {
   Packed seq;
   seq.num_tokens = h.num_tokens();
   seq.num_seqs = static_cast<int64_t>(h.offsets.size()) - 1;
@@ -49,10 +50,9 @@ Packed upload_packed(Context& ctx, const Config& c, Block& memory, const Host& h
   seq.offsets = put(ctx, memory, h.offsets);
   seq.positions = put(ctx, memory, h.positions);
   seq.rope = memory.tensor(stat, {seq.num_tokens, c.qk_rope_head_dim});
-  const std::vector<double> frequencies = rope_inv_freq(c);
-  const Tensor inv_freq = memory.tensor(DType::kF64, {c.qk_rope_head_dim / 2});
-  upload(ctx, frequencies, inv_freq);
-  ops::rope_table(ctx, seq.positions, inv_freq, rope_magnitude(c), seq.rope);  // [T, Dr]
+  *inv_freq = memory.tensor(DType::kF64, {c.qk_rope_head_dim / 2});
+  upload(ctx, rope_inv_freq(c), *inv_freq);
+  ops::rope_table(ctx, seq.positions, *inv_freq, rope_magnitude(c), seq.rope);  // [T, Dr]
   return seq;
 }
 
@@ -105,7 +105,8 @@ Batch make_batch(Context& ctx, const Config& c, const std::vector<Sequence>& seq
   for (size_t k = 0; k < depths.size(); ++k) {
     const Host& h = depths[k];
     Batch::Depth d;
-    d.seq = upload_packed(ctx, c, batch.memory, h, stat);
+    Tensor inv_freq;
+    d.seq = upload_packed(ctx, c, batch.memory, h, stat, &inv_freq);
     d.rows = put(ctx, batch.memory, h.rows);
     d.ids = put(ctx, batch.memory, h.ids);
     d.targets = put(ctx, batch.memory, h.targets);
@@ -122,26 +123,53 @@ Batch make_batch(Context& ctx, const Config& c, const std::vector<Sequence>& seq
   return batch;
 }
 
-Step make_step(Context& ctx, const Config& c, const std::vector<int32_t>& ids,
-               const std::vector<int64_t>& starts, const std::vector<int64_t>& lengths, DType act) {
+namespace {
+
+Host host_step(const std::vector<int32_t>& ids, const std::vector<int64_t>& starts,
+               const std::vector<int64_t>& lengths) {
   HADAL_CHECK(starts.size() == lengths.size(), "a step has ", starts.size(), " starts and ",
               lengths.size(), " lengths");
-  Step step;
   Host h;
   h.ids = ids;
   for (size_t s = 0; s < starts.size(); ++s) {
     for (int64_t i = 0; i < lengths[s]; ++i)
       h.positions.push_back(static_cast<int32_t>(starts[s] + i));
     h.end_sequence();
-    step.ends.push_back(starts[s] + lengths[s]);
   }
   HADAL_CHECK(h.num_tokens() == static_cast<int64_t>(ids.size()), "a step of ", h.num_tokens(),
               " positions has ", ids.size(), " tokens");
+  return h;
+}
+
+std::vector<int64_t> ends_of(const std::vector<int64_t>& starts,
+                             const std::vector<int64_t>& lengths) {
+  std::vector<int64_t> ends;
+  for (size_t s = 0; s < starts.size(); ++s) ends.push_back(starts[s] + lengths[s]);
+  return ends;
+}
+
+}  // namespace
+
+Step make_step(Context& ctx, const Config& c, const std::vector<int32_t>& ids,
+               const std::vector<int64_t>& starts, const std::vector<int64_t>& lengths, DType act) {
+  const Host h = host_step(ids, starts, lengths);
   const DType stat = stat_dtype(act);
+  Step step;
+  step.ends = ends_of(starts, lengths);
+  step.lengths = lengths;
   step.memory = ctx.memory.take(host_bytes(c, h, stat));
-  step.seq = upload_packed(ctx, c, step.memory, h, stat);
+  step.seq = upload_packed(ctx, c, step.memory, h, stat, &step.inv_freq);
   step.ids = put(ctx, step.memory, h.ids);
   return step;
+}
+
+void move_step(Context& ctx, const Config& c, const std::vector<int32_t>& ids,
+               const std::vector<int64_t>& starts, Step& step) {
+  const Host h = host_step(ids, starts, step.lengths);
+  step.ends = ends_of(starts, step.lengths);
+  upload(ctx, h.positions, step.seq.positions);
+  upload(ctx, h.ids, step.ids);
+  ops::rope_table(ctx, step.seq.positions, step.inv_freq, rope_magnitude(c), step.seq.rope);
 }
 
 }  // namespace hadal

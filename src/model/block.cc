@@ -146,25 +146,19 @@ void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw) {
   attn_backward_weight(ctx, d, dw);
 }
 
-void decode(Context& ctx, const Layer& l, const Packed& seq, const ops::LatentPages& cache, In x,
-            Out y) {
+void decode(Context& ctx, const Layer& l, const Packed& seq, const ops::LatentPages& cache, Acc x) {
   const auto [T, D] = HADAL_SHAPE(x, 2);
   const DType act = x.dtype();
-  Tensor n, h, rstd;
+  Tensor n, rstd;
   const Block n_memory = ctx.memory.take_tensor(act, {T, D}, &n);
-  const Block h_memory = ctx.memory.take_tensor(act, {T, D}, &h);
   const Block rstd_memory = ctx.memory.take_tensor(stat_dtype(act), {T}, &rstd);
   ops::rmsnorm_forward(ctx, x, l.w.attn_norm.data, l.config.rms_norm_eps, n, rstd);  // [T, D]
-  mla::decode(ctx, l.config, l.w.attn, seq, cache, n, h);                            // [T, D]
-  ops::add_acc(ctx, x, h);
-  ops::rmsnorm_forward(ctx, h, l.w.ffn_norm.data, l.config.rms_norm_eps, n, rstd);  // [T, D]
-  Tensor f;
-  const Block f_memory = ctx.memory.take_tensor(act, {T, D}, &f);
+  mla::decode(ctx, l.config, l.w.attn, seq, cache, n, x);                            // [T, D] +=
+  ops::rmsnorm_forward(ctx, x, l.w.ffn_norm.data, l.config.rms_norm_eps, n, rstd);   // [T, D]
   if (l.is_moe)
-    static_cast<void>(moe::forward(ctx, l.config, l.w.moe, l.exchange, seq, n, f));  // [T, D]
+    moe::decode(ctx, l.config, l.w.moe, l.exchange, seq, n, x);  // [T, D] +=
   else
-    static_cast<void>(mlp::forward(ctx, l.w.mlp, n, f));  // [T, D]
-  ops::add(ctx, h, f, y);                                 // [T, D]
+    mlp::decode(ctx, l.w.mlp, n, x);  // [T, D] +=
 }
 
 }  // namespace hadal::block

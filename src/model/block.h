@@ -65,8 +65,8 @@ Deferred backward_input(Context& ctx, const Layer& layer, Saved&& saved, double 
                         In dy, Out dx);
 void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw);
 
-// T new tokens through the layer with the latent cache; x and y may be the same.
+// T new tokens through the layer with the latent cache: x [T, D] becomes the layer's output.
 void decode(Context& ctx, const Layer& layer, const Packed& seq, const ops::LatentPages& cache,
-            In x, Out y);
+            Acc x);
 
 }  // namespace hadal::block

@@ -35,7 +35,7 @@ Decoder::Decoder(Context& ctx, const Config& config, const Weights& weights, DTy
               config.num_nextn_predict_layers, " MTP modules, ", limits.num_mtp, " were asked for");
 }
 
-void Decoder::check(const Call& call) {
+void Decoder::prepare(const Call& call) {
   HADAL_CHECK(call.step.seq.num_tokens <= limits_.max_step_tokens, "a step of ",
               call.step.seq.num_tokens, " tokens is over the limit of ", limits_.max_step_tokens);
   HADAL_CHECK(call.step.seq.num_seqs == static_cast<int64_t>(call.seqs.size()), "a step of ",
@@ -45,19 +45,23 @@ void Decoder::check(const Call& call) {
 }
 
 void Decoder::forward(const Call& call, Out h) {
-  check(call);
-  const int64_t T = call.step.seq.num_tokens, D = config_.hidden_size;
+  prepare(call);
+  run(call.step, h);
+}
+
+void Decoder::run(const Step& step, Out h) {
+  const int64_t T = step.seq.num_tokens, D = config_.hidden_size;
   HADAL_CHECK_SHAPE(h, T, D);
   Tensor x, rstd;
   const Block x_memory = ctx_.memory.take_tensor(act_, {T, D}, &x);
   const Block rstd_memory = ctx_.memory.take_tensor(stat_dtype(act_), {T}, &rstd);
-  embed::forward(ctx_, weights_.embed, call.step.ids, x);  // [T, D]
+  embed::forward(ctx_, weights_.embed, step.ids, x);  // [T, D]
   for (int64_t l = 0; l < config_.num_hidden_layers; ++l) {
     const block::Layer layer{.config = config_,
                              .w = weights_.layers[static_cast<size_t>(l)],
                              .exchange = exchange_,
                              .is_moe = config_.is_moe_layer(l)};
-    block::decode(ctx_, layer, call.step.seq, cache_.layer(l), x, x);  // [T, D]
+    block::decode(ctx_, layer, step.seq, cache_.layer(l), x);  // [T, D]
   }
   ops::rmsnorm_forward(ctx_, x, weights_.norm.data, config_.rms_norm_eps, h, rstd);  // [T, D]
 }
@@ -65,7 +69,7 @@ void Decoder::forward(const Call& call, Out h) {
 void Decoder::mtp_forward(int64_t k, const Call& call, In h, Out out) {
   HADAL_CHECK(k < limits_.num_mtp, "MTP module ", k, " has no cache; limits.num_mtp is ",
               limits_.num_mtp);
-  check(call);
+  prepare(call);
   const mtp::Module module{.config = config_,
                            .w = weights_.mtp[static_cast<size_t>(k)],
                            .embed = weights_.embed,

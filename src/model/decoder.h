@@ -38,6 +38,9 @@ class Decoder {
   };
   // h [T, D]: states after the final norm.
   void forward(const Call& call, Out h);
+  // forward() in two parts. prepare() is the host's: checks, room in the cache, the page table.
+  void prepare(const Call& call);
+  void run(const Step& step, Out h);
   // MTP module k: state h of the depth before at these positions, step.ids the tokens after; out
   // [T, D] after the module's norm.
   void mtp_forward(int64_t k, const Call& call, In h, Out out);
@@ -45,8 +48,6 @@ class Decoder {
   void logits(In h, Out logits);
 
  private:
-  void check(const Call& call);
-
   Context& ctx_;
   const Config& config_;
   const Weights& weights_;

@@ -23,7 +23,13 @@ ops::GateRule rule(const Config& c) {
           .routed_scaling_factor = c.routed_scaling_factor};
 }
 
-Saved forward(Context& ctx, const Config& c, const Weights& w, const Packed& seq, In x) {
+namespace {
+
+enum class Balance : uint8_t { kMeasured, kLeftOut };
+
+// Scores and choices; the balance loss on request.
+Saved choose(Context& ctx, const Config& c, const Weights& w, const Packed& seq, In x,
+             Balance balance) {
   const auto [T, D] = HADAL_SHAPE(x, 2);
   const int64_t E = c.n_routed_experts, K = c.num_experts_per_tok;
   const DType stat = stat_dtype(x.dtype());
@@ -39,8 +45,19 @@ Saved forward(Context& ctx, const Config& c, const Weights& w, const Packed& seq
   const Block memory = ctx.memory.take_tensor(stat, {T, E}, &logits);
   ops::gemm_nt(ctx, x, w.weight, logits);  // [T, E]
   ops::gate_forward(ctx, rule(c), logits, w.bias.data, s.scores, s.topk_idx, s.topk_weight);
-  ops::balance_loss_forward(ctx, rule(c), seq, s.scores, s.balance, s.fraction);  // [S]  [S, E]
+  if (balance == Balance::kMeasured)
+    ops::balance_loss_forward(ctx, rule(c), seq, s.scores, s.balance, s.fraction);  // [S]  [S, E]
   return s;
+}
+
+}  // namespace
+
+Saved forward(Context& ctx, const Config& c, const Weights& w, const Packed& seq, In x) {
+  return choose(ctx, c, w, seq, x, Balance::kMeasured);
+}
+
+Saved decode(Context& ctx, const Config& c, const Weights& w, const Packed& seq, In x) {
+  return choose(ctx, c, w, seq, x, Balance::kLeftOut);
 }
 
 Deferred backward_input(Context& ctx, const Config& c, const Weights& w, Saved&& saved, In x,

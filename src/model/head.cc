@@ -5,6 +5,7 @@
 #include "model/head.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "model/bytes.h"
@@ -14,20 +15,23 @@
 namespace hadal::head {
 namespace {
 
-// Calls fn(begin, count, scratch) for each chunk; scratch [count, V] is there unless `kept` is
-// given.
+// Calls fn(begin, count) for each chunk of T tokens.
 template <class Fn>
-void for_each_chunk(Context& ctx, const Config& c, int64_t T, DType stat, const Tensor& kept,
-                    Fn fn) {
-  const int64_t chunk = std::min(T, loss_chunk_tokens(c));
-  Tensor scratch = kept;
-  Block memory;
-  if (kept.empty()) memory = ctx.memory.take_tensor(stat, {chunk, c.vocab_size}, &scratch);
-  for (int64_t begin = 0; begin < T; begin += chunk) {
-    const int64_t count = std::min(chunk, T - begin);
-    fn(begin, count, scratch.rows(0, count));
-  }
+void for_each_chunk(const Config& c, int64_t T, Fn fn) {
+  const int64_t chunk = loss_chunk_tokens(c);
+  for (int64_t begin = 0; begin < T; begin += chunk) fn(begin, std::min(chunk, T - begin));
 }
+
+bool is_one_chunk(const Config& c, int64_t T) { return T <= loss_chunk_tokens(c); }
+
+// Room for the logits or their gradient of one chunk.
+struct Chunk {
+  Chunk(Context& ctx, const Config& c, int64_t T, DType dtype)
+      : memory(ctx.memory.take_tensor(dtype, {std::min(T, loss_chunk_tokens(c)), c.vocab_size},
+                                      &rows)) {}
+  Tensor rows;  // [chunk, V]
+  Block memory;
+};
 
 }  // namespace
 
@@ -40,31 +44,58 @@ Saved forward(Context& ctx, const Config& c, const Operand& w, In h, In targets)
   s.memory = ctx.memory.take(saved_bytes(c, T, h.dtype()));
   s.lse = s.memory.tensor(stat, {T});
   s.loss = s.memory.tensor(stat, {T});
-  if (T <= loss_chunk_tokens(c)) s.logits = s.memory.tensor(stat, {T, c.vocab_size});
-  for_each_chunk(ctx, c, T, stat, s.logits, [&](int64_t begin, int64_t count, Tensor chunk) {
-    ops::gemm_nt(ctx, h.rows(begin, count), w, chunk);  // [count, V]
-    ops::cross_entropy_forward(ctx, chunk, targets.rows(begin, count), s.lse.rows(begin, count),
+  std::optional<Chunk> scratch;
+  if (is_one_chunk(c, T))
+    s.logits = s.memory.tensor(stat, {T, c.vocab_size});
+  else
+    scratch.emplace(ctx, c, T, stat);
+  for_each_chunk(c, T, [&](int64_t begin, int64_t count) {
+    const Tensor logits = (scratch ? scratch->rows : s.logits).rows(0, count);
+    ops::gemm_nt(ctx, h.rows(begin, count), w, Tensor(logits));  // [count, V]
+    ops::cross_entropy_forward(ctx, logits, targets.rows(begin, count), s.lse.rows(begin, count),
                                s.loss.rows(begin, count));  // [count]
   });
   return s;
 }
 
+namespace {
+
+// The gradient of a chunk's logits [count, V] in the type of h, so that both products that read it
+// run in that type: in place of the logits where it is theirs, else into `out`.
+Tensor chunk_dlogits(Context& ctx, In logits, In targets, In lse, double scale, const Tensor& out) {
+  const Tensor to = out.empty() ? Tensor(logits) : out.rows(0, logits.dim(0));
+  ops::cross_entropy_backward(ctx, logits, targets, lse, scale, Tensor(to));
+  return to;
+}
+
+}  // namespace
+
 Deferred backward_input(Context& ctx, const Config& c, const Operand& w, Saved&& saved,
                         double scale, In h, Out dh) {
   Saved s = std::move(saved);
   const int64_t T = h.dim(0);
-  for_each_chunk(
-      ctx, c, T, s.lse.dtype(), s.logits, [&](int64_t begin, int64_t count, Tensor chunk) {
-        if (s.logits.empty()) ops::gemm_nt(ctx, h.rows(begin, count), w, chunk);  // [count, V]
-        ops::cross_entropy_backward(ctx, chunk, s.targets.rows(begin, count),
-                                    s.lse.rows(begin, count), scale, chunk);  // [count, V]
-        ops::gemm_nn(ctx, chunk, w, dh.rows(begin, count));                   // [count, D]
-      });
+  const DType act = h.dtype(), stat = s.lse.dtype();
   Deferred d;
+  Tensor dlogits;  // stays empty where the gradient takes the place of the logits
+  if (act != stat)
+    d.dlogits_memory =
+        ctx.memory.take_tensor(act, {std::min(T, loss_chunk_tokens(c)), c.vocab_size}, &dlogits);
+  std::optional<Chunk> scratch;
+  if (s.logits.empty()) scratch.emplace(ctx, c, T, stat);
+  for_each_chunk(c, T, [&](int64_t begin, int64_t count) {
+    const Tensor logits = (scratch ? scratch->rows : s.logits).rows(0, count);
+    if (scratch) ops::gemm_nt(ctx, h.rows(begin, count), w, Tensor(logits));  // [count, V]
+    const Tensor dchunk = chunk_dlogits(ctx, logits, s.targets.rows(begin, count),
+                                        s.lse.rows(begin, count), scale, dlogits);
+    ops::gemm_nn(ctx, dchunk, w, dh.rows(begin, count));  // [count, D]
+  });
   d.h = h;
   d.targets = s.targets;
   d.lse = s.lse;
-  d.dlogits = s.logits;
+  if (scratch)
+    d.dlogits_memory = Block();
+  else
+    d.dlogits = dlogits.empty() ? s.logits : dlogits;
   d.scale = scale;
   d.memory = std::move(s.memory);
   return d;
@@ -73,15 +104,20 @@ Deferred backward_input(Context& ctx, const Config& c, const Operand& w, Saved&&
 void backward_weight(Context& ctx, const Config& c, const Operand& w, Deferred&& deferred, Acc dw) {
   const Deferred d = std::move(deferred);
   const int64_t T = d.h.dim(0);
-  for_each_chunk(
-      ctx, c, T, d.lse.dtype(), d.dlogits, [&](int64_t begin, int64_t count, Tensor chunk) {
-        if (d.dlogits.empty()) {
-          ops::gemm_nt(ctx, d.h.rows(begin, count), w, chunk);  // [count, V]
-          ops::cross_entropy_backward(ctx, chunk, d.targets.rows(begin, count),
-                                      d.lse.rows(begin, count), d.scale, chunk);  // [count, V]
-        }
-        ops::gemm_tn_acc(ctx, chunk, d.h.rows(begin, count), dw);  // [V, D] += [., V]^T [., D]
-      });
+  const DType act = d.h.dtype(), stat = d.lse.dtype();
+  std::optional<Chunk> scratch, converted;
+  if (d.dlogits.empty()) scratch.emplace(ctx, c, T, stat);
+  if (d.dlogits.empty() && act != stat) converted.emplace(ctx, c, T, act);
+  for_each_chunk(c, T, [&](int64_t begin, int64_t count) {
+    Tensor dchunk = d.dlogits;
+    if (scratch) {
+      const Tensor logits = scratch->rows.rows(0, count);
+      ops::gemm_nt(ctx, d.h.rows(begin, count), w, Tensor(logits));  // [count, V]
+      dchunk = chunk_dlogits(ctx, logits, d.targets.rows(begin, count), d.lse.rows(begin, count),
+                             d.scale, converted ? converted->rows : Tensor());
+    }
+    ops::gemm_tn_acc(ctx, dchunk, d.h.rows(begin, count), dw);  // [V, D] += [., V]^T [., D]
+  });
 }
 
 void logits(Context& ctx, const Operand& w, In h, Out logits) { ops::gemm_nt(ctx, h, w, logits); }

@@ -22,9 +22,9 @@ struct [[nodiscard]] Saved {
   Tensor logits;     // [T, V]    only when the batch is one chunk
 };
 struct [[nodiscard]] Deferred {
-  Block memory;
+  Block memory, dlogits_memory;
   Tensor h, targets, lse;  // [T, D]  [T]  [T]
-  Tensor dlogits;          // [T, V]   only when the batch is one chunk
+  Tensor dlogits;          // [T, V]   in the type of h; only when the batch is one chunk
   double scale = 0.0;
 };
 

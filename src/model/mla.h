@@ -44,9 +44,9 @@ Deferred backward_input(Context& ctx, const Config& config, const Weights& w, Sa
 void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw);  // dw += ...
 
 // Absorbed attention of T new tokens over the cache of one layer: writes their latents, then
-// attends.
+// attends. y [T, D] += ...
 void decode(Context& ctx, const Config& config, const Weights& w, const Packed& seq,
-            const ops::LatentPages& cache, In x, Out y);
+            const ops::LatentPages& cache, In x, Acc y);
 
 inline ops::RopeLayout rope_layout(const Config& config) {
   return config.rope_interleave ? ops::RopeLayout::kInterleaved : ops::RopeLayout::kHalves;

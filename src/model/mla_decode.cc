@@ -8,14 +8,14 @@
 #include "model/bytes.h"
 #include "model/mla.h"
 #include "ops/attention.h"
-#include "ops/copy.h"
+#include "ops/few_tokens.h"
 #include "ops/gemm.h"
 #include "ops/norm.h"
 
 namespace hadal::mla {
 
 void decode(Context& ctx, const Config& c, const Weights& w, const Packed& seq,
-            const ops::LatentPages& cache, In x, Out y) {
+            const ops::LatentPages& cache, In x, Acc y) {
   const auto [T, D] = HADAL_SHAPE(x, 2);
   HADAL_CHECK_SHAPE(y, T, D);
   const int64_t H = c.num_attention_heads, R = c.kv_lora_rank;
@@ -25,42 +25,34 @@ void decode(Context& ctx, const Config& c, const Weights& w, const Packed& seq,
   // Query: down, norm, up.
   Tensor q, q_lat, q_n, rstd;
   const Block q_memory = ctx.memory.take_tensor(act, {T, H, Dn + Dr}, &q);
-  const Block rstd_memory = ctx.memory.take_tensor(stat_dtype(act), {T}, &rstd);
   if (c.q_lora_rank == 0) {
     ops::gemm_nt(ctx, x, w.wq, q.view({T, H * (Dn + Dr)}));  // [T, H*(Dn+Dr)]
   } else {
     const Block q_lat_memory = ctx.memory.take_tensor(act, {T, c.q_lora_rank}, &q_lat);
     const Block q_n_memory = ctx.memory.take_tensor(act, {T, c.q_lora_rank}, &q_n);
+    const Block rstd_memory = ctx.memory.take_tensor(stat_dtype(act), {T}, &rstd);
     ops::gemm_nt(ctx, x, w.wq_a, q_lat);                                         // [T, Rq]
     ops::rmsnorm_forward(ctx, q_lat, w.q_norm.data, c.rms_norm_eps, q_n, rstd);  // [T, Rq]
     ops::gemm_nt(ctx, q_n, w.wq_b, q.view({T, H * (Dn + Dr)}));                  // [T, H*(Dn+Dr)]
   }
-  ops::rope_apply(ctx, rope_layout(c), ops::RopeDirection::kForward, seq.rope, q.cols(Dn, Dr));
 
-  // Latent and key of the new tokens, into the cache.
-  Tensor kv_lat, latent;
+  // Latent and key of the new tokens, into the cache; the query, absorbed and turned.
+  Tensor kv_lat, q_abs, o_lat, out;
   const Block kv_lat_memory = ctx.memory.take_tensor(act, {T, R + Dr}, &kv_lat);
-  const Block latent_memory = ctx.memory.take_tensor(act, {T, R + Dr}, &latent);
-  ops::gemm_nt(ctx, x, w.wkv_a, kv_lat);  // [T, R+Dr]
-  ops::rmsnorm_forward(ctx, kv_lat.cols(0, R), w.kv_norm.data, c.rms_norm_eps, latent.cols(0, R),
-                       rstd);
-  const Tensor k_pe = latent.cols(R, Dr);
-  ops::cast(ctx, kv_lat.cols(R, Dr), latent.cols(R, Dr));
-  ops::rope_apply(ctx, rope_layout(c), ops::RopeDirection::kForward, seq.rope,
-                  Tensor(k_pe.raw(), act, {T, 1, Dr}, {R + Dr, Dr, 1, 0}));  // [T, 1, Dr]
-  ops::latent_cache_write(ctx, seq, latent, cache);
-
-  // Absorb, attend, un-absorb.
-  Tensor q_abs, o_lat, out;
   const Block q_abs_memory = ctx.memory.take_tensor(act, {T, H, R + Dr}, &q_abs);
   const Block o_lat_memory = ctx.memory.take_tensor(act, {T, H, R}, &o_lat);
   const Block out_memory = ctx.memory.take_tensor(act, {T, H, Dv}, &out);
+  ops::gemm_nt(ctx, x, w.wkv_a, kv_lat);  // [T, R+Dr]
+  ops::latent_inputs(ctx, seq,
+                     {.layout = rope_layout(c), .eps = c.rms_norm_eps, .gain = w.kv_norm.data},
+                     kv_lat, q.cols(Dn, Dr), cache, q_abs.cols(R, Dr));  // [T, H, Dr]
   ops::gemm_nn_heads(ctx, q.cols(0, Dn), w.wkv_b, {.first = 0, .count = Dn, .stride = Dn + Dv},
-                     q_abs.cols(0, R));                                    // [T, H, R]
-  ops::cast(ctx, q.cols(Dn, Dr), q_abs.cols(R, Dr));                       // [T, H, Dr]
+                     q_abs.cols(0, R));  // [T, H, R]
+
+  // Attend, un-absorb.
   ops::latent_attention(ctx, seq, softmax_scale(c), q_abs, cache, o_lat);  // [T, H, R]
   ops::gemm_nt_heads(ctx, o_lat, w.wkv_b, {.first = Dn, .count = Dv, .stride = Dn + Dv}, out);
-  ops::gemm_nt(ctx, out.view({T, H * Dv}), w.wo, y);  // [T, D]
+  ops::gemm_nt_acc(ctx, out.view({T, H * Dv}), w.wo, y);  // [T, D] +=
 }
 
 }  // namespace hadal::mla

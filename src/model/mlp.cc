@@ -8,6 +8,8 @@
 
 #include "model/bytes.h"
 #include "ops/activation.h"
+#include "ops/copy.h"
+#include "ops/few_tokens.h"
 #include "ops/gemm.h"
 
 namespace hadal::mlp {
@@ -25,6 +27,24 @@ Saved forward(Context& ctx, const Weights& w, In x, Out y) {
   ops::swiglu_forward(ctx, s.gate_up, hidden);  // [T, F]
   ops::gemm_nt(ctx, hidden, w.w2, y);           // [T, D]
   return s;
+}
+
+void decode(Context& ctx, const Weights& w, In x, Acc y) {
+  const ops::MoeWeights weights{
+      .w1 = {}, .w3 = {}, .w2 = {}, .shared_w1 = w.w1, .shared_w3 = w.w3, .shared_w2 = w.w2};
+  bool pays = false;
+  ops::moe_of_few_pays(ctx, weights, x, &pays);
+  if (pays) {
+    Tensor no_idx, no_weight;
+    const Block idx_memory = ctx.memory.take_tensor(DType::kI32, {x.dim(0), 0}, &no_idx);
+    const Block weight_memory =
+        ctx.memory.take_tensor(stat_dtype(x.dtype()), {x.dim(0), 0}, &no_weight);
+    return ops::moe_of_few(ctx, weights, x, no_idx, no_weight, y);
+  }
+  Tensor out;
+  const Block memory = ctx.memory.take_tensor(x.dtype(), x.shape(), &out);
+  static_cast<void>(forward(ctx, w, x, out));  // [T, D]
+  ops::add_acc(ctx, out, y);                   // [T, D]
 }
 
 Deferred backward_input(Context& ctx, const Weights& w, Saved&& saved, In x, In dy, Out dx) {

@@ -27,6 +27,7 @@ struct [[nodiscard]] Deferred {
 using Weights = Params<Operand>;
 using Grads = Params<Tensor>;
 Saved forward(Context& ctx, const Weights& w, In x, Out y);
+void decode(Context& ctx, const Weights& w, In x, Acc y);  // y [T, D] += ..., nothing kept
 Deferred backward_input(Context& ctx, const Weights& w, Saved&& saved, In x, In dy, Out dx);
 void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw);  // dw += ...
 

@@ -8,6 +8,7 @@
 
 #include "model/bytes.h"
 #include "ops/copy.h"
+#include "ops/few_tokens.h"
 
 namespace hadal::moe {
 namespace {
@@ -20,14 +21,18 @@ experts::Rows rows_of(const Config& c, const Ticket& t) {
   return {.layout = t.layout, .row_weight = t.row_weight, .num_pages = capacity(c, t)};
 }
 
+Saved dispatch(Context& ctx, Exchange& exchange, gate::Saved&& choice, In x) {
+  Saved s;
+  s.gate = std::move(choice);
+  s.ticket = exchange.dispatch_start(ctx, x, s.gate.topk_idx, s.gate.topk_weight, &s.experts.rows);
+  return s;
+}
+
 }  // namespace
 
 Saved dispatch_forward(Context& ctx, const Config& c, const Weights& w, Exchange& exchange,
                        const Packed& seq, In x) {
-  Saved s;
-  s.gate = gate::forward(ctx, c, w.gate, seq, x);
-  s.ticket = exchange.dispatch_start(ctx, x, s.gate.topk_idx, s.gate.topk_weight, &s.experts.rows);
-  return s;
+  return dispatch(ctx, exchange, gate::forward(ctx, c, w.gate, seq, x), x);
 }
 
 void mlp_forward(Context& ctx, const Config& c, const Weights& w, Exchange& exchange, In x,
@@ -60,6 +65,26 @@ Saved forward(Context& ctx, const Config& c, const Weights& w, Exchange& exchang
   mlp_forward(ctx, c, w, exchange, x, s);
   combine_forward(ctx, exchange, s, y);
   return s;
+}
+
+void decode(Context& ctx, const Config& c, const Weights& w, Exchange& exchange, const Packed& seq,
+            In x, Acc y) {
+  gate::Saved choice = gate::decode(ctx, c, w.gate, seq, x);
+  const ops::MoeWeights weights{.w1 = w.experts.w1,
+                                .w3 = w.experts.w3,
+                                .w2 = w.experts.w2,
+                                .shared_w1 = w.shared.w1,
+                                .shared_w3 = w.shared.w3,
+                                .shared_w2 = w.shared.w2};
+  bool pays = false;
+  ops::moe_of_few_pays(ctx, weights, x, &pays);
+  if (pays) return ops::moe_of_few(ctx, weights, x, choice.topk_idx, choice.topk_weight, y);
+  Saved s = dispatch(ctx, exchange, std::move(choice), x);
+  mlp_forward(ctx, c, w, exchange, x, s);
+  Tensor out;
+  const Block memory = ctx.memory.take_tensor(x.dtype(), x.shape(), &out);
+  combine_forward(ctx, exchange, s, out);  // [T, D]
+  ops::add_acc(ctx, out, y);               // [T, D]
 }
 
 Deferred combine_backward(Context& ctx, const Config& c, Exchange& exchange, Saved& s, In dy) {

@@ -58,6 +58,9 @@ void dispatch_backward(Context& ctx, const Config& config, const Weights& w, Exc
 
 Saved forward(Context& ctx, const Config& config, const Weights& w, Exchange& exchange,
               const Packed& seq, In x, Out y);
+// forward() for generation: nothing is kept, the balance loss is not computed. y [T, D] += ...
+void decode(Context& ctx, const Config& config, const Weights& w, Exchange& exchange,
+            const Packed& seq, In x, Acc y);
 struct BackwardArgs {
   In x, dy;              // [T, D]  [T, D]
   double balance_scale;  // of the gradient of the balance loss

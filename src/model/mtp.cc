@@ -117,7 +117,7 @@ void decode(Context& ctx, const Module& m, const Step& step, const ops::LatentPa
   ops::rmsnorm_forward(ctx, e, m.w.enorm.data, eps, z.cols(0, D), rstd);  // [T, D]
   ops::rmsnorm_forward(ctx, h, m.w.hnorm.data, eps, z.cols(D, D), rstd);  // [T, D]
   ops::gemm_nt(ctx, z, m.w.eh_proj, x);                                   // [T, D]
-  block::decode(ctx, layer_of(m), step.seq, cache, x, x);                 // [T, D]
+  block::decode(ctx, layer_of(m), step.seq, cache, x);                    // [T, D]
   ops::rmsnorm_forward(ctx, x, m.w.norm.data, eps, out, rstd);            // [T, D]
 }
 

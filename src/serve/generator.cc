@@ -5,10 +5,14 @@
 #include "serve/generator.h"
 
 #include <algorithm>
+#include <map>
+#include <memory>
 
 #include "core/timer.h"
 #include "core/transfer.h"
 #include "model/bytes.h"
+#include "ops/copy.h"
+#include "serve/step_graph.h"
 
 namespace hadal::serve {
 
@@ -31,6 +35,10 @@ struct Generator::Session {
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
+  // Rows of the cache for every token that the request may reach.
+  void reserve_all();
+  // Runs ids at start, ... and draws the token after each of them, in one recorded step.
+  std::vector<int32_t> step(const std::vector<int32_t>& ids, int64_t start);
   int32_t draw(In h, int64_t position);
   void run_main(const std::vector<int32_t>& ids, int64_t start);
   int32_t run_mtp(int64_t depth, int64_t module, const std::vector<int32_t>& ids, int64_t start);
@@ -47,6 +55,7 @@ struct Generator::Session {
   std::vector<Tensor> states;  // [1 + modules] of [max_tokens, D]
   Tensor logits;               // [1, V]
   Tensor where, token;         // [1] i32   a position, and the token drawn for it
+  std::map<size_t, std::unique_ptr<StepGraph>> graphs;  // by number of tokens
 };
 
 Generator::Session::Session(Context& c, Decoder& d, const GenerateRequest& r)
@@ -63,6 +72,23 @@ Generator::Session::Session(Context& c, Decoder& d, const GenerateRequest& r)
   where = memory.tensor(DType::kI32, {1});
   token = memory.tensor(DType::kI32, {1});
   mtp_done.assign(static_cast<size_t>(modules), 0);
+}
+
+void Generator::Session::reserve_all() {
+  const int64_t wanted =
+      static_cast<int64_t>(request.prompt.size()) + request.max_tokens + request.speculate + 1;
+  decoder.cache().reserve(slots[0], std::min(wanted, decoder.limits().max_tokens));
+}
+
+std::vector<int32_t> Generator::Session::step(const std::vector<int32_t>& ids, int64_t start) {
+  std::unique_ptr<StepGraph>& graph = graphs[ids.size()];
+  if (!graph)
+    graph = std::make_unique<StepGraph>(ctx, decoder, request.sampling, slots[0],
+                                        static_cast<int64_t>(ids.size()));
+  std::vector<int32_t> drawn = graph->run(ids, start);
+  if (!mtp_done.empty())
+    ops::cast(ctx, graph->states(), states[0].rows(start, static_cast<int64_t>(ids.size())));
+  return drawn;
 }
 
 // The token at `position`, from the state of the position before it.
@@ -150,14 +176,23 @@ GenerateResult Generator::run(const GenerateRequest& request) {
            request.stop_ids.end();
   };
   bool prefilled = false;
+  const bool records = device::can_record(ctx_.device);
+  if (records) s.reserve_all();
   for (bool running = request.max_tokens > 0; running;) {
     // Run the tokens without a state and the drafts; then draw until a draft is wrong.
     std::vector<int32_t> ids(s.tokens.begin() + s.done, s.tokens.end());
     ids.insert(ids.end(), drafts.begin(), drafts.end());
-    s.run_main(ids, s.done);
+    std::vector<int32_t> drawn;
+    const bool at_once = records && prefilled;
+    if (at_once)
+      drawn = s.step(ids, s.done);
+    else
+      s.run_main(ids, s.done);
+    const int64_t first = s.done;
     for (size_t d = 0; running; ++d) {
       const auto n = static_cast<int64_t>(s.tokens.size());
-      const int32_t token = s.draw(s.states[0].rows(n - 1, 1), n);
+      const int32_t token = at_once ? drawn[static_cast<size_t>(n - 1 - first)]
+                                    : s.draw(s.states[0].rows(n - 1, 1), n);
       const bool right = d < drafts.size() && drafts[d] == token;
       if (d < drafts.size()) {
         ++result.drafted[d];
