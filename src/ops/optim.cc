@@ -24,6 +24,17 @@ void adamw(Context& ctx, const AdamW& rule, In grad, Acc param, Acc m, Acc v) {
   HADAL_DISPATCH(ctx, adamw, rule, grad, param, m, v);
 }
 
+void ema_update(Context& ctx, double decay, In x, Acc average) {
+  check_same_shape(x, "x", average, "average");
+  check_dense(x, "x");
+  check_dense(average, "average");
+  check_float(x, "x");
+  check_float(average, "average");
+  HADAL_CHECK(decay >= 0 && decay < 1, "the decay of an average is ", decay,
+              "; it must be in [0, 1)");
+  HADAL_DISPATCH(ctx, ema_update, decay, x, average);
+}
+
 void sum_squares_acc(Context& ctx, In x, Acc total) {
   HADAL_CHECK_SHAPE(total, 1);
   check_float(x, "x");

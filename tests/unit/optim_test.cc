@@ -37,6 +37,24 @@ Array<double> absolute(Array<double> a) {
   return a;
 }
 
+TEST(Ema, MatchesThePlainLoop) {
+  Machine machine(2);
+  for (DType dtype : {DType::kF64, DType::kF32})
+    for (int64_t n : {0, 1, 1025, 20001}) {
+      const Array<double> x = random_in("x", {n}, dtype), before = random_in("average", {n}, dtype);
+      Array<double> want = before;
+      for (int64_t i = 0; i < n; ++i) want[i] = 0.75 * before[i] + 0.25 * x[i];
+      Tensor average = machine.put(before, dtype);
+      ops::ema_update(machine.ctx, 0.75, machine.put(x, dtype), average);
+      // Values are below 8: three roundings of at most half a unit each.
+      test::expect_close("average", ref::from_tensor<double>(average), want,
+                         16 * unit_roundoff(dtype));
+    }
+  Tensor x = machine.put(random_in("x", {3}, DType::kF32), DType::kF32);
+  EXPECT_ERROR(ops::ema_update(machine.ctx, 1.0, x, x),
+               "the decay of an average is 1; it must be in [0, 1)");
+}
+
 TEST(AdamW, MatchesThePlainLoop) {
   Machine machine(2);
   const struct {

@@ -1,4 +1,4 @@
-// AdamW and sums of squares on the CPU.
+// AdamW, moving averages and sums of squares on the CPU.
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/optim.h"
 
@@ -43,6 +43,23 @@ void adamw(Context& ctx, const AdamW& rule, In grad, Acc param, Acc m, Acc v) {
         }
         kernels.adamw(factors, g, state[0], state[1], state[2], count);
         for (int j = 0; j < 3; ++j) end_row(state[j], *tensors[j], i, count);
+      }
+    });
+  });
+}
+
+void ema_update(Context& ctx, double decay, In x, Acc average) {
+  with_arithmetic({average.dtype()}, [&]<class R>(R) {
+    const R keep = static_cast<R>(decay), take = static_cast<R>(1.0 - decay);
+    for_rows(ctx, x.num_elements(), 1, [&](int64_t begin, int64_t end, int) {
+      R tile[2][kTile];
+      for (int64_t i = begin; i < end; i += kTile) {
+        const int64_t count = std::min(kTile, end - i);
+        const R* from = read_row(x, i, count, tile[0]);
+        R* to = begin_row(average, i, tile[1]);
+        read_row(average, i, count, to);
+        for (int64_t j = 0; j < count; ++j) to[j] = keep * to[j] + take * from[j];
+        end_row(to, average, i, count);
       }
     });
   });

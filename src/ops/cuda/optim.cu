@@ -1,4 +1,4 @@
-// AdamW and sums of squares on CUDA.
+// AdamW, moving averages and sums of squares on CUDA.
 // SPDX-License-Identifier: Apache-2.0
 #include <cmath>
 
@@ -51,6 +51,13 @@ __global__ void adamw_kernel(int64_t n, Factors<R> f, View grad, View param, Vie
   }
 }
 
+template <class R>
+__global__ void ema_kernel(int64_t n, R keep, R take, View x, View average) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step)
+    average.put(i, keep * average.get<R>(i) + take * x.get<R>(i));
+}
+
 __global__ void sum_squares_kernel(int64_t n, int64_t num_blocks, View x, double* partial) {
   const int64_t block = group_row();
   const int64_t begin = block * kSumBlock;
@@ -71,6 +78,16 @@ void adamw(Context& ctx, const AdamW& rule, In grad, Acc param, Acc m, Acc v) {
         n, factors_of<R>(rule), View(grad), View(param), View(m), View(v));
   });
   check_launch(ctx, "adamw", param);
+}
+
+void ema_update(Context& ctx, double decay, In x, Acc average) {
+  const int64_t n = x.num_elements();
+  if (n == 0) return;
+  with_arithmetic({average.dtype()}, [&]<class R>(R) {
+    ema_kernel<R><<<blocks_for(n, kThreads), kThreads, 0, stream_of(ctx)>>>(
+        n, static_cast<R>(decay), static_cast<R>(1.0 - decay), View(x), View(average));
+  });
+  check_launch(ctx, "ema_update", average);
 }
 
 void sum_squares_acc(Context& ctx, In x, Acc total) {
