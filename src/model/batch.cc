@@ -13,13 +13,14 @@ namespace {
 
 // What one Packed and its token arrays are filled from.
 struct Host {
-  std::vector<int32_t> offsets = {0}, positions, rows, ids, targets;
+  std::vector<int32_t> offsets = {0}, row_offsets = {0}, positions, rows, ids, targets;
   int64_t max_len = 0;
 
   void end_sequence() {
     max_len = std::max<int64_t>(max_len, static_cast<int64_t>(positions.size()) - offsets.back());
     offsets.push_back(static_cast<int32_t>(positions.size()));
   }
+  void end_row() { row_offsets.push_back(static_cast<int32_t>(positions.size())); }
   int64_t num_tokens() const { return static_cast<int64_t>(positions.size()); }
   int64_t num_targets() const {
     return static_cast<int64_t>(targets.size()) - std::count(targets.begin(), targets.end(), -1);
@@ -34,7 +35,7 @@ Tensor put(Context& ctx, Block& memory, const std::vector<int32_t>& values) {
 
 size_t host_bytes(const Config& c, const Host& h, DType stat) {
   ByteCount n;
-  for (const auto* list : {&h.offsets, &h.positions, &h.rows, &h.ids, &h.targets})
+  for (const auto* list : {&h.offsets, &h.row_offsets, &h.positions, &h.rows, &h.ids, &h.targets})
     n.add(DType::kI32, {static_cast<int64_t>(list->size())});
   return n.add(stat, {h.num_tokens(), c.qk_rope_head_dim})
       .add(DType::kF64, {c.qk_rope_head_dim / 2})
@@ -49,6 +50,10 @@ Packed upload_packed(Context& ctx, const Config& c, Block& memory, const Host& h
   seq.max_len = h.max_len;
   seq.offsets = put(ctx, memory, h.offsets);
   seq.positions = put(ctx, memory, h.positions);
+  if (h.row_offsets.size() > 1 && h.row_offsets != h.offsets) {
+    seq.num_rows = static_cast<int64_t>(h.row_offsets.size()) - 1;
+    seq.row_offsets = put(ctx, memory, h.row_offsets);
+  }
   seq.rope = memory.tensor(stat, {seq.num_tokens, c.qk_rope_head_dim});
   *inv_freq = memory.tensor(DType::kF64, {c.qk_rope_head_dim / 2});
   upload(ctx, rope_inv_freq(c), *inv_freq);
@@ -56,29 +61,45 @@ Packed upload_packed(Context& ctx, const Config& c, Block& memory, const Host& h
   return seq;
 }
 
-// Depth k of the sequences; depth 0 is the main model. first_row[s]: where s begins in depth k-1,
-// or -1; on return, where it begins in depth k.
+// Depth k of the sequences; depth 0 is the main model. first_row: where each document begins in
+// depth k-1, or -1; on return, where it begins in depth k.
 Host host_depth(const std::vector<Sequence>& sequences, int64_t k,
                 std::vector<int64_t>& first_row) {
   Host h;
-  for (size_t s = 0; s < sequences.size(); ++s) {
-    const Sequence& sequence = sequences[s];
-    const int64_t n = static_cast<int64_t>(sequence.ids.size()) - k;
-    const int64_t begin = h.num_tokens();
-    if (n <= 0) {
-      first_row[s] = -1;
-      continue;
+  auto row = first_row.begin();
+  for (const Sequence& sequence : sequences) {
+    const int64_t row_begin = h.num_tokens();
+    for (int64_t document = 0; document < sequence.num_documents(); ++document, ++row) {
+      const int64_t first = sequence.begin_of(document), begin = h.num_tokens();
+      const int64_t n = sequence.end_of(document) - first - k;
+      if (n <= 0) {
+        *row = -1;
+        continue;
+      }
+      for (int64_t i = 0; i < n; ++i) {
+        const auto at = static_cast<size_t>(first + i + k);
+        h.positions.push_back(static_cast<int32_t>(i));
+        h.rows.push_back(static_cast<int32_t>(*row + i));
+        h.ids.push_back(sequence.ids[at]);
+        h.targets.push_back(sequence.targets[at]);
+      }
+      h.end_sequence();
+      *row = begin;
     }
-    for (int64_t i = 0; i < n; ++i) {
-      h.positions.push_back(static_cast<int32_t>(i));
-      h.rows.push_back(static_cast<int32_t>(first_row[s] + i));
-      h.ids.push_back(sequence.ids[static_cast<size_t>(i + k)]);
-      h.targets.push_back(sequence.targets[static_cast<size_t>(i + k)]);
-    }
-    h.end_sequence();
-    first_row[s] = begin;
+    if (h.num_tokens() > row_begin) h.end_row();
   }
   return h;
+}
+
+void check_sequence(const Sequence& s) {
+  HADAL_CHECK(!s.ids.empty() && s.ids.size() == s.targets.size(), "a sequence has ", s.ids.size(),
+              " tokens and ", s.targets.size(), " targets; it needs as many of each, one or more");
+  HADAL_CHECK(s.documents.empty() || s.documents.front() == 0,
+              "the first document of a sequence begins at ", s.begin_of(0), "; it must begin at 0");
+  for (int64_t d = 0; d < s.num_documents(); ++d)
+    HADAL_CHECK(s.begin_of(d) < s.end_of(d), "document ", d, " of a sequence of ", s.ids.size(),
+                " tokens begins at ", s.begin_of(d), " and ends at ", s.end_of(d),
+                "; each needs one token or more");
 }
 
 }  // namespace
@@ -86,14 +107,15 @@ Host host_depth(const std::vector<Sequence>& sequences, int64_t k,
 Batch make_batch(Context& ctx, const Config& c, const std::vector<Sequence>& sequences,
                  int64_t num_mtp, DType act) {
   HADAL_CHECK(!sequences.empty(), "a batch needs at least one sequence");
-  for (const Sequence& s : sequences)
-    HADAL_CHECK(!s.ids.empty() && s.ids.size() == s.targets.size(), "a sequence has ", s.ids.size(),
-                " tokens and ", s.targets.size(),
-                " targets; it needs as many of each, one or more");
+  size_t num_documents = 0;
+  for (const Sequence& s : sequences) {
+    check_sequence(s);
+    num_documents += static_cast<size_t>(s.num_documents());
+  }
   HADAL_CHECK(num_mtp >= 0 && num_mtp <= c.num_nextn_predict_layers, num_mtp,
               " MTP depths were asked for, the model has ", c.num_nextn_predict_layers);
   const DType stat = stat_dtype(act);
-  std::vector<int64_t> first_row(sequences.size(), 0);
+  std::vector<int64_t> first_row(num_documents, 0);
   std::vector<Host> depths;
   size_t bytes = 0;
   for (int64_t k = 0; k <= num_mtp; ++k) {

@@ -4,7 +4,7 @@
 //
 // Depth k sees, at position i of a sequence of n tokens, the state of depth k-1 at i and the token
 // at i+k, and predicts the target of position i+k; so it has n-k positions (report, 2.2). Sequences
-// of k tokens or fewer take no part in depth k.
+// (documents that are kept apart) of k tokens or fewer take no part in depth k.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -17,9 +17,25 @@
 
 namespace hadal {
 
-// A sequence on the host: targets[i] is the token to predict at i, -1 for none.
+// A sequence on the host: targets[i] is the token to predict at i, -1 for none. Documents packed
+// into it see each other, unless `documents` tells where each begins (the first at 0): then every
+// one of them is computed as if it were alone, positions from 0, and the balance loss still
+// averages over the whole sequence.
 struct Sequence {
   std::vector<int32_t> ids, targets;
+  std::vector<int64_t> documents = {};  // ascending; empty: one
+
+  int64_t num_documents() const {
+    return documents.empty() ? 1 : static_cast<int64_t>(documents.size());
+  }
+  // [begin, end) of a document.
+  int64_t begin_of(int64_t document) const {
+    return documents.empty() ? 0 : documents[static_cast<size_t>(document)];
+  }
+  int64_t end_of(int64_t document) const {
+    return document + 1 < num_documents() ? documents[static_cast<size_t>(document) + 1]
+                                          : static_cast<int64_t>(ids.size());
+  }
 };
 
 struct Batch {

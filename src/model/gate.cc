@@ -1,6 +1,6 @@
 // The gate and its backward in two halves (notes, section 7).
 //
-//   T tokens   D model width   E experts   K choices of a token
+//   T tokens   G rows   D model width   E experts   K choices of a token
 // SPDX-License-Identifier: Apache-2.0
 #include "model/gate.h"
 
@@ -34,19 +34,20 @@ Saved choose(Context& ctx, const Config& c, const Weights& w, const Packed& seq,
   const int64_t E = c.n_routed_experts, K = c.num_experts_per_tok;
   const DType stat = stat_dtype(x.dtype());
   Saved s;
-  s.seq = seq;
-  s.memory = ctx.memory.take(saved_bytes(c, T, seq.num_seqs, x.dtype()));
+  s.seq = seq.by_rows();
+  const int64_t G = s.seq.num_seqs;
+  s.memory = ctx.memory.take(saved_bytes(c, T, G, x.dtype()));
   s.scores = s.memory.tensor(stat, {T, E});
   s.topk_idx = s.memory.tensor(DType::kI32, {T, K});
   s.topk_weight = s.memory.tensor(stat, {T, K});
-  s.fraction = s.memory.tensor(stat, {seq.num_seqs, E});
-  s.balance = s.memory.tensor(stat, {seq.num_seqs});
+  s.fraction = s.memory.tensor(stat, {G, E});
+  s.balance = s.memory.tensor(stat, {G});
   Tensor logits;
   const Block memory = ctx.memory.take_tensor(stat, {T, E}, &logits);
   ops::gemm_nt(ctx, x, w.weight, logits);  // [T, E]
   ops::gate_forward(ctx, rule(c), logits, w.bias.data, s.scores, s.topk_idx, s.topk_weight);
   if (balance == Balance::kMeasured)
-    ops::balance_loss_forward(ctx, rule(c), seq, s.scores, s.balance, s.fraction);  // [S]  [S, E]
+    ops::balance_loss_forward(ctx, rule(c), s.seq, s.scores, s.balance, s.fraction);  // [G]  [G, E]
   return s;
 }
 

@@ -1,6 +1,6 @@
 // The gate: affinity scores, bias-corrected choice in groups, balance loss, bias update.
 //
-//   T tokens   S sequences   D model width   E experts   K choices of a token
+//   T tokens   G rows (core/packed.h)   D model width   E experts   K choices of a token
 //
 // Auxiliary-loss-free balancing (report, 2.1.2): the bias takes part in the choice alone; weights
 // are the unbiased scores; nothing flows to the bias or through the choice. The complementary
@@ -23,8 +23,8 @@ struct [[nodiscard]] Saved {
   Tensor scores;       // [T, E]   unbiased
   Tensor topk_idx;     // [T, K] i32, ascending
   Tensor topk_weight;  // [T, K]   normalised and scaled
-  Tensor fraction;     // [S, E]   f_i of the balance loss
-  Tensor balance;      // [S]      the balance loss of each sequence, without alpha
+  Tensor fraction;     // [G, E]   f_i of the balance loss
+  Tensor balance;      // [G]      the balance loss of each row, without alpha
 };
 struct [[nodiscard]] Deferred {
   Block memory;
