@@ -51,6 +51,8 @@ int main(int argc, char** argv) {
   hadal::cli::add_info_command(app);
   hadal::cli::add_init_command(app);
   hadal::cli::add_tokenizer_command(app);
+  hadal::cli::add_data_command(app);
+  hadal::cli::add_report_command(app);
   hadal::cli::add_env_command(app);
   try {
     app.parse(argc, argv);

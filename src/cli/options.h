@@ -62,5 +62,7 @@ void add_info_command(CLI::App& app);
 void add_init_command(CLI::App& app);
 void add_env_command(CLI::App& app);
 void add_tokenizer_command(CLI::App& app);
+void add_data_command(CLI::App& app);
+void add_report_command(CLI::App& app);
 
 }  // namespace hadal::cli

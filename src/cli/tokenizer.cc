@@ -26,6 +26,7 @@ struct TrainOptions {
   std::string input, output;
   int64_t vocab_size = 0;
   double held_out = 0.0;
+  std::vector<std::string> special;
 };
 
 struct CodeOptions {
@@ -39,8 +40,10 @@ void train(const TrainOptions& o) {
   const std::string text = io::read_file(o.input, std::numeric_limits<size_t>::max());
   HADAL_CHECK(!text.empty(), o.input, " is empty; give a text to train on");
   const size_t used = train::training_bytes(text, o.held_out);
+  std::vector<std::string> special = o.special;
+  if (special.empty()) special = {io::kBeginOfSentence, io::kEndOfSentence};
   const io::Tokenizer tokenizer =
-      io::train_bpe(std::string_view(text).substr(0, used), o.vocab_size);
+      io::train_bpe(std::string_view(text).substr(0, used), o.vocab_size, special);
   std::error_code error;
   fs::create_directories(o.output, error);
   HADAL_CHECK(!error, "cannot make ", o.output, ": ", error.message());
@@ -96,6 +99,9 @@ void add_train(CLI::App& app) {
       ->add_option("--held-out", o->held_out,
                    "last share of the bytes to leave unseen, as data.held_out does")
       ->capture_default_str();
+  command->add_option("--special", o->special,
+                      "special tokens in the order of their ids from 0, may be repeated; default: "
+                      "<|begin_of_sentence|> and <|end_of_sentence|>");
   command->footer(
       "Example: hadal tokenizer train --input kjv.txt --vocab-size 2048 --output data/kjv");
   command->callback([o] { train(*o); });

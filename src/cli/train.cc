@@ -7,6 +7,8 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/options.h"
+#include "core/check.h"
+#include "train/checkpoint.h"
 #include "train/trainer.h"
 
 namespace hadal::cli {
@@ -18,7 +20,7 @@ struct Options {
   bool resume = false;
 };
 
-std::atomic<bool> stop_requested{false};
+std::atomic<bool> stop_requested{false}, report_requested{false};
 
 // The first signal asks for a clean stop; a second one ends the process as usual.
 void request_stop(int signal) {
@@ -26,24 +28,54 @@ void request_stop(int signal) {
   std::signal(signal, SIG_DFL);
 }
 
-void run(const Options& o) {
-  const train::RunConfig config = train::read_run_config(o.config, o.assignments);
+void request_report(int) { report_requested.store(true); }
+
+// How to go on with what was stopped.
+std::string resume_command(const Options& o) {
+  std::string command = "hadal train " + o.config;
+  for (const std::string& assignment : o.assignments) command += " --set '" + assignment + "'";
+  return command + " --resume";
+}
+
+// False if it was stopped.
+bool run_one(const Options& o, const train::RunConfig& config, bool resume) {
   fmt::print("{}\n", train::to_json(config).dump(2));
   Machine machine(static_cast<int>(config.train.threads),
                   parse_device(config.train.device, "train.device"));
   Context ctx = machine.context();
-  std::signal(SIGTERM, request_stop);
-  std::signal(SIGINT, request_stop);
-  const train::TrainReport report = train::run_training(
-      ctx, config, {.resume = o.resume, .should_stop = [] { return stop_requested.load(); }});
+  const train::TrainReport report =
+      train::run_training(ctx, config,
+                          {.resume = resume,
+                           .should_stop = [] { return stop_requested.load(); },
+                           .should_report = [] { return report_requested.exchange(false); }});
   if (!report.finished) {
-    std::string command = "hadal train " + o.config;
-    for (const std::string& assignment : o.assignments) command += " --set '" + assignment + "'";
-    fmt::print("stopped after step {}; go on with: {} --resume\n", report.steps, command);
-    return;
+    fmt::print("stopped after step {}; go on with: {}\n", report.steps, resume_command(o));
+    return false;
   }
   fmt::print("trained {} steps in {:.0f} s: {:.4f} bits per byte held out, MaxVio {:.3f}\n",
              report.steps, report.seconds, report.held_out_bits_per_byte, report.max_violation);
+  return true;
+}
+
+void run(const Options& o) {
+  const std::vector<train::Phase> phases = train::read_phases(o.config, o.assignments);
+  std::signal(SIGTERM, request_stop);
+  std::signal(SIGINT, request_stop);
+  std::signal(SIGUSR1, request_report);
+  if (phases[0].name.empty()) {
+    run_one(o, phases[0].run, o.resume);
+    return;
+  }
+  bool found = false;
+  for (const train::Phase& phase : phases) {
+    const bool begun = train::latest_checkpoint(phase.run.train.output).has_value();
+    found = found || begun;
+    fmt::print("phase {}\n", phase.name);
+    if (o.resume && train::is_finished(phase.run)) continue;
+    HADAL_CHECK(found || !o.resume, phase.run.train.output,
+                " has no checkpoint to resume from; start the run without --resume");
+    if (!run_one(o, phase.run, o.resume && begun)) return;
+  }
 }
 
 }  // namespace
@@ -54,7 +86,9 @@ void add_train_command(CLI::App& app) {
   command->add_option("config", o->config, "run config: model, data, train")->required();
   command->add_option("--set", o->assignments, "override a value: train.steps=100");
   command->add_flag("--resume", o->resume, "go on from the newest checkpoint of the run");
-  command->footer("Example: hadal train configs/quickstart.json --set train.steps=100 --resume");
+  command->footer(
+      "SIGUSR1 writes OUTPUT/report.html while it runs; SIGTERM stops it cleanly.\n"
+      "Example: hadal train configs/quickstart.json --set train.steps=100 --resume");
   command->callback([o] { run(*o); });
 }
 

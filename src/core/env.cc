@@ -22,8 +22,7 @@ constexpr std::array<Variable, 6> kTable = {{
      "1 prints the time of each op on the GPU at exit; steps are then not recorded in graphs"},
     {"HADAL_SABOTAGE", "",
      "plants a named fault, to show that scripts/resume_check.sh notices it: rng, microbatch, "
-     "counts, "
-     "position"},
+     "counts, position; or bad data, for the tests of the guard: spike"},
 }};
 
 std::string read(const char* name) {
@@ -55,7 +54,7 @@ bool debug_sync() { return read("HADAL_DEBUG_SYNC") == "1"; }
 bool profile() { return read("HADAL_PROFILE") == "1"; }
 bool trace() { return read("HADAL_TRACE") == "1"; }
 std::string sabotage() {
-  return read_one_of("HADAL_SABOTAGE", {"", "rng", "microbatch", "counts", "position"});
+  return read_one_of("HADAL_SABOTAGE", {"", "rng", "microbatch", "counts", "position", "spike"});
 }
 
 }  // namespace hadal::env

@@ -70,20 +70,43 @@ void point_latest(const std::string& dir, const std::string& name) {
   io::fsync_dir(dir);
 }
 
-// Removes all but the newest `keep` checkpoints up to `step`. One of a later step was written by a
-// process that was killed before it pointed there; it is replaced when that step comes again.
-void remove_old(const std::string& dir, int64_t keep, int64_t step) {
-  if (keep == 0) return;
+// Steps of the complete checkpoints, ascending.
+std::vector<int64_t> steps_in(const std::string& dir) {
   std::vector<int64_t> steps;
   for (const auto& entry : fs::directory_iterator(dir)) {
     const std::string name = entry.path().filename();
     if (name.rfind("step_", 0) != 0) continue;
     const int64_t of_name = std::atoll(name.c_str() + std::strlen("step_"));
-    if (name == step_name(of_name) && of_name <= step) steps.push_back(of_name);
+    if (name == step_name(of_name)) steps.push_back(of_name);
   }
   std::sort(steps.begin(), steps.end());
+  return steps;
+}
+
+// Removes all but the newest `keep` checkpoints up to `step`. One of a later step was written by a
+// process that was killed before it pointed there; it is replaced when that step comes again.
+void remove_old(const std::string& dir, int64_t keep, int64_t step) {
+  if (keep == 0) return;
+  std::vector<int64_t> steps = steps_in(dir);
+  std::erase_if(steps, [&](int64_t s) { return s > step; });
   for (size_t i = 0; i + static_cast<size_t>(keep) < steps.size(); ++i)
     fs::remove_all(dir + "/" + step_name(steps[i]));
+}
+
+// config.json, weights and the tokenizer's files, as any tool reads them.
+void save_model(const std::string& dir, const RunConfig& run, const ModelParams<Tensor>& tree) {
+  io::save_checkpoint(dir, run.model, tree, {.dtype = DType::kF32, .quantization = {}});
+  for (const char* file : kTokenizerFiles) {
+    const std::string from = run.data.tokenizer + "/" + file;
+    if (!run.data.tokenizer.empty() && fs::exists(from))
+      io::write_file_atomic(dir + "/" + file, io::read_file(from, size_t{1} << 30));
+  }
+}
+
+void make_dir(const std::string& dir) {
+  std::error_code error;
+  fs::create_directories(dir, error);
+  HADAL_CHECK(!error, "cannot make ", dir, ": ", error.message());
 }
 
 }  // namespace
@@ -94,33 +117,57 @@ std::optional<std::string> latest_checkpoint(const std::string& output) {
   return checkpoints_dir(output) + "/" + fs::read_symlink(link).string();
 }
 
+std::optional<std::string> checkpoint_up_to(const std::string& output, int64_t step) {
+  const std::string dir = checkpoints_dir(output);
+  if (!fs::exists(dir)) return std::nullopt;
+  std::vector<int64_t> steps = steps_in(dir);
+  std::erase_if(steps, [&](int64_t s) { return s > step; });
+  if (steps.empty()) return std::nullopt;
+  return dir + "/" + step_name(steps.back());
+}
+
+bool is_finished(const RunConfig& run) {
+  const auto newest = latest_checkpoint(run.train.output);
+  if (!newest) return false;
+  const io::JsonObject saved = io::JsonObject::read(*newest + "/trainer.json");
+  return run.train.is_over({.steps = saved.integer("step"), .tokens = saved.integer("tokens")});
+}
+
+void go_back_to(const std::string& output, int64_t step) {
+  const std::string dir = checkpoints_dir(output);
+  point_latest(dir, step_name(step));
+  for (int64_t later : steps_in(dir))
+    if (later > step) fs::remove_all(dir + "/" + step_name(later));
+}
+
 void save_run_checkpoint(const RunConfig& run, Learner& learner, const TrainerState& state) {
   const std::string dir = checkpoints_dir(run.train.output), name = step_name(state.step);
   const std::string temporary = dir + "/." + name + ".tmp";
   fs::remove_all(temporary);
-  std::error_code error;
-  fs::create_directories(temporary, error);
-  HADAL_CHECK(!error, "cannot make ", temporary, ": ", error.message());
+  make_dir(temporary);
   try {
     Context& ctx = learner.context();
     const HostTree masters(ctx, run.model, learner.masters().tree);
     HostTree m(ctx, run.model, learner.first_moment().tree);
     HostTree v(ctx, run.model, learner.second_moment().tree);
-    io::save_checkpoint(temporary, run.model, masters.tree,
-                        {.dtype = DType::kF32, .quantization = {}});
+    save_model(temporary, run, masters.tree);
     io::write_safetensors(temporary + "/optimizer.safetensors", optimizer_tensors(run.model, m, v));
-    for (const char* file : kTokenizerFiles) {
-      const std::string from = run.data.tokenizer + "/" + file;
-      if (!run.data.tokenizer.empty() && fs::exists(from))
-        io::write_file_atomic(temporary + "/" + file, io::read_file(from, size_t{1} << 30));
+    if (learner.average() != nullptr) {
+      make_dir(temporary + "/ema");
+      const HostTree average(ctx, run.model, learner.average()->tree);
+      save_model(temporary + "/ema", run, average.tree);
     }
-    io::write_json(temporary + "/trainer.json", {{"format", 1},
+    io::write_json(temporary + "/trainer.json", {{"format", 2},
                                                  {"step", state.step},
+                                                 {"updates", state.updates},
                                                  {"position", state.position},
                                                  {"tokens", state.tokens},
+                                                 {"feed", io::Json::parse(state.feed)},
+                                                 {"guard", io::Json::parse(state.guard)},
                                                  {"run", to_json(run)}});
   } catch (...) {
-    fs::remove_all(temporary, error);
+    std::error_code ignored;
+    fs::remove_all(temporary, ignored);
     throw;
   }
   io::rename_dir_atomic(temporary, dir + "/" + name);
@@ -131,11 +178,17 @@ void save_run_checkpoint(const RunConfig& run, Learner& learner, const TrainerSt
 TrainerState load_run_checkpoint(Context& ctx, const std::string& dir, const RunConfig& run,
                                  Learner& learner) {
   const io::JsonObject saved = io::JsonObject::read(dir + "/trainer.json");
-  HADAL_CHECK(saved.integer("format") == 1, dir, "/trainer.json has format ",
-              saved.integer("format"), "; this hadal reads format 1");
+  HADAL_CHECK(saved.integer("format") == 2, dir, "/trainer.json has format ",
+              saved.integer("format"), "; this hadal reads format 2");
+  const auto text_of = [&](const char* key) {
+    return saved.has(key) ? saved.object(key).json().dump() : std::string("null");
+  };
   const TrainerState state{.step = count_of(saved, "step"),
+                           .updates = count_of(saved, "updates"),
                            .position = count_of(saved, "position"),
-                           .tokens = count_of(saved, "tokens")};
+                           .tokens = count_of(saved, "tokens"),
+                           .feed = text_of("feed"),
+                           .guard = text_of("guard")};
   const RunConfig before = run_config_of(saved.object("run"));
   HADAL_CHECK(
       to_json(before)["model"] == to_json(run)["model"], dir,
@@ -144,6 +197,10 @@ TrainerState load_run_checkpoint(Context& ctx, const std::string& dir, const Run
   const io::HfCheckpoint checkpoint = io::open_checkpoint(dir);
   io::read_weights(ctx, checkpoint, learner.masters().tree);
   learner.masters_changed();
+  if (learner.average() != nullptr && fs::exists(dir + "/ema"))
+    io::read_weights(ctx, io::open_checkpoint(dir + "/ema"), learner.average()->tree);
+  else
+    learner.start_average();
   const io::SafetensorsFile file(dir + "/optimizer.safetensors");
   std::set<std::string> wanted;
   const auto read = [&](const std::string& key, const Tensor& to) {

@@ -42,10 +42,15 @@ Totals count_totals(const std::vector<std::vector<Sequence>>& micro_batches, int
     int64_t targets = 0, sequences = 0;
     for (const auto& batch : micro_batches)
       for (const Sequence& s : batch) {
-        const auto n = static_cast<int64_t>(s.targets.size());
-        if (n <= k) continue;
-        ++sequences;
-        targets += n - k - std::count(s.targets.begin() + k, s.targets.end(), -1);
+        int64_t positions = 0;
+        for (int64_t d = 0; d < s.num_documents(); ++d) {
+          const int64_t first = s.begin_of(d) + k, last = s.end_of(d);
+          if (last <= first) continue;
+          positions += last - first;
+          targets +=
+              last - first - std::count(s.targets.begin() + first, s.targets.begin() + last, -1);
+        }
+        if (positions > 0) ++sequences;
       }
     totals.targets.push_back(targets);
     totals.sequences.push_back(sequences);
@@ -82,17 +87,23 @@ double StepResult::max_violation() const {
   return counts.empty() ? 0.0 : sum / static_cast<double>(counts.size());
 }
 
-Learner::Learner(Context& ctx, const Config& config, DType compute, int64_t max_tokens)
+Learner::Learner(Context& ctx, const Config& config, DType compute, int64_t max_tokens,
+                 const LearnerOptions& options)
     : ctx_(ctx),
       config_(config),
       compute_(compute),
+      ema_decay_(options.ema_decay),
       masters_(ctx, config, stat_dtype(compute), ParamStore::Extent::kAll),
       grads_(ctx, config, stat_dtype(compute), ParamStore::Extent::kTrained),
-      m_(ctx, config, stat_dtype(compute), ParamStore::Extent::kTrained),
-      v_(ctx, config, stat_dtype(compute), ParamStore::Extent::kTrained),
+      m_(ctx, config, options.moments.value_or(stat_dtype(compute)), ParamStore::Extent::kTrained),
+      v_(ctx, config, options.moments.value_or(stat_dtype(compute)), ParamStore::Extent::kTrained),
       copies_(compute == DType::kBF16 ? std::make_unique<ParamStore>(ctx, config, compute,
                                                                      ParamStore::Extent::kMatrices)
                                       : nullptr),
+      average_(options.ema_decay > 0.0
+                   ? std::make_unique<ParamStore>(ctx, config, stat_dtype(compute),
+                                                  ParamStore::Extent::kAll)
+                   : nullptr),
       weights_(weights_of(config_, masters_.tree, copies_ ? &copies_->tree : nullptr)),
       rows_(ctx, config_, compute, pool_pages(config_, max_tokens)),
       exchange_(rows_, config_.n_routed_experts),
@@ -104,6 +115,10 @@ Learner::Learner(Context& ctx, const Config& config, DType compute, int64_t max_
 
 void Learner::masters_changed() {
   if (copies_) ops::cast(ctx_, masters_.matrices(), copies_->matrices());
+}
+
+void Learner::start_average() {
+  if (average_) ops::cast(ctx_, masters_.flat(), average_->flat());
 }
 
 StepResult Learner::compute_gradients(const std::vector<std::vector<Sequence>>& micro_batches,
@@ -166,12 +181,19 @@ void Learner::update(const Recipe& recipe, int64_t step, const StepResult& measu
   rule.weight_decay = 0.0;
   ops::adamw(ctx_, rule, grads_.norms(), masters_.norms(), m_.norms(), v_.norms());
   masters_changed();
+  if (recipe.bias_gamma > 0.0) move_biases(recipe.bias_gamma);
+  if (!average_) return;
+  const auto trained = masters_.trained().num_elements(), all = masters_.flat().num_elements();
+  ops::ema_update(ctx_, ema_decay_, masters_.trained(), average_->trained());
+  ops::cast(ctx_, masters_.flat().rows(trained, all - trained),
+            average_->flat().rows(trained, all - trained));
+}
 
-  if (recipe.bias_gamma == 0.0) return;
+void Learner::move_biases(double gamma) {
   if (env::sabotage() == "counts") round_counts_to_bf16(ctx_, meter_.counts);
   int64_t moe_idx = 0;
   const auto move_bias = [&](block::Params<Tensor>& b) {
-    ops::bias_update(ctx_, meter_.counts.row(moe_idx++), recipe.bias_gamma, b.moe.gate.bias);
+    ops::bias_update(ctx_, meter_.counts.row(moe_idx++), gamma, b.moe.gate.bias);
   };
   for (int64_t l = 0; l < config_.num_hidden_layers; ++l)
     if (config_.is_moe_layer(l)) move_bias(masters_.tree.layers[static_cast<size_t>(l)]);

@@ -3,13 +3,15 @@
 //
 //   Dm MTP depths   M MoE layers (MTP blocks last)   E experts
 //
-// Masters, gradients and moments are f32 (f64 when computing in f64); bf16 compute reads a bf16
-// copy of matrices and embeddings made after each step. Sums over micro-batches, clipping and the
-// bias update see the whole step, so the result depends on how it is cut only through rounding.
+// Masters, gradients and the average are f32 (f64 when computing in f64), moments that or bf16;
+// bf16 compute reads a bf16 copy of matrices and embeddings made after each step. Sums over
+// micro-batches, clipping and the bias update see the whole step, so the result depends on how it
+// is cut only through rounding.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "model/param_store.h"
@@ -38,10 +40,17 @@ struct StepResult {
   double max_violation() const;  // mean over layers of max(count) / mean(count) - 1
 };
 
+// What a learner may hold otherwise or besides.
+struct LearnerOptions {
+  std::optional<DType> moments = {};  // stored type of AdamW's moments; none: the masters'
+  double ema_decay = 0.0;             // of a moving average of the weights; 0: none
+};
+
 class Learner {
  public:
   // compute: f64, f32 or bf16. max_tokens: most tokens of a micro-batch.
-  Learner(Context& ctx, const Config& config, DType compute, int64_t max_tokens);
+  Learner(Context& ctx, const Config& config, DType compute, int64_t max_tokens,
+          const LearnerOptions& options = {});
 
   Context& context() const { return ctx_; }
   const Config& config() const { return config_; }
@@ -50,11 +59,15 @@ class Learner {
   ParamStore& grads() { return grads_; }
   ParamStore& first_moment() { return m_; }
   ParamStore& second_moment() { return v_; }
+  // The moving average of the masters, router biases as they are; null if there is none.
+  ParamStore* average() { return average_.get(); }
   const Weights& weights() const { return weights_; }
   Exchange& exchange() { return exchange_; }
 
   // After the masters were changed from outside (loaded, initialised): refreshes the bf16 copy.
   void masters_changed();
+  // The average begins at the masters.
+  void start_average();
 
   // One step: gradients of all micro-batches, then the update. step is 1 for the first.
   StepResult step(const std::vector<std::vector<Sequence>>& micro_batches, const Recipe& recipe,
@@ -76,11 +89,15 @@ class Learner {
   Evaluation evaluate(const std::vector<std::vector<Sequence>>& micro_batches);
 
  private:
+  void move_biases(double gamma);
+
   Context& ctx_;
   Config config_;
   DType compute_;
+  double ema_decay_;
   ParamStore masters_, grads_, m_, v_;
-  std::unique_ptr<ParamStore> copies_;  // bf16 compute only
+  std::unique_ptr<ParamStore> copies_;   // bf16 compute only
+  std::unique_ptr<ParamStore> average_;  // with ema_decay
   Weights weights_;
   RowPool rows_;
   LocalExchange exchange_;

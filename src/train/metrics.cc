@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -30,33 +31,50 @@ std::string duration(double seconds) {
                    : fmt::format("{}m{:02}s", s / 60, s % 60);
 }
 
-// Keeps the lines whose "step" is at most last_step; a damaged last line (from a crash) goes too.
-void cut_after(const std::string& path, int64_t last_step) {
-  if (!std::filesystem::exists(path)) return;
+// Keeps the lines whose "step" is at most last_step, and all events if asked to, and returns them;
+// a damaged last line (from a crash) goes too.
+std::vector<io::Json> cut_after(const std::string& path, int64_t last_step, bool keep_events) {
+  std::vector<io::Json> lines;
+  if (!std::filesystem::exists(path)) return lines;
   const std::string text = io::read_file(path, std::numeric_limits<size_t>::max());
   std::string kept;
   for (size_t begin = 0; begin < text.size();) {
     const size_t end = text.find('\n', begin);
     if (end == std::string::npos) break;
-    const auto line = io::Json::parse(text.substr(begin, end - begin), nullptr, false);
+    io::Json line = io::Json::parse(text.substr(begin, end - begin), nullptr, false);
     if (line.is_object() && line.contains("step") && line["step"].is_number_integer() &&
-        line["step"].get<int64_t>() <= last_step)
+        (line["step"].get<int64_t>() <= last_step || (keep_events && line.contains("event")))) {
       kept.append(text, begin, end + 1 - begin);
+      lines.push_back(std::move(line));
+    }
     begin = end + 1;
   }
   io::write_file_atomic(path, kept);
+  return lines;
+}
+
+double unix_seconds() {
+  using std::chrono::duration;
+  return duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
 }  // namespace
 
-Metrics::Metrics(std::string path, int64_t last_step, int64_t num_steps)
-    : path_(std::move(path)),
-      first_step_(last_step),
-      num_steps_(num_steps),
+Metrics::Metrics(const std::string& output, int64_t last_step)
+    : path_(output + "/metrics.jsonl"),
+      events_path_(output + "/tensorboard/events.out.tfevents.0.hadal"),
       terminal_(isatty(STDOUT_FILENO) != 0) {
-  cut_after(path_, last_step);
-  fd_ = open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  open(last_step, Events::kCut);
+}
+
+void Metrics::open(int64_t last_step, Events events) {
+  if (fd_ >= 0) close(fd_);
+  fd_ = -1;
+  const std::vector<io::Json> kept = cut_after(path_, last_step, events == Events::kKeep);
+  fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   HADAL_CHECK(fd_ >= 0, "cannot write ", path_, ": ", io::errno_text());
+  events_ = std::make_unique<EventWriter>(events_path_);
+  for (const io::Json& line : kept) events_->add(line);
 }
 
 Metrics::~Metrics() {
@@ -68,46 +86,54 @@ void Metrics::write(const io::Json& line) {
   const std::string text = line.dump() + "\n";
   HADAL_CHECK(io::write_all(fd_, text.data(), text.size()), "cannot write ", path_, ": ",
               io::errno_text(), "; free some space, then --resume");
+  events_->add(line);
 }
 
-void Metrics::step(int64_t step, const StepResult& r, const Recipe& recipe, int64_t tokens,
-                   double bytes_per_token) {
+void Metrics::step(const StepLine& s, const StepResult& r, const Recipe& recipe) {
   const double seconds = since_last_.seconds();
   since_last_ = Timer();
   average_step_seconds_ = average_step_seconds_ == 0.0
                               ? seconds
                               : (1.0 - kSmooth) * average_step_seconds_ + kSmooth * seconds;
-  const double bits = r.main / std::numbers::ln2 / bytes_per_token;
-  io::Json line = {{"step", step},
+  const double bits = r.main / std::numbers::ln2 / s.bytes_per_target;
+  io::Json line = {{"step", s.done.steps},
                    {"loss", r.main},
                    {"bits_per_byte", bits},
                    {"mtp_loss", r.mtp},
                    {"balance_loss", r.balance},
                    {"grad_norm", r.grad_norm},
                    {"lr", recipe.lr},
+                   {"mtp_weight", recipe.mtp_weight},
+                   {"bias_gamma", recipe.bias_gamma},
                    {"max_violation", r.max_violation()},
-                   {"tokens", tokens},
+                   {"sequences", s.sequences},
+                   {"tokens", s.tokens},
+                   {"total_tokens", s.done.tokens},
                    {"expert_counts", r.counts},
                    {"time",
                     {{"seconds", run_.seconds()},
-                     {"tokens_per_second", static_cast<double>(tokens) / seconds}}}};
+                     {"unix", unix_seconds()},
+                     {"tokens_per_second", static_cast<double>(s.tokens) / seconds}}}};
+  if (s.skipped) line["skipped"] = true;
   write(line);
-  show(step, r, bits, static_cast<double>(tokens) / average_step_seconds_);
+  show(s, r, bits);
 }
 
-void Metrics::show(int64_t step, const StepResult& r, double bits_per_byte,
-                   double tokens_per_second) {
+void Metrics::show(const StepLine& s, const StepResult& r, double bits_per_byte) {
   const double now = run_.seconds();
-  const bool last = step == num_steps_;
-  if (!last && now - last_shown_ < (terminal_ ? kShowEvery : kPlainEvery)) return;
+  if (first_progress_ < 0.0) first_progress_ = s.progress;
+  if (s.progress < 1.0 && now - last_shown_ < (terminal_ ? kShowEvery : kPlainEvery)) return;
   last_shown_ = now;
-  const double eta = average_step_seconds_ * static_cast<double>(num_steps_ - step);
+  const double gone = s.progress - first_progress_;
+  const std::string left =
+      gone > 0.0 ? duration(now * (1.0 - s.progress) / gone) + " left" : "time left unknown";
   const std::string text = fmt::format(
-      "step {}/{}  loss {:.3f}  bits/byte {:.3f}  MaxVio {:.2f}  {:.0f} tokens/s  {} left", step,
-      num_steps_, r.main, bits_per_byte, r.max_violation(), tokens_per_second, duration(eta));
+      "step {} ({:.1f}%)  loss {:.3f}  bits/byte {:.3f}  MaxVio {:.2f}  {:.0f} tokens/s  {}{}",
+      s.done.steps, 100.0 * s.progress, r.main, bits_per_byte, r.max_violation(),
+      static_cast<double>(s.tokens) / average_step_seconds_, left, s.skipped ? "  skipped" : "");
   if (terminal_) {
     constexpr int64_t kWidth = 24;
-    const int64_t full = kWidth * step / std::max<int64_t>(1, num_steps_);
+    const auto full = static_cast<int64_t>(kWidth * s.progress);
     fmt::print("\r[{}{}] {}\x1b[K", std::string(static_cast<size_t>(full), '#'),
                std::string(static_cast<size_t>(kWidth - full), '.'), text);
     line_open_ = true;
@@ -117,13 +143,25 @@ void Metrics::show(int64_t step, const StepResult& r, double bits_per_byte,
   std::fflush(stdout);
 }
 
+void Metrics::rolled_back(int64_t from, int64_t to) {
+  open(to, Events::kKeep);
+  // Of the step after, so that a run resumed at `to` writes this line again when it gets here.
+  write({{"step", to + 1}, {"event", "roll_back"}, {"from", from}});
+  end_line();
+  fmt::print(
+      "step {}: the loss spiked; back to the checkpoint of step {}, on with the data after\n", from,
+      to);
+  std::fflush(stdout);
+}
+
 void Metrics::evaluation(int64_t step, double loss, double bits_per_byte,
                          const std::vector<double>& mtp, double max_violation) {
   write({{"step", step},
          {"held_out_loss", loss},
          {"held_out_bits_per_byte", bits_per_byte},
          {"held_out_mtp_loss", mtp},
-         {"held_out_max_violation", max_violation}});
+         {"held_out_max_violation", max_violation},
+         {"time", {{"seconds", run_.seconds()}, {"unix", unix_seconds()}}}});
   end_line();
   fmt::print("step {}: held out: loss {:.4f}, {:.4f} bits per byte, MaxVio {:.2f}\n", step, loss,
              bits_per_byte, max_violation);

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/run_config.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <nlohmann/json.hpp>
@@ -11,6 +12,8 @@
 
 namespace hadal::train {
 namespace {
+
+constexpr double kMostSequences = 100000;  // of a step
 
 void check_integer(const std::string& where, const char* key, int64_t value, int64_t low,
                    int64_t high) {
@@ -24,43 +27,89 @@ void check_number(const std::string& where, const char* key, double value, doubl
               value, "; allowed: ", low, " to ", high);
 }
 
+SourceConfig read_source(const io::JsonObject& o) {
+  SourceConfig s;
+  s.shards = o.string("shards");
+  s.weight = o.number("weight", s.weight);
+  check_number(o.where(), "weight", s.weight, 1e-9, 1e9);
+  const std::string packing = o.string("packing", "stream");
+  HADAL_CHECK(packing == "stream" || packing == "whole", o.where(), ": packing is \"", packing,
+              "\"; allowed: stream, whole");
+  s.packing = packing == "stream" ? Packing::kStream : Packing::kWhole;
+  s.cross_document_attention = o.boolean("cross_document_attention", s.cross_document_attention);
+  o.check_no_unknown();
+  return s;
+}
+
 DataConfig read_data(const io::JsonObject& o) {
   DataConfig d;
   d.text = o.string("text", "");
   d.tokenizer = o.string("tokenizer", "");
   d.held_out = o.number("held_out", d.held_out);
+  if (o.has("sources"))
+    for (const io::JsonObject& source : o.objects("sources"))
+      d.sources.push_back(read_source(source));
   o.check_no_unknown();
   check_number(o.where(), "held_out", d.held_out, 0.0, 0.9);
+  HADAL_CHECK(d.text.empty() || d.sources.empty(), o.where(),
+              ": there are a text and sources; give one of them");
   return d;
 }
 
-LrSchedule read_lr(const io::JsonObject& o) {
-  LrSchedule lr;
-  lr.peak = o.number("peak", lr.peak);
-  lr.final = o.number("final", lr.final);
-  lr.warmup_steps = o.integer("warmup_steps", lr.warmup_steps);
-  lr.constant_steps = o.integer("constant_steps", lr.constant_steps);
-  o.check_no_unknown();
-  check_number(o.where(), "peak", lr.peak, 0.0, 10.0);
-  check_number(o.where(), "final", lr.final, 0.0, lr.peak);
-  check_integer(o.where(), "warmup_steps", lr.warmup_steps, 0, int64_t{1} << 40);
-  check_integer(o.where(), "constant_steps", lr.constant_steps, 0, int64_t{1} << 40);
-  return lr;
+// {"peak", "final", "warmup_steps", "constant_steps"}, or a schedule of its own.
+Schedule read_lr(const io::JsonObject& train, const TrainConfig& t) {
+  const io::Json& json = train.json();
+  const bool usual = !json.contains("lr") || json["lr"].is_null() ||
+                     (json["lr"].is_object() && !json["lr"].contains("pieces"));
+  if (!usual) return read_schedule(train, "lr", 0.0, 10.0);
+  WarmupCosine lr;
+  if (train.has("lr")) {
+    const io::JsonObject o = train.object("lr");
+    lr.peak = o.number("peak", lr.peak);
+    lr.final = o.number("final", lr.final);
+    lr.warmup_steps = o.integer("warmup_steps", lr.warmup_steps);
+    lr.constant_steps = o.integer("constant_steps", lr.constant_steps);
+    o.know("pieces");
+    o.check_no_unknown();
+    check_number(o.where(), "peak", lr.peak, 0.0, 10.0);
+    check_number(o.where(), "final", lr.final, 0.0, lr.peak);
+    check_integer(o.where(), "warmup_steps", lr.warmup_steps, 0, int64_t{1} << 40);
+    check_integer(o.where(), "constant_steps", lr.constant_steps, 0, int64_t{1} << 40);
+  }
+  HADAL_CHECK(t.tokens == 0, train.where(),
+              ": lr decays over train.steps, and this run is measured in tokens; give lr as start "
+              "and pieces");
+  return warmup_cosine(lr, t.steps);
 }
 
-DType read_dtype(const io::JsonObject& o) {
-  const std::string name = o.string("dtype", "f32");
+GuardConfig read_guard(const io::JsonObject& o) {
+  GuardConfig g;
+  g.enabled = true;
+  g.spike_sigma = o.number("spike_sigma", g.spike_sigma);
+  g.window = o.integer("window", g.window);
+  g.max_skips = o.integer("max_skips", g.max_skips);
+  g.max_rollbacks = o.integer("max_rollbacks", g.max_rollbacks);
+  o.check_no_unknown();
+  check_number(o.where(), "spike_sigma", g.spike_sigma, 0.0, 1e6);
+  check_integer(o.where(), "window", g.window, 4, 1 << 20);
+  check_integer(o.where(), "max_skips", g.max_skips, 0, 1 << 20);
+  check_integer(o.where(), "max_rollbacks", g.max_rollbacks, 0, 1 << 20);
+  return g;
+}
+
+DType read_dtype(const io::JsonObject& o, const char* key) {
+  const std::string name = o.string(key, "f32");
   if (name == "f32") return DType::kF32;
   if (name == "bf16") return DType::kBF16;
-  HADAL_FAIL(o.where(), ": dtype is \"", name, "\"; allowed: f32, bf16");
+  HADAL_FAIL(o.where(), ": ", key, " is \"", name, "\"; allowed: f32, bf16");
 }
 
 void check(const std::string& where, const TrainConfig& t) {
   constexpr int64_t kMany = int64_t{1} << 40;
   check_integer(where, "steps", t.steps, 1, kMany);
   check_integer(where, "sequence_length", t.sequence_length, 2, int64_t{1} << 20);
-  check_integer(where, "batch_sequences", t.batch_sequences, 1, int64_t{1} << 24);
-  check_integer(where, "micro_batch_sequences", t.micro_batch_sequences, 1, t.batch_sequences);
+  check_integer(where, "micro_batch_sequences", t.micro_batch_sequences, 1,
+                static_cast<int64_t>(t.batch_sequences.largest()));
   HADAL_CHECK(t.device == "cpu" || t.device == "cuda", where, ": device is ", t.device,
               "; allowed: cpu, cuda");
   check_integer(where, "threads", t.threads, 0, 1024);
@@ -69,45 +118,57 @@ void check(const std::string& where, const TrainConfig& t) {
   check_number(where, "eps", t.eps, 1e-30, 1.0);
   check_number(where, "weight_decay", t.weight_decay, 0.0, 100.0);
   check_number(where, "clip_norm", t.clip_norm, 0.0, 1e9);
-  check_number(where, "mtp_weight", t.mtp_weight, 0.0, 100.0);
-  check_number(where, "mtp_weight_final", t.mtp_weight_final, 0.0, 100.0);
-  check_integer(where, "mtp_weight_final_step", t.mtp_weight_final_step, 0, kMany);
-  check_number(where, "balance_alpha", t.balance_alpha, 0.0, 100.0);
-  check_number(where, "bias_gamma", t.bias_gamma, 0.0, 1.0);
-  check_integer(where, "bias_gamma_zero_step", t.bias_gamma_zero_step, 0, kMany);
+  check_number(where, "ema_decay", t.ema_decay, 0.0, 0.999999);
+  HADAL_CHECK(!t.guard.enabled || t.checkpoint_every > 0, where,
+              ": guard rolls back to checkpoints, and checkpoint_every is 0; set it");
   check_integer(where, "eval_every", t.eval_every, 0, kMany);
   check_integer(where, "eval_tokens", t.eval_tokens, 0, kMany);
   check_integer(where, "checkpoint_every", t.checkpoint_every, 0, kMany);
   check_integer(where, "keep_checkpoints", t.keep_checkpoints, 0, 1 << 20);
 }
 
+// A schedule, if there is one.
+void read(const io::JsonObject& o, const char* key, double low, double high, Schedule& schedule) {
+  if (o.has(key)) schedule = read_schedule(o, key, low, high);
+}
+
 TrainConfig read_train(const io::JsonObject& o) {
   TrainConfig t;
   t.output = o.string("output");
   t.init_from = o.string("init_from", "");
+  t.tokens = static_cast<int64_t>(o.number("tokens", 0.0));
+  check_number(o.where(), "tokens", o.number("tokens", 0.0), 0.0, 1e18);
+  HADAL_CHECK(t.tokens == 0 || !o.has("steps"), o.where(),
+              ": the run has a length in steps and in tokens; give one of them");
   t.steps = o.integer("steps", t.steps);
   t.sequence_length = o.integer("sequence_length", t.sequence_length);
-  t.batch_sequences = o.integer("batch_sequences", t.batch_sequences);
+  read(o, "batch_sequences", 1.0, kMostSequences, t.batch_sequences);
+  for (const Schedule::Piece& piece : t.batch_sequences.pieces)
+    HADAL_CHECK(piece.keeps || piece.to == std::floor(piece.to), o.where(),
+                ": batch_sequences goes to ", piece.to, "; it must be a whole number");
+  HADAL_CHECK(t.batch_sequences.start == std::floor(t.batch_sequences.start), o.where(),
+              ": batch_sequences is ", t.batch_sequences.start, "; it must be a whole number");
   t.micro_batch_sequences = o.integer("micro_batch_sequences", 0);
-  if (t.micro_batch_sequences == 0) t.micro_batch_sequences = t.batch_sequences;
+  if (t.micro_batch_sequences == 0)
+    t.micro_batch_sequences = static_cast<int64_t>(t.batch_sequences.largest());
   const int64_t seed = o.integer("seed", static_cast<int64_t>(t.seed));
   check_integer(o.where(), "seed", seed, 0, INT64_MAX);  // what JSON can give back
   t.seed = static_cast<uint64_t>(seed);
-  t.dtype = read_dtype(o);
+  t.dtype = read_dtype(o, "dtype");
+  t.moments = read_dtype(o, "moments");
   if (o.has("device")) t.device = o.string("device");
   t.threads = o.integer("threads", t.threads);
-  if (o.has("lr")) t.lr = read_lr(o.object("lr"));
+  t.lr = read_lr(o, t);
   t.beta1 = o.number("beta1", t.beta1);
   t.beta2 = o.number("beta2", t.beta2);
   t.eps = o.number("eps", t.eps);
   t.weight_decay = o.number("weight_decay", t.weight_decay);
   t.clip_norm = o.number("clip_norm", t.clip_norm);
-  t.mtp_weight = o.number("mtp_weight", t.mtp_weight);
-  t.mtp_weight_final = o.number("mtp_weight_final", t.mtp_weight);
-  t.mtp_weight_final_step = o.integer("mtp_weight_final_step", 0);
-  t.balance_alpha = o.number("balance_alpha", t.balance_alpha);
-  t.bias_gamma = o.number("bias_gamma", t.bias_gamma);
-  t.bias_gamma_zero_step = o.integer("bias_gamma_zero_step", 0);
+  read(o, "mtp_weight", 0.0, 100.0, t.mtp_weight);
+  read(o, "balance_alpha", 0.0, 100.0, t.balance_alpha);
+  read(o, "bias_gamma", 0.0, 1.0, t.bias_gamma);
+  t.ema_decay = o.number("ema_decay", t.ema_decay);
+  if (o.has("guard")) t.guard = read_guard(o.object("guard"));
   t.eval_every = o.integer("eval_every", t.eval_every);
   t.eval_tokens = o.integer("eval_tokens", t.eval_tokens);
   t.checkpoint_every = o.integer("checkpoint_every", t.checkpoint_every);
@@ -135,49 +196,99 @@ RunConfig run_config_of(const io::JsonObject& object) {
   return run;
 }
 
-RunConfig read_run_config(const std::string& path, const std::vector<std::string>& assignments) {
+std::vector<Phase> read_phases(const std::string& path,
+                               const std::vector<std::string>& assignments) {
   io::Json root = io::read_json(path);
   for (const std::string& assignment : assignments) io::set_by_path(root, assignment);
-  return run_config_of(io::JsonObject(std::move(root), path));
+  const io::JsonObject object(root, path);
+  if (!object.has("phases")) return {{.name = "", .run = run_config_of(object)}};
+  std::vector<Phase> phases;
+  std::string before;
+  root.erase("phases");
+  const std::string output = object.object("train").string("output");
+  for (const io::JsonObject& patch : object.objects("phases")) {
+    const std::string name = patch.string("name");
+    HADAL_CHECK(!name.empty() && name.find('/') == std::string::npos, patch.where(), ": name is \"",
+                name, "\"; it must be the name of a directory");
+    io::Json merged = root, changes = patch.json();
+    changes.erase("name");
+    merged.merge_patch(changes);
+    merged["train"]["output"] = output + "/" + name;
+    if (!before.empty()) merged["train"]["init_from"] = before + "/checkpoints/latest";
+    before = output + "/" + name;
+    phases.push_back(
+        {.name = name, .run = run_config_of(io::JsonObject(std::move(merged), patch.where()))});
+  }
+  HADAL_CHECK(!phases.empty(), path, ": phases is empty; list some, or leave it out");
+  return phases;
 }
+
+RunConfig read_run_config(const std::string& path, const std::vector<std::string>& assignments) {
+  std::vector<Phase> phases = read_phases(path, assignments);
+  HADAL_CHECK(phases.size() == 1 && phases[0].name.empty(), path,
+              " has phases where one run is needed");
+  return std::move(phases[0].run);
+}
+
+int64_t TrainConfig::batch_of(Moment begin) const {
+  const auto value = static_cast<int64_t>(batch_sequences.at(begin, begin));
+  if (batch_sequences.pieces.empty()) return value;
+  return std::max<int64_t>(1, value / micro_batch_sequences) * micro_batch_sequences;
+}
+
+namespace {
+
+io::Json to_json(const DataConfig& data) {
+  io::Json json = {{"text", data.text}, {"tokenizer", data.tokenizer}, {"held_out", data.held_out}};
+  for (const SourceConfig& s : data.sources)
+    json["sources"].push_back({{"shards", s.shards},
+                               {"weight", s.weight},
+                               {"packing", s.packing == Packing::kStream ? "stream" : "whole"},
+                               {"cross_document_attention", s.cross_document_attention}});
+  return json;
+}
+
+}  // namespace
 
 io::Json to_json(const RunConfig& run) {
   const TrainConfig& t = run.train;
-  io::Json root;
-  root["model"] = io::hf_config_to_json(run.model, DType::kF32, {});
-  root["data"] = {
-      {"text", run.data.text}, {"tokenizer", run.data.tokenizer}, {"held_out", run.data.held_out}};
-  root["train"] = {{"output", t.output},
-                   {"init_from", t.init_from},
-                   {"steps", t.steps},
-                   {"sequence_length", t.sequence_length},
-                   {"batch_sequences", t.batch_sequences},
-                   {"micro_batch_sequences", t.micro_batch_sequences},
-                   {"seed", t.seed},
-                   {"dtype", std::string(dtype_name(t.dtype))},
-                   {"device", t.device},
-                   {"threads", t.threads},
-                   {"lr",
-                    {{"peak", t.lr.peak},
-                     {"final", t.lr.final},
-                     {"warmup_steps", t.lr.warmup_steps},
-                     {"constant_steps", t.lr.constant_steps}}},
-                   {"beta1", t.beta1},
-                   {"beta2", t.beta2},
-                   {"eps", t.eps},
-                   {"weight_decay", t.weight_decay},
-                   {"clip_norm", t.clip_norm},
-                   {"mtp_weight", t.mtp_weight},
-                   {"mtp_weight_final", t.mtp_weight_final},
-                   {"mtp_weight_final_step", t.mtp_weight_final_step},
-                   {"balance_alpha", t.balance_alpha},
-                   {"bias_gamma", t.bias_gamma},
-                   {"bias_gamma_zero_step", t.bias_gamma_zero_step},
-                   {"eval_every", t.eval_every},
-                   {"eval_tokens", t.eval_tokens},
-                   {"checkpoint_every", t.checkpoint_every},
-                   {"keep_checkpoints", t.keep_checkpoints}};
-  return root;
+  io::Json train = {{"output", t.output},
+                    {"init_from", t.init_from},
+                    {"sequence_length", t.sequence_length},
+                    {"batch_sequences", to_json(t.batch_sequences)},
+                    {"micro_batch_sequences", t.micro_batch_sequences},
+                    {"seed", t.seed},
+                    {"dtype", std::string(dtype_name(t.dtype))},
+                    {"moments", std::string(dtype_name(t.moments))},
+                    {"device", t.device},
+                    {"threads", t.threads},
+                    {"lr", {{"start", t.lr.start}, {"pieces", io::Json::array()}}},
+                    {"beta1", t.beta1},
+                    {"beta2", t.beta2},
+                    {"eps", t.eps},
+                    {"weight_decay", t.weight_decay},
+                    {"clip_norm", t.clip_norm},
+                    {"mtp_weight", to_json(t.mtp_weight)},
+                    {"balance_alpha", to_json(t.balance_alpha)},
+                    {"bias_gamma", to_json(t.bias_gamma)},
+                    {"ema_decay", t.ema_decay},
+                    {"eval_every", t.eval_every},
+                    {"eval_tokens", t.eval_tokens},
+                    {"checkpoint_every", t.checkpoint_every},
+                    {"keep_checkpoints", t.keep_checkpoints}};
+  if (!t.lr.pieces.empty()) train["lr"] = to_json(t.lr);
+  if (t.tokens > 0)
+    train["tokens"] = t.tokens;
+  else
+    train["steps"] = t.steps;
+  if (t.guard.enabled)
+    train["guard"] = {{"spike_sigma", t.guard.spike_sigma},
+                      {"window", t.guard.window},
+                      {"max_skips", t.guard.max_skips},
+                      {"max_rollbacks", t.guard.max_rollbacks}};
+  return {{"model", io::hf_config_to_json(run.model, DType::kF32, {})},
+          {"data", to_json(run.data)},
+          {"train", std::move(train)}};
 }
 
 }  // namespace hadal::train

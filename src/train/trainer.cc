@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <numbers>
@@ -17,27 +16,16 @@
 #include "core/timer.h"
 #include "io/atomic.h"
 #include "io/hf.h"
-#include "io/tokenizer.h"
 #include "train/checkpoint.h"
-#include "train/data.h"
+#include "train/feed.h"
+#include "train/guard.h"
 #include "train/metrics.h"
+#include "train/report.h"
 
 namespace hadal::train {
 namespace {
 
 namespace fs = std::filesystem;
-
-TextData load_data(const RunConfig& run) {
-  HADAL_CHECK(!run.data.text.empty(), "data.text is empty; name a text file");
-  HADAL_CHECK(!run.data.tokenizer.empty(),
-              "data.tokenizer is empty; make one with: hadal tokenizer train");
-  const auto tokenizer = io::Tokenizer::load(run.data.tokenizer + "/tokenizer.json");
-  HADAL_CHECK(tokenizer.vocab_size() <= run.model.vocab_size, run.data.tokenizer, " has ",
-              tokenizer.vocab_size(),
-              " tokens, more than model.vocab_size = ", run.model.vocab_size);
-  return load_text(run.data.text, tokenizer, run.data.held_out,
-                   static_cast<int32_t>(run.model.bos_token_id));
-}
 
 // Cuts sequences into micro-batches of at most `size`.
 std::vector<std::vector<Sequence>> cut(std::vector<Sequence> sequences, int64_t size) {
@@ -55,6 +43,31 @@ double mean(double sum, int64_t count) {
   return count > 0 ? sum / static_cast<double>(count) : 0.0;
 }
 
+int64_t count_tokens(const std::vector<Sequence>& sequences) {
+  int64_t tokens = 0;
+  for (const Sequence& s : sequences) tokens += static_cast<int64_t>(s.ids.size());
+  return tokens;
+}
+
+// Of the steps of a run. A run that extends a model's context may change how it turns positions.
+io::Json without_positions(const Config& config) {
+  Config same = config;
+  same.rope = {};
+  same.max_position_embeddings = 1;
+  return io::hf_config_to_json(same, DType::kF32, {});
+}
+
+// The planted faults "spike" and "nan": what some sequences of the data would do.
+constexpr int64_t kBadBegin = 64, kBadEnd = 76;
+void plant_spike(std::vector<Sequence>& sequences, int64_t position) {
+  for (Sequence& s : sequences) {
+    if (position >= kBadBegin && position < kBadEnd)
+      for (size_t i = 0; i < s.targets.size(); ++i)
+        s.targets[i] = static_cast<int32_t>((static_cast<size_t>(position) * 31 + i * 17) % 7);
+    ++position;
+  }
+}
+
 // One run in progress.
 class Run {
  public:
@@ -62,103 +75,157 @@ class Run {
       : ctx_(ctx),
         run_(run),
         options_(options),
-        data_(load_data(run)),
+        feed_(run),
         learner_(ctx, run.model, run.train.dtype,
-                 run.train.micro_batch_sequences * run.train.sequence_length) {}
+                 run.train.micro_batch_sequences * run.train.sequence_length,
+                 {.moments = run.train.moments, .ema_decay = run.train.ema_decay}),
+        guard_(run.train.guard) {}
 
   TrainReport go();
 
  private:
   void start();
-  void one_step();
+  void init_weights();
+  void resume(const std::string& checkpoint);
+  Verdict one_step();
+  void roll_back();
   void evaluate(bool all);
-  void checkpoint() { save_run_checkpoint(run_, learner_, state_); }
+  void checkpoint();
+  Moment now() const { return {.steps = state_.step, .tokens = state_.tokens}; }
   bool due(int64_t every) const { return every > 0 && state_.step % every == 0; }
 
   Context& ctx_;
   const RunConfig& run_;
   const TrainOptions& options_;
-  TextData data_;
+  Feed feed_;
   Learner learner_;
+  Guard guard_;
   TrainerState state_;
   std::unique_ptr<Metrics> metrics_;
   TrainReport report_;
-  uint64_t data_seed_ = 0;
 };
+
+// Random, or those of another checkpoint.
+void Run::init_weights() {
+  const TrainConfig& t = run_.train;
+  if (t.init_from.empty()) {
+    init_params(ctx_, run_.model, t.seed, learner_.masters().tree);
+  } else {
+    const io::HfCheckpoint checkpoint = io::open_checkpoint(t.init_from);
+    HADAL_CHECK(
+        without_positions(checkpoint.config) == without_positions(run_.model),
+        "train.init_from: ", t.init_from,
+        " has another model config than this run; copy its config.json into \"model\" (only "
+        "rope and max_position_embeddings may differ)");
+    io::read_weights(ctx_, checkpoint, learner_.masters().tree);
+  }
+  learner_.masters_changed();
+  learner_.start_average();
+}
+
+void Run::resume(const std::string& checkpoint) {
+  state_ = load_run_checkpoint(ctx_, checkpoint, run_, learner_);
+  feed_.restore(io::JsonObject::parse(state_.feed, checkpoint + "/trainer.json: feed"));
+  guard_.restore(io::JsonObject::parse(state_.guard, checkpoint + "/trainer.json: guard"));
+  fmt::print("resuming from {}\n", checkpoint);
+  // Planted faults, to show that scripts/resume_check.sh notices them.
+  if (env::sabotage() == "rng") feed_.sabotage_seed();
+  if (env::sabotage() == "position") feed_.sabotage_position();
+}
 
 // Weights and state: from the newest checkpoint, another checkpoint, or random.
 void Run::start() {
   const TrainConfig& t = run_.train;
-  data_seed_ = t.seed;
   const std::optional<std::string> newest = latest_checkpoint(t.output);
   HADAL_CHECK(options_.resume || !newest, t.output, " already holds a run (", newest.value_or(""),
               "); add --resume to go on with it, or choose another train.output");
   HADAL_CHECK(newest || !options_.resume, t.output,
               " has no checkpoint to resume from; start the run without --resume");
-  if (newest) {
-    state_ = load_run_checkpoint(ctx_, *newest, run_, learner_);
-    fmt::print("resuming from {}\n", *newest);
-    // Planted faults, to show that scripts/resume_check.sh notices them.
-    if (env::sabotage() == "rng") ++data_seed_;
-    if (env::sabotage() == "position") ++state_.position;
-  } else if (!t.init_from.empty()) {
-    const io::HfCheckpoint checkpoint = io::open_checkpoint(t.init_from);
-    const io::Json theirs = io::hf_config_to_json(checkpoint.config, DType::kF32, {});
-    HADAL_CHECK(theirs == io::hf_config_to_json(run_.model, DType::kF32, {}),
-                "train.init_from: ", t.init_from,
-                " has another model config than this run; copy its config.json into \"model\"");
-    io::read_weights(ctx_, checkpoint, learner_.masters().tree);
-    learner_.masters_changed();
-  } else {
-    init_params(ctx_, run_.model, t.seed, learner_.masters().tree);
-    learner_.masters_changed();
-  }
-  check_long_enough(data_, t.sequence_length);
+  for (const std::string& line : feed_.describe()) fmt::print("{}\n", line);
+  if (newest)
+    resume(*newest);
+  else
+    init_weights();
   // Only now, so that a start that is refused changes nothing.
   std::error_code error;
   fs::create_directories(t.output, error);
   HADAL_CHECK(!error, "cannot make ", t.output, ": ", error.message());
   io::write_json(t.output + "/run.json", to_json(run_));
-  metrics_ = std::make_unique<Metrics>(t.output + "/metrics.jsonl", state_.step, t.steps);
+  metrics_ = std::make_unique<Metrics>(t.output, state_.step);
 }
 
-void Run::one_step() {
+Verdict Run::one_step() {
   const TrainConfig& t = run_.train;
-  const Recipe recipe = recipe_of(t, state_.step + 1);
-  const auto batches =
-      cut(training_batch(data_, data_seed_, state_.position, t.batch_sequences, t.sequence_length),
-          t.micro_batch_sequences);
-  const StepResult result = learner_.step(batches, recipe, state_.step + 1);
-  const int64_t tokens = t.batch_sequences * t.sequence_length;
-  ++state_.step;
-  state_.position += t.batch_sequences;
-  state_.tokens += tokens;
-  const double bytes_per_token =
-      static_cast<double>(data_.train_bytes) / static_cast<double>(data_.train.size());
-  metrics_->step(state_.step, result, recipe, tokens, bytes_per_token);
+  const int64_t count = t.batch_of(now());
+  std::vector<Sequence> sequences = feed_.next(count);
+  if (env::sabotage() == "spike") plant_spike(sequences, state_.position);
+  const int64_t tokens = count_tokens(sequences);
+  const Moment after{.steps = state_.step + 1, .tokens = state_.tokens + tokens};
+  const Recipe recipe = recipe_of(t, now(), after);
+  const StepResult result =
+      learner_.compute_gradients(cut(std::move(sequences), t.micro_batch_sequences), recipe);
+  const Verdict verdict =
+      t.guard.enabled ? guard_.judge(after.steps, result.main, result.grad_norm) : Verdict::kGood;
+  if (verdict == Verdict::kGood) learner_.update(recipe, ++state_.updates, result);
+  state_.step = after.steps;
+  state_.tokens = after.tokens;
+  state_.position += count;
+  const double progress = t.tokens > 0
+                              ? static_cast<double>(after.tokens) / static_cast<double>(t.tokens)
+                              : static_cast<double>(after.steps) / static_cast<double>(t.steps);
+  metrics_->step({.done = after,
+                  .progress = std::min(1.0, progress),
+                  .tokens = tokens,
+                  .sequences = count,
+                  .bytes_per_target = feed_.bytes_per_target(),
+                  .skipped = verdict != Verdict::kGood},
+                 result, recipe);
+  return verdict;
 }
 
-// Held-out text in windows of the training length. On the way only part of it, at the end all.
+// Back to the weights before the streak of bad steps, on with the data after it.
+void Run::roll_back() {
+  const std::string& output = run_.train.output;
+  const auto target = checkpoint_up_to(output, guard_.last_good_step());
+  HADAL_CHECK(target.has_value(), "the loss spiked at step ", guard_.last_good_step() + 1, " and ",
+              output,
+              " has no checkpoint before it to go back to; lower "
+              "train.checkpoint_every or the learning rate");
+  const int64_t from = state_.step, rollbacks = guard_.num_rollbacks();
+  const int64_t position = state_.position;
+  state_ = load_run_checkpoint(ctx_, *target, run_, learner_);
+  state_.position = position;
+  guard_.restore(io::JsonObject::parse(state_.guard, *target + "/trainer.json: guard"));
+  guard_.rolled_back(rollbacks);
+  go_back_to(output, state_.step);
+  metrics_->rolled_back(from, state_.step);
+}
+
+void Run::checkpoint() {
+  state_.feed = feed_.state().dump();
+  state_.guard = guard_.state().dump();
+  save_run_checkpoint(run_, learner_, state_);
+}
+
+// Held-out text in sequences of the training length. On the way only part of it, at the end all.
 void Run::evaluate(bool all) {
   const TrainConfig& t = run_.train;
-  if (data_.held_out.empty()) return;
   // At the end windows overlap by half, so that every token but the first sees half a window or
   // more.
   const int64_t stride = all ? std::max<int64_t>(1, t.sequence_length / 2) : t.sequence_length;
-  std::vector<Sequence> windows = held_out_windows(data_, t.sequence_length, stride);
+  std::vector<Sequence> windows = feed_.held_out(stride);
+  if (windows.empty()) return;
   if (!all && t.eval_tokens > 0)
     windows.resize(std::min(windows.size(), static_cast<size_t>(std::max<int64_t>(
                                                 1, t.eval_tokens / t.sequence_length))));
   const Learner::Evaluation e = learner_.evaluate(cut(std::move(windows), t.micro_batch_sequences));
   const double loss = mean(e.main_sum, e.num_targets);
-  const double bytes_per_token =
-      static_cast<double>(data_.held_out_bytes) / static_cast<double>(data_.held_out.size());
   std::vector<double> mtp;
   for (size_t k = 0; k < e.mtp_sum.size(); ++k) mtp.push_back(mean(e.mtp_sum[k], e.mtp_targets[k]));
   StepResult load;
   load.counts = e.counts;
   report_.held_out_loss = loss;
-  report_.held_out_bits_per_byte = loss / std::numbers::ln2 / bytes_per_token;
+  report_.held_out_bits_per_byte = loss / std::numbers::ln2 / feed_.held_out_bytes_per_target();
   report_.max_violation = load.max_violation();
   metrics_->evaluation(state_.step, loss, report_.held_out_bits_per_byte, mtp,
                        report_.max_violation);
@@ -169,35 +236,39 @@ TrainReport Run::go() {
   start();
   const Timer timer;
   bool stopped = false;
-  while (state_.step < t.steps && !stopped) {
-    one_step();
+  while (!t.is_over(now()) && !stopped) {
+    if (one_step() == Verdict::kRollBack) {
+      roll_back();
+      continue;
+    }
     stopped = options_.should_stop && options_.should_stop();
-    const bool last = state_.step == t.steps;
-    if (!last && !stopped && due(t.eval_every)) evaluate(false);
+    const bool last = t.is_over(now());
+    if (!last && due(t.eval_every)) evaluate(false);
     if (last || stopped || due(t.checkpoint_every)) checkpoint();
+    if (options_.should_report && options_.should_report()) write_report(t.output);
   }
   report_.steps = state_.step;
-  report_.finished = state_.step >= t.steps;
+  report_.finished = t.is_over(now());
   if (report_.finished) evaluate(true);
   metrics_->end_line();
+  write_report(t.output);
   report_.seconds = timer.seconds();
   return report_;
 }
 
 }  // namespace
 
-Recipe recipe_of(const TrainConfig& t, int64_t step) {
+Recipe recipe_of(const TrainConfig& t, Moment before, Moment after) {
   Recipe r;
-  r.lr = learning_rate(t.lr, step, t.steps);
+  r.lr = t.lr.at(before, after);
   r.beta1 = t.beta1;
   r.beta2 = t.beta2;
   r.eps = t.eps;
   r.weight_decay = t.weight_decay;
   r.clip_norm = t.clip_norm;
-  r.mtp_weight = t.mtp_weight_final_step > 0 && step >= t.mtp_weight_final_step ? t.mtp_weight_final
-                                                                                : t.mtp_weight;
-  r.balance_alpha = t.balance_alpha;
-  r.bias_gamma = t.bias_gamma_zero_step > 0 && step >= t.bias_gamma_zero_step ? 0.0 : t.bias_gamma;
+  r.mtp_weight = t.mtp_weight.at(before, after);
+  r.balance_alpha = t.balance_alpha.at(before, after);
+  r.bias_gamma = t.bias_gamma.at(before, after);
   return r;
 }
 

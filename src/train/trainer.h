@@ -1,8 +1,8 @@
 // Trainer: a whole run: data, steps, evaluations, checkpoints, and a clean stop.
 //
-// Order of a step: micro-batches forward and backward, clip, AdamW, bias update, metrics; then,
-// when due, a held-out evaluation and a checkpoint. A run that is killed goes on from its last
-// checkpoint with the same bits as if it had never stopped.
+// Order of a step: micro-batches forward and backward, the guard's verdict, clip, AdamW, bias
+// update, metrics; then, when due, a held-out evaluation and a checkpoint. A run that is killed
+// goes on from its last checkpoint with the same bits as if it had never stopped.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -14,8 +14,9 @@
 namespace hadal::train {
 
 struct TrainOptions {
-  bool resume = false;                // go on from the newest checkpoint
-  std::function<bool()> should_stop;  // asked after each step: checkpoint and return
+  bool resume = false;                       // go on from the newest checkpoint
+  std::function<bool()> should_stop = {};    // asked after each step: checkpoint and return
+  std::function<bool()> should_report = {};  // asked after each step: write the report page
 };
 
 struct TrainReport {
@@ -29,7 +30,7 @@ struct TrainReport {
 
 TrainReport run_training(Context& ctx, const RunConfig& run, const TrainOptions& options);
 
-// The recipe of `step` (1-based) of a run.
-Recipe recipe_of(const TrainConfig& config, int64_t step);
+// The recipe of the step from `before` to `after`.
+Recipe recipe_of(const TrainConfig& config, Moment before, Moment after);
 
 }  // namespace hadal::train

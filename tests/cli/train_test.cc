@@ -99,7 +99,8 @@ TEST_F(Train, RefusesAnEmptyText) {
   expect_refused(
       {"tokenizer", "train", "--input", empty, "--vocab-size", "280", "--output", dir_ / "t"},
       message);
-  expect_refused(train(set("data.text=\"\"")), "data.text is empty; name a text file");
+  expect_refused(train(set("data.text=\"\"")),
+                 "data.text is empty; name a text file, or list data.sources");
   write_text(empty, "abc");
   expect_refused(train(set("data.text=\"" + empty + "\"")),
                  "the training text has 3 tokens, fewer than one sequence of 16; give more text or "

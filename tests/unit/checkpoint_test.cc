@@ -241,8 +241,8 @@ TEST_F(CheckpointTest, DamagedTrainerJson) {
     io::write_json(path, root);
     load(at(2));
   };
-  EXPECT_ERROR(damage([](io::Json& r) { r["format"] = 2; }),
-               path + " has format 2; this hadal reads format 1");
+  EXPECT_ERROR(damage([](io::Json& r) { r["format"] = 1; }),
+               path + " has format 1; this hadal reads format 2");
   EXPECT_ERROR(damage([](io::Json& r) { r.erase("step"); }), path + ": step is missing; add it");
   EXPECT_ERROR(damage([](io::Json& r) { r["position"] = "x"; }),
                path + ": position is \"x\"; an integer is needed");

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/learner.h"
 
+#include <cmath>
 #include <limits>
 
 #include "tests/unit/train.h"
@@ -69,6 +70,95 @@ TEST(Learner, TheCutIntoMicroBatchesChangesOnlyRounding) {
       for (size_t k = 0; k < 2; ++k) EXPECT_NEAR(got.mtp[k], want.mtp[k], tolerance * want.mtp[k]);
     }
   }
+}
+
+// The sequences laid end to end as one, whose documents are they.
+Sequence joined(const std::vector<Sequence>& all) {
+  Sequence one;
+  for (const Sequence& s : all) {
+    one.documents.push_back(static_cast<int64_t>(one.ids.size()));
+    one.ids.insert(one.ids.end(), s.ids.begin(), s.ids.end());
+    one.targets.insert(one.targets.end(), s.targets.begin(), s.targets.end());
+  }
+  return one;
+}
+
+// Packed documents that are kept apart give the gradients of separate sequences, MTP included, bit
+// for bit; without keeping them apart the gradients differ.
+TEST(Learner, DocumentsKeptApartAreAsSequencesOfTheirOwn) {
+  Recipe r = recipe();
+  r.balance_alpha = 0.0;  // its mean is over whole sequences
+  for (DType compute : {DType::kF64, DType::kF32, DType::kBF16}) {
+    Subject separate(compute), packed(compute), mixed(compute);
+    Sequence one = joined(sequences());
+    const StepResult want = separate.learner.compute_gradients({sequences()}, r);
+    const StepResult got = packed.learner.compute_gradients({{one}}, r);
+    EXPECT_EQ(got.main, want.main);
+    EXPECT_EQ(got.mtp, want.mtp);
+    EXPECT_EQ(got.num_targets, want.num_targets);
+    EXPECT_EQ(got.counts, want.counts);
+    EXPECT_EQ(test::bits_of(packed.learner), test::bits_of(separate.learner));
+    one.documents.clear();
+    const StepResult other = mixed.learner.compute_gradients({{one}}, r);
+    EXPECT_EQ(other.num_targets, want.num_targets);
+    EXPECT_NE(other.main, want.main);
+  }
+}
+
+// And two such rows are two sequences to the balance loss: cut in two, they give the same.
+TEST(Learner, TheBalanceLossSeesWholeSequences) {
+  const std::vector<Sequence> all = sequences();
+  const Sequence a = joined({all[0], all[1], all[2]}), b = joined({all[3], all[4], all[5]});
+  Subject whole(DType::kF64), parts(DType::kF64), apart(DType::kF64);
+  Recipe r = recipe();
+  r.balance_alpha = 10.0;
+  const StepResult want = whole.learner.compute_gradients({{a, b}}, r);
+  const StepResult got = parts.learner.compute_gradients({{a}, {b}}, r);
+  EXPECT_NEAR(got.balance, want.balance, 1e-13 * want.balance);
+  test::expect_close_to_norm("gradients", ref::from_tensor<double>(parts.learner.grads().flat()),
+                             ref::from_tensor<double>(whole.learner.grads().flat()),
+                             64 * test::unit_roundoff(DType::kF64));
+  const StepResult separate = apart.learner.compute_gradients({all}, r);
+  EXPECT_GT(std::abs(separate.balance - want.balance), 1e-3);  // of shorter sequences
+}
+
+TEST(Learner, MomentsInBf16AreRounded) {
+  Machine machine(1);
+  Config config = test::tiny_config();
+  config.initializer_range = 0.3;
+  Learner learner(machine.ctx, config, DType::kF32, kMaxTokens, {.moments = DType::kBF16});
+  init_params(machine.ctx, config, 5, learner.masters().tree);
+  Subject exact(DType::kF32);
+  for (int64_t step = 1; step <= 3; ++step) {
+    learner.step(cut(sequences(), 2), recipe(), step);
+    exact.learner.step(cut(sequences(), 2), recipe(), step);
+  }
+  EXPECT_EQ(learner.first_moment().flat().dtype(), DType::kBF16);
+  EXPECT_EQ(learner.masters().flat().dtype(), DType::kF32);
+  // Moments within three roundings; weights moved by nearly the same.
+  test::expect_relative_l2("v", ref::from_tensor<double>(learner.second_moment().flat()),
+                           ref::from_tensor<double>(exact.learner.second_moment().flat()), 0.02);
+  test::expect_relative_l2("weights", ref::from_tensor<double>(learner.masters().flat()),
+                           ref::from_tensor<double>(exact.learner.masters().flat()), 0.01);
+}
+
+TEST(Learner, TheAverageFollowsTheWeights) {
+  Machine machine(1);
+  Config config = test::tiny_config();
+  Learner learner(machine.ctx, config, DType::kF64, kMaxTokens, {.ema_decay = 0.75});
+  init_params(machine.ctx, config, 5, learner.masters().tree);
+  learner.start_average();
+  std::vector<double> want = ref::from_tensor<double>(learner.masters().trained()).data;
+  for (int64_t step = 1; step <= 4; ++step) {
+    learner.step(cut(sequences(), 6), recipe(), step);
+    const test::Array<double> now = ref::from_tensor<double>(learner.masters().trained());
+    for (size_t i = 0; i < want.size(); ++i) want[i] = 0.75 * want[i] + 0.25 * now.data[i];
+  }
+  const test::Array<double> got = ref::from_tensor<double>(learner.average()->trained());
+  for (size_t i = 0; i < want.size(); ++i) ASSERT_NEAR(got.data[i], want[i], 1e-15);
+  // Router biases are not averaged.
+  test::expect_bits_equal("bias", learner.average()->tree.layers[1].moe.gate.bias,
+                          learner.masters().tree.layers[1].moe.gate.bias);
 }
 
 TEST(Learner, SameBitsTwiceAndAtAllThreadCounts) {

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/metrics.h"
 
+#include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -32,18 +34,26 @@ StepResult result_of(int64_t step) {
   return r;
 }
 
+Metrics::StepLine line_of(int64_t step) {
+  return {.done = {.steps = step, .tokens = 64 * step},
+          .progress = static_cast<double>(step) / 5.0,
+          .tokens = 64,
+          .sequences = 2,
+          .bytes_per_target = 4.0};
+}
+
 // Steps [first, last] and one evaluation at the end.
-void write(const std::string& path, int64_t first, int64_t last, int64_t num_steps) {
-  Metrics metrics(path, first - 1, num_steps);
+void write(const std::string& dir, int64_t first, int64_t last) {
+  Metrics metrics(dir, first - 1);
   for (int64_t step = first; step <= last; ++step)
-    metrics.step(step, result_of(step), {.lr = 0.01}, 64, 4.0);
+    metrics.step(line_of(step), result_of(step), {.lr = 0.01});
   metrics.evaluation(last, 2.0, 0.75, {2.5}, 0.5);
 }
 
 TEST(Metrics, ALineHoldsTheStep) {
   const TempDir dir;
-  write(dir / "m.jsonl", 1, 2, 2);
-  const std::vector<io::Json> lines = lines_of(dir / "m.jsonl");
+  write(dir.path(), 1, 2);
+  const std::vector<io::Json> lines = lines_of(dir / "metrics.jsonl");
   ASSERT_EQ(lines.size(), 3u);
   const io::Json& line = lines[1];
   EXPECT_EQ(line["step"], 2);
@@ -54,6 +64,10 @@ TEST(Metrics, ALineHoldsTheStep) {
   EXPECT_EQ(line["grad_norm"], 0.5);
   EXPECT_EQ(line["lr"], 0.01);
   EXPECT_EQ(line["tokens"], 64);
+  EXPECT_EQ(line["total_tokens"], 128);
+  EXPECT_EQ(line["sequences"], 2);
+  EXPECT_EQ(line["mtp_weight"], 0.3);
+  EXPECT_FALSE(line.contains("skipped"));
   EXPECT_EQ(line["max_violation"], 1.0);  // the mean of 3 / 1 - 1 and 1 / 1 - 1
   EXPECT_EQ(line["expert_counts"], io::Json({{3, 1, 0, 0}, {1, 1, 1, 1}}));
   EXPECT_TRUE(line["time"].contains("tokens_per_second"));
@@ -65,33 +79,54 @@ TEST(Metrics, ALineHoldsTheStep) {
 TEST(Metrics, ResumeCutsOffWhatCameAfterTheCheckpoint) {
   const TempDir dir;
   const auto all = [&](const std::string& name) {
-    std::vector<io::Json> lines = lines_of(dir / name);
+    std::vector<io::Json> lines = lines_of(dir / (name + "/metrics.jsonl"));
     for (io::Json& line : lines) line.erase("time");
     return lines;
   };
   {
-    Metrics metrics(dir / "cut.jsonl", 0, 5);
+    std::filesystem::create_directory(dir / "cut");
+    std::filesystem::create_directory(dir / "straight");
+    Metrics metrics(dir / "cut", 0);
     for (int64_t step = 1; step <= 4; ++step)
-      metrics.step(step, result_of(step), {.lr = 0.01}, 64, 4.0);
+      metrics.step(line_of(step), result_of(step), {.lr = 0.01});
   }
-  std::ofstream(dir / "cut.jsonl", std::ios::app) << R"({"step": 5, "loss": 1)";  // half a line
-  write(dir / "cut.jsonl", 3, 5, 5);
-  write(dir / "straight.jsonl", 1, 5, 5);
-  EXPECT_EQ(all("cut.jsonl"), all("straight.jsonl"));
+  std::ofstream(dir / "cut/metrics.jsonl", std::ios::app)
+      << R"({"step": 5, "loss": 1)";  // half a line
+  write(dir / "cut", 3, 5);
+  write(dir / "straight", 1, 5);
+  EXPECT_EQ(all("cut"), all("straight"));
+}
+
+// Both go back from step 4 to step 2; one is resumed there.
+TEST(Metrics, ARollBackCutsOffAndTellsSo) {
+  const TempDir dir;
+  const auto first_try = [&] {
+    Metrics metrics(dir.path(), 0);
+    for (int64_t step = 1; step <= 4; ++step)
+      metrics.step(line_of(step), result_of(step), {.lr = 0.01});
+    metrics.rolled_back(4, 2);
+  };
+  first_try();
+  const std::vector<io::Json> lines = lines_of(dir / "metrics.jsonl");
+  ASSERT_EQ(lines.size(), 3u);
+  EXPECT_EQ(lines[1]["step"], 2);
+  EXPECT_EQ(lines[2], io::Json({{"step", 3}, {"event", "roll_back"}, {"from", 4}}));
+  { const Metrics resumed(dir.path(), 2); }
+  EXPECT_EQ(lines_of(dir / "metrics.jsonl").size(), 2u);
 }
 
 TEST(Metrics, ANewRunCutsOffEverything) {
   const TempDir dir;
-  write(dir / "m.jsonl", 1, 3, 3);
-  std::ofstream(dir / "m.jsonl", std::ios::app) << "no JSON\n{}\n[1]\n";
-  { const Metrics metrics(dir / "m.jsonl", 0, 3); }
-  EXPECT_EQ(io::read_file(dir / "m.jsonl", 10), "");
+  write(dir.path(), 1, 3);
+  std::ofstream(dir / "metrics.jsonl", std::ios::app) << "no JSON\n{}\n[1]\n";
+  { const Metrics metrics(dir.path(), 0); }
+  EXPECT_EQ(io::read_file(dir / "metrics.jsonl", 10), "");
 }
 
 TEST(Metrics, AMissingDirectoryIsASentence) {
   const TempDir dir;
-  EXPECT_ERROR(Metrics(dir / "none/m.jsonl", 0, 1),
-               "cannot write " + dir / "none/m.jsonl" + ": No such file or directory");
+  EXPECT_ERROR(Metrics(dir / "none", 0),
+               "cannot write " + dir / "none/metrics.jsonl" + ": No such file or directory");
 }
 
 TEST(StepResult, MaxViolation) {

@@ -33,8 +33,9 @@ TEST_F(RunConfigTest, ReadsAndFillsIn) {
   EXPECT_EQ(run.data.held_out, 0.05);
   EXPECT_EQ(run.train.steps, 40);
   EXPECT_EQ(run.train.micro_batch_sequences, 4);
-  EXPECT_EQ(run.train.lr.peak, 2e-3);
-  EXPECT_EQ(run.train.mtp_weight_final, run.train.mtp_weight);
+  EXPECT_EQ(run.train.lr.largest(), 2e-3);
+  EXPECT_EQ(run.train.mtp_weight.start, 0.3);
+  EXPECT_FALSE(run.train.guard.enabled);
   EXPECT_EQ(run.train.beta2, 0.95);  // by default
 }
 
@@ -42,7 +43,7 @@ TEST_F(RunConfigTest, AssignmentsApplyInOrder) {
   const RunConfig run = with({"train.steps=5", "train.lr.peak=0.5", "data.text=a b.txt",
                               "train.steps=7", "model.rms_norm_eps=1e-5", "train.dtype=bf16"});
   EXPECT_EQ(run.train.steps, 7);
-  EXPECT_EQ(run.train.lr.peak, 0.5);
+  EXPECT_EQ(run.train.lr.largest(), 0.5);
   EXPECT_EQ(run.data.text, "a b.txt");
   EXPECT_EQ(run.model.rms_norm_eps, 1e-5);
   EXPECT_EQ(run.train.dtype, DType::kBF16);
@@ -56,15 +57,22 @@ TEST_F(RunConfigTest, MicroBatchIsTheBatchByDefault) {
 
 TEST_F(RunConfigTest, WhatIsWrittenReadsBack) {
   const RunConfig run =
-      with({"train.lr.constant_steps=3", "train.bias_gamma_zero_step=30", "train.seed=123456789012",
-            "train.mtp_weight_final=0.1", "train.mtp_weight_final_step=9", "train.clip_norm=0",
+      with({"train.lr.constant_steps=3", "train.seed=123456789012", "train.clip_norm=0",
+            "train.bias_gamma={\"start\": 1e-3, \"pieces\": [{\"until_steps\": 30}, {\"to\": 0}]}",
+            "train.batch_sequences={\"start\": 4, \"pieces\": [{\"shape\": \"linear\", \"to\": 16, "
+            "\"until_tokens\": 9e4}]}",
+            "train.guard={\"window\": 32}", "train.checkpoint_every=5", "train.moments=bf16",
+            "train.ema_decay=0.99", "data.sources=[{\"shards\": \"s\", \"packing\": \"whole\"}]",
             "train.dtype=bf16", "data.tokenizer=t", "train.init_from=d", "train.eval_tokens=77"});
   const io::Json text = to_json(run);
   const RunConfig again = run_config_of(io::JsonObject(text, "again"));
   EXPECT_EQ(to_json(again), text);
   EXPECT_EQ(again.train.seed, 123456789012u);
   EXPECT_EQ(again.train.dtype, DType::kBF16);
-  EXPECT_EQ(again.train.lr.constant_steps, 3);
+  EXPECT_EQ(again.train.lr.pieces.size(), 3u);
+  EXPECT_EQ(again.train.guard.window, 32);
+  EXPECT_EQ(again.train.moments, DType::kBF16);
+  EXPECT_EQ(again.data.sources.at(0).packing, Packing::kWhole);
   // And every key of the file is in it.
   const io::Json file = io::read_json(path_);
   for (const auto& [key, value] : file["train"].items()) EXPECT_TRUE(text["train"].contains(key));
@@ -101,7 +109,8 @@ TEST_F(RunConfigTest, BadLearningRates) {
   EXPECT_ERROR(with({"train.lr.peak=nan"}), at("train: lr: peak is \"nan\"; a number is needed"));
   EXPECT_ERROR(with({"train.lr.warmup_steps=-1"}),
                at("train: lr: warmup_steps is -1; allowed: 0 to 1099511627776"));
-  EXPECT_ERROR(with({"train.lr=1e-3"}), at("train: lr is 0.001; an object { } is needed"));
+  EXPECT_EQ(with({"train.lr=1e-3"}).train.lr.largest(), 1e-3);
+  EXPECT_ERROR(with({"train.lr=11"}), at("train: lr is 11; allowed: 0 to 10"));
 }
 
 // Each out of its range by as little as possible.
@@ -111,7 +120,7 @@ TEST_F(RunConfigTest, ValuesOutOfRange) {
   } cases[] = {
       {"train.steps=0", "train: steps is 0; allowed: 1 to 1099511627776"},
       {"train.sequence_length=1", "train: sequence_length is 1; allowed: 2 to 1048576"},
-      {"train.batch_sequences=0", "train: batch_sequences is 0; allowed: 1 to 16777216"},
+      {"train.batch_sequences=0", "train: batch_sequences is 0; allowed: 1 to 100000"},
       {"train.micro_batch_sequences=17", "train: micro_batch_sequences is 17; allowed: 1 to 16"},
       {"train.micro_batch_sequences=-1", "train: micro_batch_sequences is -1; allowed: 1 to 16"},
       {"train.threads=1025", "train: threads is 1025; allowed: 0 to 1024"},
@@ -146,6 +155,122 @@ TEST_F(RunConfigTest, SequencesMustFitTheModel) {
   EXPECT_ERROR(with({"train.sequence_length=2", "model.num_nextn_predict_layers=2"}),
                at("train.sequence_length is 2; it must be above model.num_nextn_predict_layers = "
                   "2"));
+}
+
+TEST_F(RunConfigTest, LengthInTokens) {
+  const std::string lr = "train.lr={\"start\": 1e-3, \"pieces\": []}";
+  const RunConfig run = with({"train.steps=null", "train.tokens=3e6", lr});
+  EXPECT_EQ(run.train.tokens, 3000000);
+  EXPECT_FALSE(run.train.is_over({.steps = 1 << 30, .tokens = 2999999}));
+  EXPECT_TRUE(run.train.is_over({.steps = 1, .tokens = 3000000}));
+  EXPECT_ERROR(with({"train.tokens=5", lr}),
+               at("train: the run has a length in steps and in tokens; give one of them"));
+  EXPECT_ERROR(
+      with({"train.steps=null", "train.tokens=5"}),
+      at("train: lr decays over train.steps, and this run is measured in tokens; give lr as "
+         "start and pieces"));
+}
+
+// The report's ramp, 3,072 to 15,360 over 469 B tokens, in whole micro-batches.
+TEST_F(RunConfigTest, TheBatchGrows) {
+  TrainConfig t;
+  t.batch_sequences = Schedule(3072);
+  t.batch_sequences.pieces = {{.shape = Schedule::Shape::kLinear,
+                               .to = 15360,
+                               .unit = Schedule::Unit::kTokens,
+                               .until = 469000000000}};
+  t.micro_batch_sequences = 16;
+  EXPECT_EQ(t.batch_of({.steps = 0, .tokens = 0}), 3072);
+  EXPECT_EQ(t.batch_of({.steps = 9, .tokens = 234500000000}), 9216);
+  EXPECT_EQ(t.batch_of({.steps = 9, .tokens = 235000000000}), 9216);  // 9,229 sequences, cut
+  EXPECT_EQ(t.batch_of({.steps = 9, .tokens = 469000000000}), 15360);
+  EXPECT_EQ(t.batch_of({.steps = 9, .tokens = 999000000000}), 15360);
+}
+
+TEST_F(RunConfigTest, MixturesAndGuards) {
+  const RunConfig run =
+      with({"data.sources=[{\"shards\": \"a\", \"weight\": 2}, {\"shards\": \"b\", "
+            "\"cross_document_attention\": false}]"});
+  ASSERT_EQ(run.data.sources.size(), 2u);
+  EXPECT_EQ(run.data.sources[0].weight, 2.0);
+  EXPECT_TRUE(run.data.sources[0].cross_document_attention);
+  EXPECT_FALSE(run.data.sources[1].cross_document_attention);
+  const std::string first = "data: sources[0]: ";
+  EXPECT_ERROR(with({"data.sources=[{\"weight\": 1}]"}), at(first + "shards is missing; add it"));
+  EXPECT_ERROR(with({"data.sources=[{\"shards\": \"a\", \"weight\": 0}]"}),
+               at(first + "weight is 0; allowed: 1e-09 to 1e+09"));
+  EXPECT_ERROR(with({"data.sources=[{\"shards\": \"a\", \"packing\": \"tight\"}]"}),
+               at(first + "packing is \"tight\"; allowed: stream, whole"));
+  EXPECT_ERROR(with({"data.text=t", "data.sources=[{\"shards\": \"a\"}]"}),
+               at("data: there are a text and sources; give one of them"));
+  EXPECT_ERROR(with({"train.guard={}", "train.checkpoint_every=0"}),
+               at("train: guard rolls back to checkpoints, and checkpoint_every is 0; set it"));
+  EXPECT_ERROR(with({"train.guard={\"window\": 3}"}),
+               at("train: guard: window is 3; allowed: 4 to 1048576"));
+  EXPECT_ERROR(with({"train.ema_decay=1"}), at("train: ema_decay is 1; allowed: 0 to 0.999999"));
+  EXPECT_ERROR(with({"train.moments=f64"}), at("train: moments is \"f64\"; allowed: f32, bf16"));
+  EXPECT_ERROR(with({"train.batch_sequences=1.5"}),
+               at("train: batch_sequences is 1.5; it must be a whole number"));
+}
+
+// Pre-training at 128 tokens, then two extensions as in the report, 4.3.
+TEST_F(RunConfigTest, Phases) {
+  io::Json root = io::read_json(path_);
+  const io::Json yarn = {{"rope_type", "yarn"},
+                         {"rope_theta", 10000},
+                         {"factor", 4},
+                         {"original_max_position_embeddings", 256}};
+  root["train"]["output"] = "runs/p";
+  root["phases"] = {
+      {{"name", "short"}},
+      {{"name", "long"},
+       {"model",
+        {{"rope_parameters", yarn}, {"rope_theta", nullptr}, {"max_position_embeddings", 1024}}},
+       {"train", {{"steps", 5}, {"sequence_length", 1024}, {"lr", 1e-4}}}}};
+  io::write_json(path_, root);
+  const std::vector<Phase> phases = read_phases(path_, {"train.seed=9"});
+  ASSERT_EQ(phases.size(), 2u);
+  EXPECT_EQ(phases[0].run.train.output, "runs/p/short");
+  EXPECT_EQ(phases[0].run.train.init_from, "");
+  EXPECT_EQ(phases[1].name, "long");
+  EXPECT_EQ(phases[1].run.train.init_from, "runs/p/short/checkpoints/latest");
+  EXPECT_EQ(phases[1].run.train.seed, 9u);
+  EXPECT_EQ(phases[1].run.train.steps, 5);
+  EXPECT_EQ(phases[1].run.train.lr.largest(), 1e-4);
+  EXPECT_EQ(phases[1].run.model.rope.rope_type, "yarn");
+  EXPECT_EQ(phases[0].run.model.rope.rope_type, "default");
+  EXPECT_ERROR(with({}), path_ + " has phases where one run is needed");
+  root["phases"][1]["train"]["stepz"] = 1;
+  io::write_json(path_, root);
+  EXPECT_ERROR(read_phases(path_, {}),
+               at("phases[1]: train: unknown key \"stepz\"; did you mean \"steps\"?"));
+  root["phases"] = {{{"name", "a/b"}}};
+  io::write_json(path_, root);
+  EXPECT_ERROR(read_phases(path_, {}),
+               at("phases[0]: name is \"a/b\"; it must be the name of a directory"));
+}
+
+// configs/deepseek_v3_pretrain.json says what the report does, 4.2 and 4.3.
+TEST(ReportsProcedure, IsAConfig) {
+  const std::vector<Phase> phases = read_phases("configs/deepseek_v3_pretrain.json", {});
+  ASSERT_EQ(phases.size(), 3u);
+  const TrainConfig &first = phases[0].run.train, &second = phases[1].run.train,
+                    &third = phases[2].run.train;
+  EXPECT_EQ(first.tokens, 14800000000000);
+  const Moment late{.steps = 230000, .tokens = 14700000000000};
+  EXPECT_EQ(first.lr.at(late, late), 7.3e-6);
+  EXPECT_EQ(first.mtp_weight.at(late, late), 0.1);
+  EXPECT_EQ(first.bias_gamma.at(late, late), 0.0);
+  EXPECT_EQ(first.batch_of({}), 3072);
+  EXPECT_EQ(first.batch_of(late), 15360);
+  EXPECT_EQ(phases[0].run.model.rope.rope_type, "default");
+  EXPECT_EQ(phases[1].run.model.rope.factor, 40.0);
+  // Each phase of an extension has the tokens of a step before it, about 62.9 M.
+  EXPECT_EQ(second.sequence_length * second.batch_of({}), 62914560);
+  EXPECT_EQ(third.sequence_length * third.batch_of({}), 62914560);
+  EXPECT_EQ(first.sequence_length * first.batch_of(late), 62914560);
+  EXPECT_EQ(third.steps, 1000);
+  EXPECT_EQ(third.lr.largest(), 7.3e-6);
 }
 
 TEST_F(RunConfigTest, MissingParts) {

@@ -16,8 +16,9 @@ inline train::RunConfig tiny_run(const std::string& output) {
   run.train.output = output;
   run.train.steps = 6;
   run.train.sequence_length = 9;
-  run.train.batch_sequences = run.train.micro_batch_sequences = 2;
-  run.train.lr = {.peak = 1e-2, .final = 1e-3, .warmup_steps = 2, .constant_steps = 0};
+  run.train.batch_sequences = train::Schedule(2);
+  run.train.micro_batch_sequences = 2;
+  run.train.lr = train::warmup_cosine({.peak = 1e-2, .final = 1e-3, .warmup_steps = 2}, 6);
   run.train.keep_checkpoints = 2;
   return run;
 }
