@@ -27,7 +27,7 @@ MAY = {
     "train": {"core", "ops", "model", "io", "parallel"},
     "serve": {"core", "ops", "model", "io", "parallel"},
     "eval": {"core", "ops", "model", "io", "parallel", "serve"},
-    "plan": {"core"},
+    "plan": {"core", "io"},
     "cli": {"core", "ops", "model", "io", "parallel", "train", "serve", "eval", "plan"},
 }
 USES_PURE = {"io", "plan"}
@@ -36,7 +36,7 @@ EXTERNAL = [
     (re.compile(r"(cuda|cublas|cudnn|cute/|cutlass/|mma\.h)"), set(), "CUDA"),
     (re.compile(r"nccl"), {"parallel"}, "NCCL"),
     (re.compile(r"mpi\.h"), {"parallel"}, "MPI"),
-    (re.compile(r"nlohmann/"), {"io", "train", "serve", "eval", "cli"}, "JSON"),
+    (re.compile(r"nlohmann/"), {"io", "train", "serve", "eval", "plan", "cli"}, "JSON"),
     (re.compile(r"pcre2"), {"io"}, "PCRE2"),
     (re.compile(r"CLI/"), {"cli"}, "CLI11"),
     (re.compile(r"(filesystem|fstream|fcntl\.h|sys/stat\.h)$"),
