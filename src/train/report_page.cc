@@ -111,7 +111,7 @@ const clock = (s) => s >= 3600 ? `${Math.floor(s / 3600)} h ${Math.round(s % 360
 const last = (points) => points && points.length ? points[points.length - 1] : [0, NaN];
 // About five round numbers from low to high.
 const ticks = (low, high) => {
-  const raw = (high - low) / 4 || 1, power = 10 ** Math.floor(Math.log10(raw));
+  const raw = (high - low) / 5 || 1, power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= raw);
   const list = [];
   for (let x = Math.ceil(low / step) * step; x <= high + step * 1e-9; x += step) list.push(x);

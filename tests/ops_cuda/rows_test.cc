@@ -178,7 +178,9 @@ TEST(OpsCuda, Optimizer) {
         ops::adamw(s.ctx, rule, grad, param, m, v);
         ops::adamw(s.ctx, rule, grad, p16, m16, v);
         ops::sum_squares_acc(s.ctx, grad, total);
-        return std::vector<Tensor>{param, m, v, p16, m16, total};
+        Tensor average = s.random("average", type, {n});
+        ops::ema_update(s.ctx, 0.99, param, average);
+        return std::vector<Tensor>{param, m, v, p16, m16, total, average};
       });
 }
 
