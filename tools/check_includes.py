@@ -17,7 +17,8 @@ import re
 import sys
 
 PURE = {"model/config.h", "model/params.h", "model/bytes.h",
-        "parallel/mesh.h", "parallel/schedule.h", "parallel/placement.h"}
+        "parallel/mesh.h", "parallel/schedule.h", "parallel/schedule_rank.h", "parallel/stages.h",
+        "parallel/placement.h"}
 MAY = {
     "core": set(),
     "ops": {"core"},
