@@ -53,6 +53,7 @@ int main(int argc, char** argv) {
   hadal::cli::add_tokenizer_command(app);
   hadal::cli::add_data_command(app);
   hadal::cli::add_report_command(app);
+  hadal::cli::add_plan_command(app);
   hadal::cli::add_env_command(app);
   try {
     app.parse(argc, argv);

@@ -64,5 +64,6 @@ void add_env_command(CLI::App& app);
 void add_tokenizer_command(CLI::App& app);
 void add_data_command(CLI::App& app);
 void add_report_command(CLI::App& app);
+void add_plan_command(CLI::App& app);
 
 }  // namespace hadal::cli

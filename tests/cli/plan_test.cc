@@ -1,0 +1,108 @@
+// hadal plan: its figures, its pictures, and what it refuses.
+// SPDX-License-Identifier: Apache-2.0
+#include <nlohmann/json.hpp>
+
+#include "tests/cli/run.h"
+
+namespace hadal::test {
+namespace {
+
+using nlohmann::json;
+
+json schedule(const std::string& kind, int pp, int microbatches) {
+  const Result r = run({"plan", "schedule", "--kind", kind, "--pp", std::to_string(pp),
+                        "--microbatches", std::to_string(microbatches), "--json"});
+  EXPECT_EQ(r.status, 0) << r.err;
+  return json::parse(r.out);
+}
+
+TEST(PlanSchedule, GivesMakespanBubbleAndEachRanksSteps) {
+  const json s = schedule("dualpipe", 8, 20);
+  EXPECT_EQ(s["makespan"], 66);
+  EXPECT_EQ(s["bubble"], 6);
+  ASSERT_EQ(s["ranks"].size(), 8u);
+  EXPECT_EQ(s["ranks"][0][0], (json{{"op", "F0.0"}, {"start", 0}, {"finish", 1}}));
+  EXPECT_EQ(schedule("dualpipe", 16, 120)["makespan"], 374);
+  EXPECT_EQ(schedule("dualpipe", 4, 8)["makespan"], 26);
+  EXPECT_EQ(schedule("zb1p", 16, 120)["bubble"], 15);
+  EXPECT_EQ(schedule("1f1b", 16, 120)["bubble"], 45);
+}
+
+TEST(PlanSchedule, DrawsATimeline) {
+  const TempDir dir;
+  const std::string path = dir / "timeline.svg";
+  const Result r = run({"plan", "schedule", "--kind", "dualpipe", "--pp", "8", "--microbatches",
+                        "20", "--out", path});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.out.find("makespan 66, bubble 6"), std::string::npos) << r.out;
+  const std::string svg = read_text(path);
+  EXPECT_EQ(svg.rfind("<svg ", 0), 0u);
+  EXPECT_NE(svg.find("xmlns=\"http://www.w3.org/2000/svg\""), std::string::npos);
+  EXPECT_NE(svg.find("prefers-color-scheme:dark"), std::string::npos);
+  for (const char* text : {">rank 0<", ">rank 7<", "F0.9&amp;B1.3", "</svg>"})
+    EXPECT_NE(svg.find(text), std::string::npos) << text;
+}
+
+TEST(PlanSchedule, RefusesBadInputInOneSentence) {
+  expect_refused({"plan", "schedule", "--kind", "dualpipe", "--pp", "7"},
+                 "dualpipe: pp is 7; it has to be even");
+  expect_refused({"plan", "schedule", "--kind", "gpipe"},
+                 "there is no schedule gpipe; choose one of: 1f1b, interleaved, zb1p, dualpipe, "
+                 "dualpipev");
+  expect_refused({"plan", "schedule", "--overlap", "0"}, "--overlap is 0; it has to be above 0");
+  expect_refused(
+      {"plan", "schedule", "--out", "/nonexistent/x.svg"},
+      "cannot write /nonexistent/x.svg: No such file or directory; make its directory and "
+      "give yourself the right to write there");
+}
+
+constexpr const char* kV3 = "configs/plans/v3_h800.json";
+
+TEST(PlanTrain, PrintsAStepAndWritesAReport) {
+  const TempDir dir;
+  const std::string path = dir / "report.html";
+  const Result r = run({"plan", "train", kV3, "--report", path});
+  EXPECT_EQ(r.status, 0) << r.err;
+  for (const char* text : {"\n1F1B ", "\nbubble ", "tokens/day", "fitted: overlap_stretch",
+                           "layers of each stage: 4 4 4 4 4 4 4 4 4 4 4 4 4 4 4 1+MTP+head"})
+    EXPECT_NE(r.out.find(text), std::string::npos) << text;
+  EXPECT_EQ(read_text(path).rfind("<!doctype html>", 0), 0u);
+  const json j = json::parse(run({"plan", "train", kV3, "--json"}).out);
+  EXPECT_EQ(j["microbatches"], 120);
+  EXPECT_GT(j["basis"].size(), 20u);
+  EXPECT_TRUE(j["fits"]);
+}
+
+TEST(PlanTrain, SearchesMeshes) {
+  const Result r = run({"plan", "train", kV3, "--search", "--devices", "256", "--json"});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_GE(json::parse(r.out)["front"].size(), 1u);
+}
+
+TEST(PlanTrain, RefusesBadInputInOneSentence) {
+  expect_refused({"plan", "train", kV3, "--set", "mesh.ep=48"},
+                 "mesh: ep = 48 does not divide dp = 128");
+  expect_refused({"plan", "train", kV3, "--devices", "256"},
+                 "--devices is for --search; give both");
+  expect_refused({"plan", "train", kV3, "--search", "--devices", "12"},
+                 "--devices has 12, which is not whole nodes of 8");
+  expect_refused({"plan", "train", "/nonexistent.json"},
+                 "cannot open /nonexistent.json: No such file or directory; check the path");
+}
+
+// A rate that is missing and a budget that cannot be met, through files.
+TEST(PlanTrain, RefusesClustersThatCannotCarryIt) {
+  const TempDir dir;
+  json cluster = json::parse(read_text("configs/clusters/h800_2048.json"));
+  cluster["rates"] = {dir / "rates.json"};
+  write_text(dir / "rates.json", R"({"rows": []})");
+  write_text(dir / "cluster.json", cluster.dump());
+  const auto with = [&](const std::string& file) {
+    return Arguments{"plan", "train", kV3, "--set", "cluster=" + dir / file};
+  };
+  expect_refused(with("cluster.json"),
+                 "no rate of norm (bytes) in " + dir / "rates.json" + "; add a row of it");
+}
+
+}  // namespace
+}  // namespace hadal::test
