@@ -5,9 +5,10 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <bit>
 #include <cstdlib>
 #include <utility>
+
+#include "core/size_class.h"
 
 namespace hadal {
 namespace {
@@ -15,13 +16,6 @@ namespace {
 constexpr size_t kHugePage = size_t{2} << 20;
 
 size_t align_up(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-// Four classes per power of two: at most a quarter is wasted and sizes that differ slightly share.
-size_t size_class(size_t bytes) {
-  bytes = std::max<size_t>(bytes, 256);
-  const size_t step = std::bit_floor(bytes - 1) / 4;
-  return align_up((bytes + step - 1) / step * step);
-}
 
 }  // namespace
 

@@ -130,7 +130,7 @@ Schedule make_schedule(const ScheduleShape& shape) {
 LiveChunks live_chunks(const Schedule& schedule, int rank) {
   LiveChunks most;
   int live = 0, deferred = 0;
-  for (const Step& step : schedule.steps[static_cast<size_t>(rank)]) {
+  for (const ScheduleStep& step : schedule.steps[static_cast<size_t>(rank)]) {
     if (step.has_forward()) ++live;
     if (step.work == Work::kBackwardInput) ++deferred, --live;
     most.activations = std::max(most.activations, live);
@@ -141,7 +141,7 @@ LiveChunks live_chunks(const Schedule& schedule, int rank) {
   return most;
 }
 
-std::string to_string(const Schedule& schedule, const Step& step) {
+std::string to_string(const Schedule& schedule, const ScheduleStep& step) {
   const bool show_stage =
       schedule.num_directions() == 1 && schedule.num_stages > schedule.num_ranks;
   const auto chunk = [&](const char* work, const Chunk& c) {

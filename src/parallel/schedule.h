@@ -54,7 +54,7 @@ struct Transfer {
   Chunk chunk;
 };
 
-struct Step {
+struct ScheduleStep {
   Work work = Work::kForward;
   Chunk forward;   // kForward, kOverlap
   Chunk backward;  // all but kForward
@@ -72,8 +72,8 @@ struct Schedule {
   ScheduleKind kind = ScheduleKind::k1F1B;
   int num_ranks = 1;
   int num_stages = 1;
-  int num_microbatches = 1;              // of both directions together
-  std::vector<std::vector<Step>> steps;  // [P]
+  int num_microbatches = 1;                      // of both directions together
+  std::vector<std::vector<ScheduleStep>> steps;  // [P]
   // Posted after the last step.
   std::vector<std::vector<Transfer>> last_transfers;  // [P]
 
@@ -106,6 +106,6 @@ LiveChunks live_chunks(const Schedule& schedule, int rank);
 
 // "F0.3", "Bi1.0", "W1.0", "B0.2", "F0.3&B1.1": direction and micro-batch. Where a rank holds
 // several stages of one direction, "F3:0": micro-batch and stage.
-std::string to_string(const Schedule& schedule, const Step& step);
+std::string to_string(const Schedule& schedule, const ScheduleStep& step);
 
 }  // namespace hadal

@@ -7,7 +7,7 @@
 namespace hadal::detail {
 
 struct RankProgram {
-  std::vector<Step> steps;
+  std::vector<ScheduleStep> steps;
   std::vector<Transfer> last_transfers;
 };
 

@@ -14,8 +14,8 @@ table{border-collapse:collapse;font-size:.9rem;width:100%}
 th,td{padding:4px 10px;border-bottom:1px solid var(--grid);text-align:left;vertical-align:top}
 th{color:var(--dim);font-weight:600}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-.frame{overflow-x:auto;border:1px solid var(--grid);border-radius:6px;padding:8px;background:var(--bg)}
-figure{margin:1rem 0}figcaption,p.small{color:var(--dim);font-size:.9rem}
+.frame{margin:.75rem 0;overflow-x:auto;border:1px solid var(--grid);border-radius:6px;padding:8px;background:var(--bg)}
+figure{margin:1rem 0}figure .frame{margin:0}figcaption,p.small{color:var(--dim);font-size:.9rem}
 .frame svg.p{max-width:none}
 @media (max-width:600px){body{font-size:15px}th,td{padding:3px 6px}main{padding:10px}}
 @media print{.frame{overflow:visible;border:0}.frame svg.p{max-width:100%}h2{break-after:avoid}}

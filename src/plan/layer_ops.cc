@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "core/check.h"
+#include "plan/host_ops.h"
 
 namespace hadal::plan {
 namespace {
@@ -27,10 +28,7 @@ class Lister {
         Do(H * c.v_head_dim),
         latents(c.q_lora_rank + c.kv_lora_rank),
         down(c.q_lora_rank + c.latent_dim()),
-        fp8(s.plan->recipe == Recipe::kFp8) {
-    HADAL_CHECK(s.plan->recipe != Recipe::kF32,
-                "recipe f32 is the CPU runtime's; on a GPU plan with bf16 or fp8");
-  }
+        fp8(s.plan->recipe == Recipe::kFp8) {}
 
   void product(int64_t tokens, int64_t n, int64_t k) {
     add(fp8 ? "gemm_fp8" : "gemm_bf16", {tokens, n, k});
@@ -186,6 +184,7 @@ LayerShape layer_shape(const TrainPlan& p) {
 }
 
 OpList attention_ops(const LayerShape& s, Pass pass) {
+  if (s.plan->recipe == Recipe::kF32) return host::attention_ops(s, pass);
   Lister l(s);
   switch (pass) {
     case Pass::kForward:
@@ -202,6 +201,7 @@ OpList attention_ops(const LayerShape& s, Pass pass) {
 }
 
 OpList mlp_ops(const LayerShape& s, bool is_moe, Pass pass) {
+  if (s.plan->recipe == Recipe::kF32) return host::mlp_ops(s, is_moe, pass);
   Lister l(s);
   if (pass == Pass::kForward) {
     l.bytes("norm", 8 * l.T * l.D);
@@ -221,6 +221,7 @@ OpList mlp_ops(const LayerShape& s, bool is_moe, Pass pass) {
 }
 
 OpList head_ops(const LayerShape& s, Pass pass) {
+  if (s.plan->recipe == Recipe::kF32) return host::head_ops(s, pass);
   const Lister l(s);
   const int64_t V = l.c.vocab_size / l.tp;
   switch (pass) {
@@ -237,12 +238,14 @@ OpList head_ops(const LayerShape& s, Pass pass) {
 }
 
 OpList embed_ops(const LayerShape& s, Pass pass) {
+  if (s.plan->recipe == Recipe::kF32) return host::embed_ops(s, pass);
   const int64_t elements = s.tokens * s.plan->model.hidden_size;
   if (pass == Pass::kBackwardInput) return {};
   return {{"elementwise", {(pass == Pass::kForward ? 4 : 10) * elements}}};
 }
 
 OpList mtp_projection_ops(const LayerShape& s, Pass pass) {
+  if (s.plan->recipe == Recipe::kF32) return host::mtp_projection_ops(s, pass);
   const int64_t T = s.tokens, D = s.plan->model.hidden_size;
   switch (pass) {
     case Pass::kForward:

@@ -3,8 +3,9 @@
 //   T tokens of a micro-batch on this rank   D model width   F hidden width   R received routed
 //   rows
 //
-// For GPUs, after the kernels of DeepSeek's published training trace (one overlapped chunk pair);
-// the runtime's own CPU ops are in host_ops.h. Exchanges between ranks are not here: chunk.h.
+// For GPUs (recipes fp8 and bf16), after the kernels of DeepSeek's published training trace of one
+// overlapped chunk pair; recipe f32 is the CPU runtime's, in host_ops.h. Exchanges between ranks
+// are not here: chunk.h.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 

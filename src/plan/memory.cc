@@ -88,7 +88,7 @@ double stage_bytes(const TrainPlan& p, const StageRange& s, double LayerBytes::*
 }
 
 // Walks the steps of a rank and keeps the moment with the most bytes.
-void activations_of(const std::vector<Step>& steps, const std::vector<double>& saved,
+void activations_of(const std::vector<ScheduleStep>& steps, const std::vector<double>& saved,
                     const std::vector<double>& deferred, RankMemory& memory) {
   double live = 0.0, waiting = 0.0;
   const auto at = [](const std::vector<double>& v, const Chunk& c) {
@@ -99,7 +99,7 @@ void activations_of(const std::vector<Step>& steps, const std::vector<double>& s
     memory.activations = live;
     memory.deferred = waiting;
   };
-  for (const Step& step : steps) {
+  for (const ScheduleStep& step : steps) {
     if (step.has_forward()) live += at(saved, step.forward);
     look();
     if (step.has_backward_input()) live -= at(saved, step.backward);

@@ -53,6 +53,33 @@ constexpr OpKind kKinds[] = {
     {"rest_forward", 2, "tokens x hidden", "element", WorkKind::kAll},
     {"rest_backward", 2, "tokens x hidden", "element", WorkKind::kAll},
     {"rest_weight", 2, "tokens x hidden", "element", WorkKind::kAll},
+    // Ops of the CPU runtime in f32, as bench/op_rates times them: y = x w^T, y = x w, w += x^T y.
+    {"host_gemm_nt", 3, "M x N x K", "flop", WorkKind::kProduct},
+    {"host_gemm_nn", 3, "M x N x K", "flop", WorkKind::kProduct},
+    {"host_gemm_tn", 3, "tokens x N x K", "flop", WorkKind::kProduct},
+    {"host_grouped_nt", 4, "rows x N x K x experts", "flop", WorkKind::kProduct},
+    {"host_grouped_nn", 4, "rows x N x K x experts", "flop", WorkKind::kProduct},
+    {"host_grouped_tn", 4, "rows x N x K x experts", "flop", WorkKind::kProduct},
+    {"host_attention_forward", 4, "tokens x heads x Dqk x Dv", "flop", WorkKind::kAttentionForward},
+    {"host_attention_backward", 4, "tokens x heads x Dqk x Dv", "flop",
+     WorkKind::kAttentionBackward},
+    {"host_norm_forward", 2, "tokens x width", "element", WorkKind::kAll},
+    {"host_norm_recompute", 2, "tokens x width", "element", WorkKind::kAll},
+    {"host_norm_backward", 2, "tokens x width", "element", WorkKind::kAll},
+    {"host_rope", 3, "tokens x heads x width", "element", WorkKind::kAll},
+    {"host_swiglu_forward", 2, "rows x width", "element", WorkKind::kAll},
+    {"host_swiglu_backward", 2, "rows x width", "element", WorkKind::kAll},
+    {"host_gate_forward", 2, "tokens x experts", "element", WorkKind::kAll},
+    {"host_gate_backward", 2, "tokens x experts", "element", WorkKind::kAll},
+    {"host_scatter_rows", 2, "rows x width", "element", WorkKind::kAll},
+    {"host_combine_rows", 2, "rows x width", "element", WorkKind::kAll},
+    {"host_cross_entropy_forward", 2, "tokens x vocabulary", "element", WorkKind::kAll},
+    {"host_cross_entropy_backward", 2, "tokens x vocabulary", "element", WorkKind::kAll},
+    {"host_add", 1, "elements", "element", WorkKind::kFirst},
+    {"host_copy", 1, "elements", "element", WorkKind::kFirst},
+    {"host_fill", 1, "elements", "element", WorkKind::kFirst},
+    {"host_sum_squares", 1, "elements", "element", WorkKind::kFirst},
+    {"host_adamw", 1, "elements", "element", WorkKind::kFirst},
 };
 
 const OpKind* find_kind(std::string_view op) {
@@ -124,8 +151,11 @@ double work_of(const std::string& op, const OpShape& shape) {
       return dim(1) * dim(0) * dim(0) * (3.0 * dim(2) + 2.0 * dim(3));
     case WorkKind::kFirst:
       return dim(0);
-    case WorkKind::kAll:
-      return dim(0) * dim(1);
+    case WorkKind::kAll: {
+      double all = 1.0;
+      for (size_t i = 0; i < shape.size(); ++i) all *= dim(i);
+      return all;
+    }
   }
   HADAL_UNREACHABLE("kind of work");
 }

@@ -59,6 +59,10 @@ class Drawer {
     entry("bi", "its input half");
     entry("w", "its weight half");
     entry("gap", "bubble");
+    if (schedule_.num_directions() == 2)
+      svg_.text(x, 38, "lighter: the other direction", "start", "dim");
+    else if (schedule_.num_stages > schedule_.num_ranks)
+      svg_.text(x, 38, "lighter: the rank's later stages", "start", "dim");
   }
 
   void cell(const Span& span, double y, double h, const std::string& cls, const std::string& label,
@@ -76,7 +80,7 @@ class Drawer {
     const auto& steps = schedule_.steps[static_cast<size_t>(rank)];
     const auto& spans = timeline_.spans[static_cast<size_t>(rank)];
     for (size_t i = 0; i < steps.size(); ++i) {
-      const Step& s = steps[i];
+      const ScheduleStep& s = steps[i];
       const std::string title = fmt::format("{}  {:.4g} to {:.4g}", to_string(schedule_, s),
                                             spans[i].start, spans[i].finish);
       const std::string f = concat(s.forward.microbatch), b = concat(s.backward.microbatch);
@@ -105,7 +109,7 @@ class Drawer {
     const double y = y_of(schedule_.num_ranks) + 6;
     svg_.line(kLeft, y, x_of(timeline_.makespan), y, "axis");
     double tick = std::pow(10.0, std::floor(std::log10(std::max(timeline_.makespan, 1e-30))));
-    while (timeline_.makespan / tick < 5) tick /= 2;
+    while (timeline_.makespan / tick < 8) tick /= 2;
     for (double t = 0; t <= timeline_.makespan * (1 + 1e-9); t += tick) {
       svg_.line(x_of(t), y, x_of(t), y + 4, "axis");
       svg_.text(x_of(t), y + 16, fmt::format("{:.4g}", t), "middle", "small dim");

@@ -8,6 +8,8 @@
 
 #include "core/check.h"
 #include "model/bytes.h"
+#include "plan/host_ops.h"
+#include "plan/runtime_memory.h"
 
 namespace hadal::plan {
 namespace {
@@ -35,7 +37,7 @@ class Durations {
  public:
   Durations(const TrainPlan& plan, const ChunkCosts& costs) : plan_(plan), costs_(costs) {}
 
-  double of(const Step& step) const {
+  double of(const ScheduleStep& step) const {
     const Chunk &f = step.forward, &b = step.backward;
     switch (step.work) {
       case Work::kForward:
@@ -54,7 +56,7 @@ class Durations {
   }
 
   // Messages of a pair travel beside its last weight half.
-  double message(const Step& maker, int from, int to) const {
+  double message(const ScheduleStep& maker, int from, int to) const {
     if (maker.work == Work::kOverlap) return 0.0;
     const Cluster& c = plan_.cluster;
     const int ranks = plan_.mesh.dp * plan_.mesh.tp;  // of a stage
@@ -118,17 +120,21 @@ double ring_seconds(const Cluster& c, int group, int stride, double bytes) {
 // Of one pipeline rank: what follows the last micro-batch.
 double optimizer_seconds(const TrainPlan& p, const std::vector<StageParams>& held, Basis& basis) {
   const Mesh& m = p.mesh;
+  if (p.recipe == Recipe::kF32) {
+    double host = 0.0;
+    for (const OpUse& use : host::optimizer_ops(p))
+      host += p.rates.seconds(use.op, use.shape, 0, basis);
+    return host;
+  }
   const int dense_group = replica_group(p), expert_ranks = expert_group(p);
   double seconds = 0.0, gradients = 0.0, shards = 0.0;
   for (const StageParams& n : held) {
     const double dense = n.matrices + n.plain;
     const double dense_weights =
         n.matrices * weight_bytes(p.recipe, false) + n.plain * weight_bytes(p.recipe, true);
-    const double wide = p.recipe == Recipe::kF32 ? 4.0 : 0.0;  // masters travel themselves
-    seconds +=
-        ring_seconds(p.cluster, dense_group, m.tp, 4.0 * dense + dense_weights + wide * dense);
+    seconds += ring_seconds(p.cluster, dense_group, m.tp, 4.0 * dense + dense_weights);
     seconds += ring_seconds(p.cluster, expert_ranks, m.tp * m.ep,
-                            n.experts * (4.0 + weight_bytes(p.recipe, false) + wide));
+                            n.experts * (4.0 + weight_bytes(p.recipe, false)));
     gradients += 4.0 * n.total();
     shards += dense / dense_group + n.experts / expert_ranks;
   }
@@ -166,7 +172,8 @@ Schedule short_schedule(const TrainPlan& p) {
 }
 
 void add_memory(const TrainPlan& p, TrainResult& r) {
-  r.memory = plan_memory(p, r.stages, short_schedule(p));
+  r.memory = p.recipe == Recipe::kF32 ? std::vector<RankMemory>{runtime_memory(p)}
+                                      : plan_memory(p, r.stages, short_schedule(p));
   double host = 0.0;
   for (const RankMemory& m : r.memory) {
     r.largest_memory = std::max(r.largest_memory, m.device());
@@ -196,8 +203,8 @@ namespace {
 void add_times(const TrainPlan& p, const ChunkCosts& costs, const Schedule& schedule,
                TrainResult& r) {
   const Durations durations(p, costs);
-  const StepTimes times{.step = [&](int, const Step& step) { return durations.of(step); },
-                        .message = [&](const Step& maker, int from,
+  const StepTimes times{.step = [&](int, const ScheduleStep& step) { return durations.of(step); },
+                        .message = [&](const ScheduleStep& maker, int from,
                                        int to) { return durations.message(maker, from, to); }};
   r.timeline = play(schedule, times);
   r.pipeline_seconds = r.timeline.makespan;

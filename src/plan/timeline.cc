@@ -58,7 +58,7 @@ class Player {
     return ready.of(chunk);
   }
 
-  double message_time(const Step& maker, const Chunk& chunk, int to_stage) const {
+  double message_time(const ScheduleStep& maker, const Chunk& chunk, int to_stage) const {
     if (!times_.message || to_stage < 0 || to_stage >= schedule_.num_stages) return 0.0;
     const int from = schedule_.rank_of(chunk.direction, chunk.stage),
               to = schedule_.rank_of(chunk.direction, to_stage);
@@ -68,7 +68,7 @@ class Player {
   bool advance(size_t rank, double& free) {
     auto& spans = timeline_.spans[rank];
     if (spans.size() == schedule_.steps[rank].size()) return false;
-    const Step& step = schedule_.steps[rank][spans.size()];
+    const ScheduleStep& step = schedule_.steps[rank][spans.size()];
     double start = free;
     if (step.has_forward()) {
       const double at = arrival(forward_, step.forward, step.forward.stage - 1);
@@ -106,7 +106,7 @@ double Timeline::busy(int rank) const {
 
 StepTimes unit_times(double overlap) {
   return {.step =
-              [overlap](int, const Step& step) {
+              [overlap](int, const ScheduleStep& step) {
                 switch (step.work) {
                   case Work::kForward:
                   case Work::kBackwardInput:

@@ -23,9 +23,9 @@ struct Timeline {
 };
 
 struct StepTimes {
-  std::function<double(int rank, const Step& step)> step;
+  std::function<double(int rank, const ScheduleStep& step)> step;
   // From the end of `maker` to the arrival of what it made; empty: 0.
-  std::function<double(const Step& maker, int from, int to)> message;
+  std::function<double(const ScheduleStep& maker, int from, int to)> message;
 };
 
 // Unit times: F = B = W = 1, a full backward 2, an overlapped pair `overlap`.

@@ -109,7 +109,8 @@ DType activation_dtype(Recipe recipe) {
   return recipe == Recipe::kF32 ? DType::kF32 : DType::kBF16;
 }
 
-TrainPlan read_train_plan(const std::string& path, const std::vector<std::string>& assignments) {
+TrainPlan read_train_plan(const std::string& path, const std::vector<std::string>& assignments,
+                          Rates rates) {
   io::Json root = io::read_json(path);
   for (const std::string& assignment : assignments) io::set_by_path(root, assignment);
   const io::JsonObject o(root, path);
@@ -119,7 +120,7 @@ TrainPlan read_train_plan(const std::string& path, const std::vector<std::string
   p.name = o.string("name");
   p.model = read_model(o, folder);
   p.cluster = read_cluster((folder / o.string("cluster")).string());
-  p.rates = RateTable::read(p.cluster.rate_files);
+  if (rates == Rates::kWith) p.rates = RateTable::read(p.cluster.rate_files);
   p.rates.scale(p.cluster.flops_scale, p.cluster.bytes_scale);
   p.mesh = read_mesh(o.object("mesh"));
   p.schedule = parse_schedule(o.string("schedule"));
@@ -141,6 +142,9 @@ TrainPlan read_train_plan(const std::string& path, const std::vector<std::string
 
 void check_train_plan(const TrainPlan& p) {
   const ScheduleShape shape = p.schedule_shape();
+  HADAL_CHECK(p.recipe != Recipe::kF32 || p.cluster.num_devices() == 1,
+              "recipe f32 is that of the CPU runtime on one rank; plan ", p.cluster.num_devices(),
+              " devices with bf16 or fp8");
   // NOTE: both ends of DualPipe hold the same stages, so its stages are as many as its ranks.
   const int64_t stages = p.schedule == ScheduleKind::kDualPipe ? 1 : stages_per_rank(shape);
   check_mesh(p.mesh, {.num_ranks = p.cluster.num_devices(),

@@ -73,7 +73,9 @@ struct TrainPlan {
 };
 
 // Reads PATH, applies "mesh.pp=8" assignments in order. Paths in it are relative to it.
-TrainPlan read_train_plan(const std::string& path, const std::vector<std::string>& assignments);
+enum class Rates : uint8_t { kWith, kWithout };  // without: to measure them
+TrainPlan read_train_plan(const std::string& path, const std::vector<std::string>& assignments,
+                          Rates rates = Rates::kWith);
 
 // Throws an Error that names the number that does not divide.
 void check_train_plan(const TrainPlan& plan);

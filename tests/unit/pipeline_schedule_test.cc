@@ -52,7 +52,7 @@ std::string name_of(const Schedule& s) {
 void check_chunks(const Schedule& schedule) {
   std::set<Key> forward, input, weight;
   for (int rank = 0; rank < schedule.num_ranks; ++rank)
-    for (const Step& s : schedule.steps[static_cast<size_t>(rank)]) {
+    for (const ScheduleStep& s : schedule.steps[static_cast<size_t>(rank)]) {
       if (s.has_forward()) {
         EXPECT_EQ(schedule.rank_of(s.forward.direction, s.forward.stage), rank);
         EXPECT_TRUE(forward.insert(key(s.forward)).second) << to_string(schedule, s);
@@ -81,7 +81,8 @@ using Channel = std::vector<std::pair<Transfer::What, Key>>;
 
 std::vector<std::vector<Transfer>> groups_of(const Schedule& s, int rank) {
   std::vector<std::vector<Transfer>> groups;
-  for (const Step& step : s.steps[static_cast<size_t>(rank)]) groups.push_back(step.transfers);
+  for (const ScheduleStep& step : s.steps[static_cast<size_t>(rank)])
+    groups.push_back(step.transfers);
   groups.push_back(s.last_transfers[static_cast<size_t>(rank)]);
   return groups;
 }
@@ -121,7 +122,7 @@ void check_inputs(const Schedule& schedule) {
         else
           here.insert({t.what, key(t.chunk)});
     };
-    for (const Step& s : schedule.steps[static_cast<size_t>(rank)]) {
+    for (const ScheduleStep& s : schedule.steps[static_cast<size_t>(rank)]) {
       post(s.transfers);
       if (s.has_forward() && s.forward.stage > 0) {
         EXPECT_TRUE(here.contains({Transfer::What::kActivation, key(s.forward)}));
@@ -270,7 +271,7 @@ std::string trace(const Schedule& s, int rank, bool directions = true) {
   const Timeline t = play(s, unit_times(3));
   std::string text;
   for (size_t i = 0; i < s.steps[static_cast<size_t>(rank)].size(); ++i) {
-    const Step& step = s.steps[static_cast<size_t>(rank)][i];
+    const ScheduleStep& step = s.steps[static_cast<size_t>(rank)][i];
     std::string name = step.work == Work::kBackwardWeight ? "W" : to_string(s, step);
     if (!directions) {  // "F0.1&B1.2" as "F1&B2": which micro-batch of which phase
       std::string plain;
@@ -341,14 +342,14 @@ TEST(Schedule, DualPipeHasThePublishedNumberOfPairs) {
   for (int rank = 0; rank < 4; ++rank) {
     const auto& steps = s.steps[static_cast<size_t>(rank)];
     EXPECT_EQ(std::count_if(steps.begin(), steps.end(),
-                            [](const Step& step) { return step.work == Work::kOverlap; }),
+                            [](const ScheduleStep& step) { return step.work == Work::kOverlap; }),
               expected[rank]);
   }
 }
 
 TEST(Schedule, PlaysMessagesThatTakeTime) {
   plan::StepTimes times = unit_times(3);
-  times.message = [](const Step&, int, int) { return 0.5; };
+  times.message = [](const ScheduleStep&, int, int) { return 0.5; };
   // One micro-batch down and back over 3 boundaries each way.
   EXPECT_EQ(play(make(ScheduleKind::k1F1B, 4, 1), times).makespan, 4 * 3 + 6 * 0.5);
 }
