@@ -31,7 +31,8 @@ int64_t nearest_level(const Tile& tile, double magnitude, int64_t last) {
 
 Tile encode(std::span<const float> values, int bits) {
   HADAL_CHECK(bits >= 3 && bits <= 16, "LogFMT has 3 to 16 bits, not ", bits);
-  Tile tile{.bits = bits};
+  Tile tile;
+  tile.bits = bits;
   double low = std::numeric_limits<double>::infinity(), high = -low;
   for (const float v : values) {
     HADAL_CHECK(std::isfinite(v), "LogFMT encodes finite numbers, not ", static_cast<double>(v));
