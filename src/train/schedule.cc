@@ -6,6 +6,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <numbers>
+#include <utility>
 
 #include "core/check.h"
 
@@ -106,12 +107,16 @@ double Schedule::largest() const {
 Schedule warmup_cosine(const WarmupCosine& s, int64_t num_steps) {
   const int64_t begin = s.warmup_steps + s.constant_steps;
   Schedule schedule(s.warmup_steps > 0 ? 0.0 : s.peak);
-  const auto add = [&](Schedule::Shape shape, double to, int64_t until) {
-    schedule.pieces.push_back({.shape = shape, .to = to, .until = until});
+  schedule.pieces = {
+      {.shape = Schedule::Shape::kLinear, .to = s.peak, .until = s.warmup_steps},
+      {.shape = Schedule::Shape::kConstant, .to = s.peak, .until = begin},
+      {.shape = Schedule::Shape::kCosine, .to = s.final, .until = num_steps},
   };
-  if (s.warmup_steps > 0) add(Schedule::Shape::kLinear, s.peak, s.warmup_steps);
-  if (s.constant_steps > 0) add(Schedule::Shape::kConstant, s.peak, begin);
-  if (num_steps > begin) add(Schedule::Shape::kCosine, s.final, num_steps);
+  // Without the pieces that have no steps.
+  int64_t end = 0;
+  std::erase_if(schedule.pieces, [&](const Schedule::Piece& piece) {
+    return piece.until <= std::exchange(end, std::max(end, piece.until));
+  });
   return schedule;
 }
 
