@@ -49,7 +49,7 @@ int64_t count_tokens(const std::vector<Sequence>& sequences) {
   return tokens;
 }
 
-// Of the steps of a run. A run that extends a model's context may change how it turns positions.
+// A model's config but for positions, which a run that extends the context may turn otherwise.
 io::Json without_positions(const Config& config) {
   Config same = config;
   same.rope = {};
@@ -57,7 +57,7 @@ io::Json without_positions(const Config& config) {
   return io::hf_config_to_json(same, DType::kF32, {});
 }
 
-// The planted faults "spike" and "nan": what some sequences of the data would do.
+// The planted fault "spike": what some sequences of the data would do.
 constexpr int64_t kBadBegin = 64, kBadEnd = 76;
 void plant_spike(std::vector<Sequence>& sequences, int64_t position) {
   for (Sequence& s : sequences) {
