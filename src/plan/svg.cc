@@ -75,7 +75,7 @@ void Svg::rect(double x, double y, double w, double h, std::string_view cls,
                std::string_view title) {
   body_ += fmt::format(R"(<rect x="{}" y="{}" width="{}" height="{}" class="{}")", number(x),
                        number(y), number(w), number(h), cls);
-  body_ += title.empty() ? "/>\n" : ">" + title_of(title) + "</rect>\n";
+  body_ += title.empty() ? "/>\n" : fmt::format(">{}</rect>\n", title_of(title));
 }
 
 void Svg::line(double x1, double y1, double x2, double y2, std::string_view cls) {
@@ -95,7 +95,7 @@ void Svg::text(double x, double y, std::string_view text, std::string_view ancho
   body_ += fmt::format(R"(<text x="{}" y="{}")", number(x), number(y));
   if (anchor != "start") body_ += fmt::format(R"( text-anchor="{}")", anchor);
   if (!cls.empty()) body_ += fmt::format(R"( class="{}")", cls);
-  body_ += ">" + escape_xml(text) + "</text>\n";
+  body_ += fmt::format(">{}</text>\n", escape_xml(text));
 }
 
 std::string Svg::open(std::string_view label, bool is_file) const {
