@@ -10,6 +10,7 @@
 #include <functional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "io/json.h"
@@ -38,14 +39,31 @@ class AddedTokens {
              const std::function<void(int32_t)>& on_token) const;
 
  private:
-  // Indices into tokens_ by first byte, longest first.
-  using Group = std::array<std::vector<size_t>, 256>;
-  void split(const Group& group, std::string_view text,
+  // A tree of contents by bytes: texts that are full of "<" meet hundreds of tokens that begin so.
+  class Tree {
+   public:
+    void add(std::string_view content, size_t token);
+    bool empty() const { return nodes_.size() == 1; }
+    bool begins_with(char c) const { return first_[static_cast<uint8_t>(c)] >= 0; }
+    // The longest token at the start of `text`; -1 for none.
+    int32_t longest(std::string_view text) const;
+
+   private:
+    struct Node {
+      std::vector<std::pair<uint8_t, int32_t>> children{};
+      int32_t token = -1;
+    };
+    std::array<int32_t, 256> first_ = no_nodes();  // children of the root
+    std::vector<Node> nodes_{1};
+    static std::array<int32_t, 256> no_nodes();
+    int32_t child(int32_t node, uint8_t byte) const;
+  };
+  void split(const Tree& tree, std::string_view text,
              const std::function<void(std::string_view)>& on_text,
              const std::function<void(int32_t)>& on_token) const;
 
   std::vector<AddedToken> tokens_;
-  Group plain_, normalized_;
+  Tree plain_, normalized_;
 };
 
 }  // namespace hadal::io

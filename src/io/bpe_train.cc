@@ -157,14 +157,15 @@ Tokenizer train_bpe(std::string_view text, int64_t vocab_size,
   for (const std::string& content : special_tokens) {
     HADAL_CHECK(!content.empty() && seen.insert(content).second, "the special token \"", content,
                 "\" is empty or stands twice; give different ones");
-    spec.added.push_back({.id = static_cast<int32_t>(spec.vocab.size()), .content = content});
-    spec.vocab.push_back({content, content});
+    const auto id = static_cast<int32_t>(spec.vocab.size());
+    spec.added.push_back({.id = id, .content = content});
+    spec.vocab.push_back({id, content, content});
   }
   const auto add = [&](const std::string& bytes) {
     const std::string name = spell_bytes(bytes);
     HADAL_CHECK(!seen.contains(name), "the special token \"", name,
                 "\" is also the name of ordinary text in the vocabulary; choose another");
-    spec.vocab.push_back({name, bytes});
+    spec.vocab.push_back({static_cast<int32_t>(spec.vocab.size()), name, bytes});
   };
   const auto first_byte = static_cast<int32_t>(spec.vocab.size());
   for (int b = 0; b < 256; ++b) add(std::string(1, static_cast<char>(b)));

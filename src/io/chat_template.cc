@@ -39,7 +39,7 @@ enum class Opening : uint8_t {
 };
 
 // What is cut off an assistant's text.
-enum class Cut : uint8_t {
+enum class Reasoning : uint8_t {
   kNothing,
   kReplyToFirst,  // up to the first </think>, unless the reply follows tool output
   kReplyToLast,   // up to the last one, unless it follows tool output
@@ -160,7 +160,7 @@ struct ChatTemplate::Format {
   std::string_view name;
   Family family;
   Opening opening;
-  Cut cut;
+  Reasoning cut;
   bool once = false;        // the tokens that open calls and outputs stand once a conversation
   bool parse_args = false;  // arguments are read and written again
   std::string_view generation = "";  // after the token that opens the reply to come
@@ -176,20 +176,20 @@ const std::vector<ChatTemplate::Format>& ChatTemplate::formats() {
       {.name = "deepseek-v3",
        .family = F::kV3,
        .opening = O::kReply,
-       .cut = Cut::kReplyToLast,
+       .cut = Reasoning::kReplyToLast,
        .once = true,
        .with_tools = "v3-tools",
        .hash = 0xb9eb54d150716a7du},
       {.name = "deepseek-v3-0324",
        .family = F::kV3,
        .opening = O::kUser,
-       .cut = Cut::kNothing,
+       .cut = Reasoning::kNothing,
        .with_tools = "v3-tools",
        .hash = 0x84d4366da1d72528u},
       {.name = "deepseek-r1",
        .family = F::kR1,
        .opening = O::kReply,
-       .cut = Cut::kReplyToLast,
+       .cut = Reasoning::kReplyToLast,
        .once = true,
        .generation = "<think>\n",
        .with_tools = "r1-tools",
@@ -197,42 +197,42 @@ const std::vector<ChatTemplate::Format>& ChatTemplate::formats() {
       {.name = "deepseek-v3.1",
        .family = F::kV31,
        .opening = O::kReasoned,
-       .cut = Cut::kReplyToFirst,
+       .cut = Reasoning::kReplyToFirst,
        .with_tools = "v3.1-tools",
        .hash = 0x28885eb8eebd9c32u},
       {.name = "vllm-deepseek-v3",
        .family = F::kV3,
        .opening = O::kUser,
-       .cut = Cut::kNothing,
+       .cut = Reasoning::kNothing,
        .parse_args = true,
        .layout = kVllmV3},
       {.name = "vllm-deepseek-r1",
        .family = F::kR1,
        .opening = O::kUser,
-       .cut = Cut::kAllToLast,
+       .cut = Reasoning::kAllToLast,
        .parse_args = true,
        .layout = kVllmR1},
       {.name = "vllm-deepseek-v3.1",
        .family = F::kV31,
        .opening = O::kReasoned,
-       .cut = Cut::kReplyToFirst,
+       .cut = Reasoning::kReplyToFirst,
        .parse_args = true,
        .layout = kVllmV31},
       // Without a name of their own: the three above, free of layout.
       {.name = "v3-tools",
        .family = F::kV3,
        .opening = O::kUser,
-       .cut = Cut::kNothing,
+       .cut = Reasoning::kNothing,
        .parse_args = true},
       {.name = "r1-tools",
        .family = F::kR1,
        .opening = O::kUser,
-       .cut = Cut::kAllToLast,
+       .cut = Reasoning::kAllToLast,
        .parse_args = true},
       {.name = "v3.1-tools",
        .family = F::kV31,
        .opening = O::kReasoned,
-       .cut = Cut::kReplyToFirst,
+       .cut = Reasoning::kReplyToFirst,
        .parse_args = true},
   };
   return list;
@@ -298,7 +298,7 @@ class ChatWriter {
 
   void calls(const ChatMessage& m, size_t index) {
     std::string content = m.content.value_or("");
-    if (format_.cut == Cut::kAllToLast) cut_reasoning(content, true);
+    if (format_.cut == Reasoning::kAllToLast) cut_reasoning(content, true);
     if (format_.opening == Opening::kReasoned && after_user_)
       put(layout_.opening, {kAssistant, kThinkEnd});
     if (after_tool_ && has_outputs_token() && !format_.once)
@@ -332,9 +332,10 @@ class ChatWriter {
 
   void reply(const ChatMessage& m) {
     std::string content = *m.content;
-    if (format_.cut == Cut::kAllToLast || (format_.cut == Cut::kReplyToLast && !after_tool_))
+    if (format_.cut == Reasoning::kAllToLast ||
+        (format_.cut == Reasoning::kReplyToLast && !after_tool_))
       cut_reasoning(content, true);
-    if (format_.cut == Cut::kReplyToFirst && !after_tool_) cut_reasoning(content, false);
+    if (format_.cut == Reasoning::kReplyToFirst && !after_tool_) cut_reasoning(content, false);
     if (format_.opening == Opening::kReasoned && after_user_) {
       put(layout_.opening, {kAssistant});
       put(layout_.think, {m.prefix && chat_.thinking ? kThink : kThinkEnd});

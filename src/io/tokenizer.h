@@ -1,10 +1,10 @@
 // Tokenizer: byte-level BPE as tokenizer.json describes it; text to token ids and back.
 //
 // Text is cut at added tokens, then into pieces (io/pretokenizer.h); inside a piece, bytes are
-// merged in the order of the merge list. Any bytes can be encoded, and decode(encode(x)) == x.
-// encode() adds no token that is not in the text: the caller puts a beginning-of-sentence token
-// where it wants one. Immutable and cheap to copy; all functions may run on several threads at
-// once.
+// merged in the order of the merge list (io/bpe.h). Any bytes can be encoded, and decode(encode(x))
+// == x. encode() adds no token that is not in the text: the caller puts a beginning-of-sentence
+// token where it wants one. Immutable and cheap to copy; all functions may run on several threads
+// at once.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "io/added_tokens.h"
+#include "io/bpe.h"
 #include "io/pretokenizer.h"
 
 namespace hadal::io {
@@ -23,13 +24,12 @@ namespace hadal::io {
 // What a tokenizer.json holds.
 struct TokenizerSpec {
   struct Token {
-    std::string name;   // as in the file; empty for an id that is not in model.vocab
+    int32_t id = 0;
+    std::string name;   // as in the file
     std::string bytes;  // what it decodes to
   };
-  struct Merge {
-    int32_t left = 0, right = 0, result = 0;
-  };
-  std::vector<Token> vocab;    // by id
+  using Merge = Bpe::Merge;
+  std::vector<Token> vocab;    // in the order of their ids, each of which stands once
   std::vector<Merge> merges;   // first come first
   bool ignore_merges = false;  // a piece that is in the vocabulary is one token, merges or not
   std::vector<AddedToken> added;

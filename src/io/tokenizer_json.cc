@@ -1,5 +1,6 @@
 // tokenizer.json: reading with every field checked, and writing.
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 
@@ -22,23 +23,35 @@ void check_absent(const JsonObject& object, const char* key, const char* what) {
   object.know(key);
 }
 
-Ids read_vocab(const JsonObject& model, std::vector<TokenizerSpec::Token>& vocab) {
+using Token = TokenizerSpec::Token;
+
+Ids read_vocab(const JsonObject& model, std::vector<Token>& vocab) {
   const JsonObject object = model.object("vocab");
   Ids ids;
   ids.reserve(object.json().size());
+  vocab.reserve(object.json().size());
   for (const auto& [name, value] : object.json().items()) {
     const auto id = value.is_number_integer() ? value.get<int64_t>() : -1;
     HADAL_CHECK(id >= 0 && id < kMaxVocab, object.where(), ": the id of ", Json(name).dump(),
                 " is ", value.dump(), "; an integer from 0 to ", kMaxVocab - 1, " is needed");
     HADAL_CHECK(!name.empty(), object.where(), ": the token with id ", id, " is empty; remove it");
-    if (vocab.size() <= static_cast<size_t>(id)) vocab.resize(static_cast<size_t>(id) + 1);
-    TokenizerSpec::Token& token = vocab[static_cast<size_t>(id)];
-    HADAL_CHECK(token.name.empty(), object.where(), ": ", Json(token.name).dump(), " and ",
-                Json(name).dump(), " have the same id ", id, "; give each its own");
-    token = {name, unspell_bytes(name).value_or(name)};
+    vocab.push_back({static_cast<int32_t>(id), name, unspell_bytes(name).value_or(name)});
     ids.emplace(name, static_cast<int32_t>(id));
   }
+  std::stable_sort(vocab.begin(), vocab.end(),
+                   [](const Token& a, const Token& b) { return a.id < b.id; });
+  for (size_t i = 1; i < vocab.size(); ++i)
+    HADAL_CHECK(vocab[i - 1].id != vocab[i].id, object.where(), ": ",
+                Json(vocab[i - 1].name).dump(), " and ", Json(vocab[i].name).dump(),
+                " have the same id ", vocab[i].id, "; give each its own");
   return ids;
+}
+
+// The token with this id, or null.
+const Token* find_token(const std::vector<Token>& vocab, int32_t id) {
+  const auto at = std::lower_bound(vocab.begin(), vocab.end(), id,
+                                   [](const Token& token, int32_t i) { return token.id < i; });
+  return at != vocab.end() && at->id == id ? &*at : nullptr;
 }
 
 // "a b" or ["a", "b"]
@@ -108,11 +121,9 @@ void read_added(const JsonObject& root, const Ids& ids, TokenizerSpec& spec) {
     HADAL_CHECK(at == ids.end() || at->second == token.id, entry.where(), ": ",
                 Json(token.content).dump(), " has the id ", token.id, ", but ",
                 at == ids.end() ? 0 : at->second, " in model.vocab; make them equal");
-    const auto index = static_cast<size_t>(token.id);
-    const bool taken =
-        at == ids.end() && index < spec.vocab.size() && !spec.vocab[index].name.empty();
-    HADAL_CHECK(!taken, entry.where(), ": the id ", token.id, " is that of ",
-                taken ? Json(spec.vocab[index].name).dump() : "",
+    const Token* holder = at == ids.end() ? find_token(spec.vocab, token.id) : nullptr;
+    HADAL_CHECK(holder == nullptr, entry.where(), ": the id ", token.id, " is that of ",
+                holder == nullptr ? "" : Json(holder->name).dump(),
                 " in model.vocab; give it another");
     HADAL_CHECK(seen.emplace(token.content, spec.added.size()).second, entry.where(), ": ",
                 Json(token.content).dump(), " stands twice; remove one");
@@ -170,12 +181,15 @@ Tokenizer Tokenizer::load(const std::string& path) {
 void Tokenizer::save(const std::string& path) const {
   const TokenizerSpec& s = spec();
   Json vocab = Json::object();
-  for (size_t id = 0; id < s.vocab.size(); ++id)
-    if (!s.vocab[id].name.empty()) vocab[s.vocab[id].name] = id;
+  for (const Token& token : s.vocab) vocab[token.name] = token.id;
+  const auto name = [&](int32_t id) {
+    const Token* token = find_token(s.vocab, id);
+    HADAL_CHECK(token != nullptr, "a merge needs the token ", id, ", which is not there");
+    return token->name;
+  };
   Json merges = Json::array();
   for (const TokenizerSpec::Merge& merge : s.merges)
-    merges.push_back(s.vocab[static_cast<size_t>(merge.left)].name + " " +
-                     s.vocab[static_cast<size_t>(merge.right)].name);
+    merges.push_back(name(merge.left) + " " + name(merge.right));
   write_json(path, {{"version", "1.0"},
                     {"truncation", nullptr},
                     {"padding", nullptr},

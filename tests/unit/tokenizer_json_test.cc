@@ -1,5 +1,7 @@
 // tokenizer.json: what is written reads back alike, and every kind of damage is one sentence.
 // SPDX-License-Identifier: Apache-2.0
+#include <unistd.h>
+
 #include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -45,6 +47,29 @@ TEST_F(TokenizerJson, SaveAndLoadAreTheIdentity) {
   EXPECT_EQ(loaded.decode(loaded.encode(text)), text);
   loaded.save(edited_path_);
   EXPECT_EQ(read_file(edited_path_, 1 << 20), read_file(path_, 1 << 20));
+}
+
+int64_t resident_megabytes() {
+  std::ifstream statm("/proc/self/statm");
+  int64_t size = 0, pages = 0;
+  statm >> size >> pages;
+  return pages * sysconf(_SC_PAGESIZE) >> 20;
+}
+
+// Gaps between ids cost a few bytes each, so that the highest id a file may have is no danger.
+TEST_F(TokenizerJson, AWildIdCostsLittle) {
+  const int64_t before = resident_megabytes();
+  const Tokenizer wild = edited([](Json& root) {
+    root["model"]["vocab"]["zq"] = 16777215;
+    root["model"]["merges"].push_back("z q");
+  });
+  EXPECT_EQ(wild.vocab_size(), 16777216);
+  EXPECT_EQ(wild.encode("zq"), (std::vector<int32_t>{16777215}));
+  EXPECT_EQ(wild.decode({16777215}), "zq");
+  EXPECT_FALSE(wild.knows(16777214));
+  EXPECT_ERROR(wild.decode({16777214}),
+               "there is no token 16777214; the vocabulary leaves this id out");
+  EXPECT_LT(resident_megabytes() - before, 100);
 }
 
 // Everything that a file may hold beyond what train_bpe makes.

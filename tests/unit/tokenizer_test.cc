@@ -38,8 +38,8 @@ const Tokenizer& trained() {
 // place, again and again.
 Ids merge_plainly(const TokenizerSpec& spec, std::string_view piece) {
   std::map<std::string, int32_t> id_of;
-  for (size_t id = 0; id < spec.vocab.size(); ++id)
-    if (spec.vocab[id].bytes.size() == 1) id_of[spec.vocab[id].bytes] = static_cast<int32_t>(id);
+  for (const TokenizerSpec::Token& token : spec.vocab)
+    if (token.bytes.size() == 1) id_of[token.bytes] = token.id;
   Ids ids;
   for (char c : piece) ids.push_back(id_of.at(std::string(1, c)));
   for (size_t rank = 0; rank < spec.merges.size();) {
@@ -65,21 +65,12 @@ std::string word(uint64_t seed, uint64_t length, uint64_t letters) {
   return text;
 }
 
-// Pieces below 48 bytes are merged by searching, longer ones with a heap.
 TEST(Tokenizer, MergesAsThePlainLoopDoesAtEveryLength) {
   for (uint64_t length = 1; length <= 110; length += length > 60 ? 7 : 1)
     for (uint64_t letters : {1, 2, 4}) {
       const std::string piece = word(length, length, letters);
       ASSERT_EQ(trained().encode(piece), merge_plainly(trained().spec(), piece))
           << length << " bytes: " << piece;
-    }
-}
-
-TEST(Tokenizer, SearchAndHeapAgreeAroundTheLimit) {
-  for (uint64_t seed = 0; seed < 40; ++seed)
-    for (uint64_t length : {46, 47, 48, 49}) {
-      const std::string piece = word(seed, length, 3);
-      ASSERT_EQ(trained().encode(piece), merge_plainly(trained().spec(), piece)) << piece;
     }
 }
 
@@ -130,10 +121,10 @@ TokenizerSpec small_spec() {
   TokenizerSpec spec;
   for (int b = 0; b < 256; ++b) {
     const std::string byte(1, static_cast<char>(b));
-    spec.vocab.push_back({spell_bytes(byte), byte});
+    spec.vocab.push_back({b, spell_bytes(byte), byte});
   }
-  spec.vocab.push_back({"ab", "ab"});
-  spec.vocab.push_back({"abc", "abc"});
+  spec.vocab.push_back({256, "ab", "ab"});
+  spec.vocab.push_back({257, "abc", "abc"});
   spec.merges.push_back({'a', 'b', 256});
   return spec;
 }
@@ -150,7 +141,7 @@ TEST(Tokenizer, IgnoreMergesTakesWholePieces) {
 // Of a pair that stands twice in the list, the last place counts.
 TEST(Tokenizer, TheLastOfTwoEqualMergesCounts) {
   TokenizerSpec spec = small_spec();
-  spec.vocab.push_back({"bc", "bc"});
+  spec.vocab.push_back({258, "bc", "bc"});
   spec.merges = {{'a', 'b', 256}, {'b', 'c', 258}, {'a', 'b', 256}};
   EXPECT_EQ(Tokenizer(spec).encode("abc"), (Ids{'a', 258}));
 }
@@ -174,11 +165,11 @@ TEST(Tokenizer, AddedTokensAreCutOutFirstLongestFirst) {
 
 TEST(Tokenizer, EachByteNeedsAToken) {
   TokenizerSpec spec = small_spec();
-  spec.vocab['z'] = {};
+  spec.vocab.erase(spec.vocab.begin() + 'z');
   EXPECT_ERROR(Tokenizer{spec},
                "the vocabulary has no token for the byte 122, spelled \"z\"; add it");
   spec = small_spec();
-  spec.vocab[0] = {};
+  spec.vocab.erase(spec.vocab.begin());
   EXPECT_ERROR(Tokenizer{spec},
                "the vocabulary has no token for the byte 0, spelled \"\u0100\"; add it");
 }
@@ -189,7 +180,7 @@ TEST(Tokenizer, HashSeesWhatDecidesAboutIds) {
   std::vector<TokenizerSpec> others(6, small_spec());
   others[0].ignore_merges = true;
   others[1].merges.clear();
-  others[2].vocab[257] = {"abd", "abd"};
+  others[2].vocab[257] = {257, "abd", "abd"};
   others[3].added = {{.id = 256, .content = "ab"}};
   others[4].pre_tokenizer = PreTokenizer::from_json(
       JsonObject::parse(R"({"type": "ByteLevel", "add_prefix_space": false})", "x"));
