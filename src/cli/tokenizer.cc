@@ -1,6 +1,6 @@
 // hadal tokenizer: train a byte-level BPE vocabulary, encode, decode.
 // SPDX-License-Identifier: Apache-2.0
-#include "io/tokenizer.h"
+#include "cli/tokenizer.h"
 
 #include <fmt/core.h>
 
@@ -15,6 +15,8 @@
 #include "core/check.h"
 #include "io/atomic.h"
 #include "io/bpe_train.h"
+#include "io/json.h"
+#include "io/utf8.h"
 #include "train/data.h"
 
 namespace hadal::cli {
@@ -30,7 +32,7 @@ struct TrainOptions {
 };
 
 struct CodeOptions {
-  std::string tokenizer, text, file, ids;
+  std::string tokenizer, text, file, ids, json_lines;
   bool json = false;
 };
 
@@ -56,12 +58,6 @@ void train(const TrainOptions& o) {
                static_cast<double>(text.size() - used) / static_cast<double>(tokens));
 }
 
-// A directory or a tokenizer.json.
-io::Tokenizer open_tokenizer(const std::string& path) {
-  return io::Tokenizer::load(fs::is_directory(path) ? resolve_model(path) + "/tokenizer.json"
-                                                    : path);
-}
-
 // --text, --file or standard input.
 std::string input_text(const CodeOptions& o) {
   if (!o.text.empty()) return o.text;
@@ -69,9 +65,57 @@ std::string input_text(const CodeOptions& o) {
   return {std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
 }
 
+// Calls `convert` for each line of a file of JSON, and prints what it returns in a line.
+template <class Convert>
+void each_line(const std::string& path, const Convert& convert) {
+  const std::string text = io::read_file(path, std::numeric_limits<size_t>::max());
+  int64_t number = 0;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find('\n', begin), text.size());
+    const std::string where = concat(path, ":", ++number);
+    const io::Json line = io::parse_json(std::string_view(text).substr(begin, end - begin), where);
+    fmt::print("{}\n", convert(line, where).dump());
+    begin = end + 1;
+  }
+}
+
+// A list of integers from 0 to `most`.
+std::vector<int32_t> integers(const io::Json& line, int32_t most, const std::string& where,
+                              const char* needed) {
+  std::vector<int32_t> list;
+  HADAL_CHECK(line.is_array(), where, " is ", line.type_name(), "; ", needed, " is needed");
+  for (const io::Json& item : line) {
+    HADAL_CHECK(item.is_number_unsigned() && item <= most, where, " holds ", item.dump(), "; ",
+                needed, " is needed");
+    list.push_back(item.get<int32_t>());
+  }
+  return list;
+}
+
+io::Json bytes_to_json(const std::string& bytes) {
+  if (io::utf8_valid_prefix(bytes) == bytes.size()) return bytes;
+  io::Json list = io::Json::array();
+  for (char c : bytes) list.push_back(static_cast<uint8_t>(c));
+  return list;
+}
+
+std::string json_to_bytes(const io::Json& line, const std::string& where) {
+  if (line.is_string()) return line.get<std::string>();
+  std::string bytes;
+  for (int32_t byte : integers(line, 255, where, "a text, or a list of bytes,"))
+    bytes += static_cast<char>(byte);
+  return bytes;
+}
+
 void encode(const CodeOptions& o) {
-  HADAL_CHECK(o.text.empty() || o.file.empty(), "give --text or --file, not both");
-  const std::vector<int32_t> ids = open_tokenizer(o.tokenizer).encode(input_text(o));
+  HADAL_CHECK(!o.text.empty() + !o.file.empty() + !o.json_lines.empty() <= 1,
+              "give one of --text, --file and --json-lines");
+  const io::Tokenizer tokenizer = open_tokenizer(o.tokenizer);
+  if (!o.json_lines.empty())
+    return each_line(o.json_lines, [&](const io::Json& line, const std::string& where) {
+      return io::Json(tokenizer.encode(json_to_bytes(line, where)));
+    });
+  const std::vector<int32_t> ids = tokenizer.encode(input_text(o));
   if (o.json) {
     fmt::print("{}\n", nlohmann::json(ids).dump());
     return;
@@ -82,7 +126,14 @@ void encode(const CodeOptions& o) {
 }
 
 void decode(const CodeOptions& o) {
-  const std::string text = open_tokenizer(o.tokenizer).decode(parse_ids(o.ids));
+  HADAL_CHECK(o.ids.empty() != o.json_lines.empty(), "give --ids or --json-lines");
+  const io::Tokenizer tokenizer = open_tokenizer(o.tokenizer);
+  if (!o.json_lines.empty())
+    return each_line(o.json_lines, [&](const io::Json& line, const std::string& where) {
+      return bytes_to_json(tokenizer.decode(
+          integers(line, std::numeric_limits<int32_t>::max(), where, "a list of token ids")));
+    });
+  const std::string text = tokenizer.decode(parse_ids(o.ids));
   std::fwrite(text.data(), 1, text.size(), stdout);
   fmt::print("\n");
 }
@@ -115,6 +166,8 @@ void add_encode(CLI::App& app) {
       ->required();
   command->add_option("--text", o->text, "text to encode");
   command->add_option("--file", o->file, "file to encode");
+  command->add_option("--json-lines", o->json_lines,
+                      "file of lines, each a JSON text or a list of bytes; prints a line for each");
   command->add_flag("--json", o->json, "print the ids as a JSON list");
   command->footer(
       "Example: hadal tokenizer encode --tokenizer data/kjv --text \"In the beginning\"");
@@ -126,19 +179,28 @@ void add_decode(CLI::App& app) {
   auto* command = app.add_subcommand("decode", "token ids to text");
   command->add_option("--tokenizer", o->tokenizer, "tokenizer.json, or a directory that holds one")
       ->required();
-  command->add_option("--ids", o->ids, "token ids: 5,9,200")->required();
+  command->add_option("--ids", o->ids, "token ids: 5,9,200");
+  command->add_option("--json-lines", o->json_lines,
+                      "file of lines, each a JSON list of ids; prints a JSON text for each, or a "
+                      "list of bytes if they are no UTF-8");
   command->footer("Example: hadal tokenizer decode --tokenizer data/kjv --ids 5,9,200");
   command->callback([o] { decode(*o); });
 }
 
 }  // namespace
 
+io::Tokenizer open_tokenizer(const std::string& path) {
+  return io::Tokenizer::load(fs::is_directory(path) ? resolve_model(path) + "/tokenizer.json"
+                                                    : path);
+}
+
 void add_tokenizer_command(CLI::App& app) {
-  auto* command = app.add_subcommand("tokenizer", "train a vocabulary, encode, decode");
+  auto* command = app.add_subcommand("tokenizer", "train a vocabulary, encode, decode, measure");
   command->require_subcommand(1);
   add_train(*command);
   add_encode(*command);
   add_decode(*command);
+  add_tokenizer_bench(*command);
 }
 
 }  // namespace hadal::cli

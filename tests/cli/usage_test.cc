@@ -29,7 +29,7 @@ TEST_P(Help, HasAnExample) {
 INSTANTIATE_TEST_SUITE_P(All, Help,
                          ::testing::Values("train", "generate", "chat", "eval", "verify", "info",
                                            "init", "env", "tokenizer train", "tokenizer encode",
-                                           "tokenizer decode"),
+                                           "tokenizer decode", "tokenizer bench"),
                          [](const auto& info) {
                            std::string name = info.param;
                            for (char& c : name)
