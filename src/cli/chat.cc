@@ -12,8 +12,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
-#include "cli/loaded_model.h"
-#include "cli/options.h"
+#include "cli/run_options.h"
 #include "core/check.h"
 #include "core/timer.h"
 #include "io/atomic.h"
@@ -24,11 +23,11 @@ namespace hadal::cli {
 namespace {
 
 struct Options {
-  MachineOptions machine;
-  std::string model, system, chat_template, dtype = "auto";
-  int64_t max_tokens = 1024, context = 0, chunk = 256, top_k = 0;
-  double temperature = 0.6, top_p = 0.95;
-  uint64_t seed = 0;
+  ModelOptions model;
+  SamplingOptions sampling{.temperature = 0.6, .top_p = 0.95};
+  SpeculateOptions speculation;
+  std::string system, chat_template;
+  int64_t max_tokens = 1024, context = 0;
   bool thinking = false;
 };
 
@@ -141,7 +140,11 @@ void answer(serve::Conversation& conversation, const std::string& line, bool ter
   fmt::print("\n");
   if (!terminal) return;
   const double speed = static_cast<double>(reply.num_tokens) / std::max(timer.seconds(), 1e-9);
-  fmt::print(stderr, "\x1b[2m[{} tokens, {:.1f} tokens/s{}]\x1b[0m\n", reply.num_tokens, speed,
+  std::string drafts;
+  if (conversation.settings.speculate > 0)
+    drafts = fmt::format(", first draft accepted {:.1f}%", 100.0 * reply.acceptance);
+  fmt::print(stderr, "\x1b[2m[{} tokens, {:.1f} tokens/s{}{}]\x1b[0m\n", reply.num_tokens, speed,
+             drafts,
              reply.complete          ? ""
              : interrupts.load() > 0 ? ", stopped"
                                      : ", cut at max_tokens or the end of the context");
@@ -177,33 +180,31 @@ void talk(serve::Conversation& conversation) {
 }
 
 void run(const Options& o) {
-  const auto machine = o.machine.make();
+  o.model.check();
+  o.sampling.check();
+  o.speculation.check();
+  HADAL_CHECK(o.max_tokens >= 1, "--max-tokens is ", o.max_tokens, "; give 1 or more");
+  const auto machine = o.model.machine.make();
   Context ctx = machine->context();
-  const std::string dir = resolve_model(o.model);
+  const std::string dir = resolve_model(o.model.model);
   const io::ChatTemplate chat_template = o.chat_template.empty()
                                              ? io::ChatTemplate::of_model(dir)
                                              : io::ChatTemplate::named(o.chat_template);
-  LoadedModel model(ctx, o.model, o.dtype);
+  LoadedModel model(ctx, o.model.model, o.model.dtype);
+  o.speculation.check(model.config());
   const io::Tokenizer tokenizer = model.tokenizer();
   chat_template.check_tokens(tokenizer);
   const int64_t longest = model.config().max_position_embeddings;
   const int64_t context = o.context > 0 ? o.context : std::min<int64_t>(longest, 8192);
   HADAL_CHECK(context >= 2 && context <= longest, "--context is ", context,
               "; allowed: 2 to max_position_embeddings = ", longest);
-  HADAL_CHECK(o.chunk >= 1 && o.chunk <= 65536, "--chunk is ", o.chunk, "; allowed: 1 to 65536");
-  Decoder decoder(ctx, model.config(), model.weights, model.act,
-                  {.max_seqs = 1,
-                   .max_tokens = context,
-                   .max_step_tokens = std::min(o.chunk, context),
-                   .num_mtp = 0});
-  serve::PrefixRunner runner(ctx, decoder);
-  runner.should_stop = [] { return interrupts.load() > 0; };
-  serve::Conversation conversation(runner, tokenizer, chat_template, model.config().eos_token_ids);
-  set(conversation.settings, "temperature", fmt::format("{}", o.temperature));
-  set(conversation.settings, "top_p", fmt::format("{}", o.top_p));
-  set(conversation.settings, "max_tokens", fmt::format("{}", o.max_tokens));
-  set(conversation.settings, "top_k", fmt::format("{}", o.top_k));
-  conversation.settings.sampling.seed = o.seed;
+  Decoder decoder = make_decoder(ctx, model, o.model, context, o.speculation.speculate);
+  serve::Conversation conversation(ctx, decoder, tokenizer, chat_template,
+                                   model.config().eos_token_ids);
+  conversation.should_stop = [] { return interrupts.load() > 0; };
+  conversation.settings.sampling = o.sampling.rule();
+  conversation.settings.max_tokens = o.max_tokens;
+  conversation.settings.speculate = o.speculation.speculate;
   conversation.settings.thinking = o.thinking;
   conversation.reset(o.system);
   catch_interrupts();
@@ -215,26 +216,17 @@ void run(const Options& o) {
 void add_chat_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
   auto* command = app.add_subcommand("chat", "talk with a model; a line of input is a turn");
-  command->add_option("--model", o->model, "checkpoint, or output directory of a training run")
-      ->required();
+  o->model.add_to(*command);
   command->add_option("--chat-template", o->chat_template,
                       "deepseek-v3, deepseek-v3-0324, deepseek-r1 or deepseek-v3.1; without it, "
                       "by chat_template in tokenizer_config.json");
   command->add_option("--system", o->system, "system prompt");
   command->add_flag("--thinking", o->thinking, "let deepseek-v3.1 reason before it replies");
   command->add_option("--max-tokens", o->max_tokens, "tokens of one reply")->capture_default_str();
-  command->add_option("--temperature", o->temperature, "0 is greedy")->capture_default_str();
-  command->add_option("--top-k", o->top_k, "keep the k most probable tokens; 0 keeps all")
-      ->capture_default_str();
-  command->add_option("--top-p", o->top_p, "keep the most probable tokens up to this probability")
-      ->capture_default_str();
-  command->add_option("--seed", o->seed, "the same seed gives the same replies")
-      ->capture_default_str();
+  o->sampling.add_to(*command);
+  o->speculation.add_to(*command);
   command->add_option("--context", o->context,
                       "tokens of the whole conversation; 0 is the model's, at most 8192");
-  command->add_option("--chunk", o->chunk, "prompt tokens of one step")->capture_default_str();
-  command->add_option("--dtype", o->dtype, "auto (as stored), f32 or bf16")->capture_default_str();
-  o->machine.add_to(*command);
   command->footer("Example: hadal chat --model DeepSeek-V3 --system \"Answer briefly.\"");
   command->callback([o] { run(*o); });
 }

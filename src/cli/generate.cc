@@ -8,8 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "cli/loaded_model.h"
-#include "cli/options.h"
+#include "cli/run_options.h"
 #include "core/check.h"
 #include "io/safetensors.h"
 #include "io/stream_decoder.h"
@@ -19,12 +18,12 @@ namespace hadal::cli {
 namespace {
 
 struct Options {
-  MachineOptions machine;
-  std::string model, prompt, prompt_ids, logits, dtype = "auto";
+  ModelOptions model;
+  SamplingOptions sampling;
+  SpeculateOptions speculation;
+  std::string prompt, prompt_ids, logits;
   std::vector<std::string> stop;
-  int64_t max_tokens = 128, top_k = 0, speculate = 0, chunk = 256;
-  double temperature = 0.0, top_p = 1.0;
-  uint64_t seed = 0;
+  int64_t max_tokens = 128;
   bool json = false, ignore_eos = false;
 };
 
@@ -32,14 +31,9 @@ void check(const Options& o) {
   HADAL_CHECK(o.prompt.empty() != o.prompt_ids.empty(),
               "give either --prompt TEXT or --prompt-ids 5,9,200");
   HADAL_CHECK(o.max_tokens >= 1, "--max-tokens is ", o.max_tokens, "; give 1 or more");
-  HADAL_CHECK(o.temperature >= 0.0 && o.temperature <= 100.0, "--temperature is ", o.temperature,
-              "; allowed: 0 (greedy) to 100");
-  HADAL_CHECK(o.top_k >= 0, "--top-k is ", o.top_k, "; give 0 (all) or more");
-  HADAL_CHECK(o.top_p > 0.0 && o.top_p <= 1.0, "--top-p is ", o.top_p,
-              "; allowed: above 0, at most 1");
-  HADAL_CHECK(o.speculate >= 0 && o.speculate <= 16, "--speculate is ", o.speculate,
-              "; allowed: 0 to 16");
-  HADAL_CHECK(o.chunk >= 1 && o.chunk <= 65536, "--chunk is ", o.chunk, "; allowed: 1 to 65536");
+  o.sampling.check();
+  o.speculation.check();
+  o.model.check();
 }
 
 // Shows text as it becomes complete; knows when a stop string has appeared.
@@ -98,7 +92,7 @@ void report(const Options& o, const serve::GenerateResult& r, const std::string&
   }
   std::string line =
       fmt::format("[{} tokens, {:.1f} tokens/s", r.tokens.size(), r.tokens_per_second());
-  if (o.speculate > 0)
+  if (o.speculation.speculate > 0)
     line += fmt::format(", first draft accepted {:.1f}%", 100.0 * r.acceptance());
   fmt::print(stderr, "{}]\n", line);
 }
@@ -133,12 +127,11 @@ void write_logits(Context& ctx, Decoder& decoder, std::vector<int32_t> ids,
 
 void run(const Options& o) {
   check(o);
-  const auto machine = o.machine.make();
+  const auto machine = o.model.machine.make();
   Context ctx = machine->context();
-  LoadedModel model(ctx, o.model, o.dtype);
-  const Config& c = model.checkpoint.config;
-  HADAL_CHECK(o.speculate == 0 || c.num_nextn_predict_layers > 0,
-              "--speculate needs a model with an MTP ", "module; this one has none");
+  LoadedModel model(ctx, o.model.model, o.model.dtype);
+  const Config& c = model.config();
+  o.speculation.check(c);
   const std::string tokenizer_path = model.dir + "/tokenizer.json";
   std::optional<io::Tokenizer> tokenizer;
   if (std::filesystem::exists(tokenizer_path)) tokenizer = io::Tokenizer::load(tokenizer_path);
@@ -155,19 +148,16 @@ void run(const Options& o) {
     request.prompt.insert(request.prompt.begin(), static_cast<int32_t>(c.bos_token_id));
   }
   request.max_tokens = o.max_tokens;
-  request.sampling = {
-      .temperature = o.temperature, .top_k = o.top_k, .top_p = o.top_p, .seed = o.seed};
+  request.sampling = o.sampling.rule();
   if (!o.ignore_eos) request.stop_ids = c.eos_token_ids;
-  request.speculate = o.speculate;
+  request.speculate = o.speculation.speculate;
   Printer printer(tokenizer, o);
   request.on_token = [&](int32_t token) { return printer.add(token); };
 
-  const auto needed = static_cast<int64_t>(request.prompt.size()) + o.max_tokens + o.speculate + 1;
-  Decoder decoder(ctx, c, model.weights, model.act,
-                  {.max_seqs = 1,
-                   .max_tokens = std::min(needed, c.max_position_embeddings),
-                   .max_step_tokens = std::max(o.chunk, o.speculate + 1),
-                   .num_mtp = o.speculate > 0 ? c.num_nextn_predict_layers : 0});
+  const int64_t speculate = o.speculation.speculate;
+  const auto needed = static_cast<int64_t>(request.prompt.size()) + o.max_tokens + speculate + 1;
+  Decoder decoder =
+      make_decoder(ctx, model, o.model, std::min(needed, c.max_position_embeddings), speculate);
   const serve::GenerateResult result = serve::Generator(ctx, decoder).run(request);
   printer.finish();
   if (!o.logits.empty()) {
@@ -183,33 +173,19 @@ void run(const Options& o) {
 void add_generate_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
   auto* command = app.add_subcommand("generate", "generate text from a prompt");
-  command->add_option("--model", o->model, "checkpoint, or output directory of a training run")
-      ->required();
+  o->model.add_to(*command);
   command->add_option("--prompt", o->prompt, "text to go on from");
   command->add_option("--prompt-ids", o->prompt_ids, "token ids instead of text: 5,9,200");
   command->add_option("--max-tokens", o->max_tokens, "tokens to generate")->capture_default_str();
-  command->add_option("--temperature", o->temperature, "0 is greedy")->capture_default_str();
-  command->add_option("--top-k", o->top_k, "keep the k most probable tokens; 0 keeps all")
-      ->capture_default_str();
-  command->add_option("--top-p", o->top_p, "keep the most probable tokens up to this probability")
-      ->capture_default_str();
-  command->add_option("--seed", o->seed, "the same seed gives the same text")
-      ->capture_default_str();
+  o->sampling.add_to(*command);
+  o->speculation.add_to(*command);
   command->add_option("--stop", o->stop, "end before this text; may be repeated");
   command->add_flag("--ignore-eos", o->ignore_eos, "go on after an end-of-sequence token");
-  command
-      ->add_option("--speculate", o->speculate,
-                   "tokens drafted by MTP in a round; the text stays the same")
-      ->capture_default_str();
-  command->add_option("--chunk", o->chunk, "prompt tokens of one prefill step")
-      ->capture_default_str();
-  command->add_option("--dtype", o->dtype, "auto (as stored), f32 or bf16")->capture_default_str();
   command->add_flag("--json", o->json,
                     "print token_ids, text, acceptance and tokens_per_second as JSON");
   command->add_option("--logits", o->logits,
                       "write input_ids (prompt and reply) and the logits after each to this "
                       "safetensors file");
-  o->machine.add_to(*command);
   command->footer(
       "Example: hadal generate --model runs/quickstart --prompt \"In the beginning\" --speculate "
       "1");

@@ -218,7 +218,8 @@ void compare_greedy(Context& ctx, Subject& subject, DType dtype, const Tolerance
                        .sampling = {},
                        .stop_ids = {},
                        .speculate = speculate,
-                       .on_token = nullptr});
+                       .on_token = nullptr,
+                       .should_stop = nullptr});
     std::vector<int32_t> all(golden.begin(), golden.begin() + kPromptTokens);
     all.insert(all.end(), result.tokens.begin(), result.tokens.end());
     const std::string kind = speculate == 0 ? "greedy" : concat("greedy, speculate ", speculate);

@@ -2,16 +2,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "serve/conversation.h"
 
-#include <algorithm>
-
 #include "core/check.h"
 #include "io/stream_decoder.h"
 
 namespace hadal::serve {
 
-Conversation::Conversation(PrefixRunner& runner, io::Tokenizer tokenizer,
+Conversation::Conversation(Context& ctx, Decoder& decoder, io::Tokenizer tokenizer,
                            io::ChatTemplate chat_template, std::vector<int64_t> stop_ids)
-    : runner_(runner),
+    : max_tokens_(decoder.limits().max_tokens),
+      generator_(ctx, decoder),
       tokenizer_(std::move(tokenizer)),
       template_(chat_template),
       stop_ids_(std::move(stop_ids)) {
@@ -32,28 +31,32 @@ Conversation::Reply Conversation::reply(const std::string& text,
   chat.thinking = settings.thinking;
   chat.messages.push_back({.role = "user", .content = text, .tool_calls = {}});
   const std::string prompt = template_.render(chat);
-  std::vector<int32_t> ids = tokenizer_.encode(prompt);
-  const int64_t limit = runner_.max_tokens();
+  GenerateRequest request{.prompt = tokenizer_.encode(prompt),
+                          .max_tokens = settings.max_tokens,
+                          .sampling = settings.sampling,
+                          .stop_ids = stop_ids_,
+                          .speculate = settings.speculate,
+                          .on_token = {},
+                          .should_stop = should_stop};
   Reply result;
-  result.num_prompt_tokens = static_cast<int64_t>(ids.size());
-  HADAL_CHECK(result.num_prompt_tokens < limit, "the conversation has ", result.num_prompt_tokens,
-              " tokens, and the context holds ", limit, "; start anew or raise --context");
+  result.num_prompt_tokens = static_cast<int64_t>(request.prompt.size());
+  HADAL_CHECK(result.num_prompt_tokens < max_tokens_, "the conversation has ",
+              result.num_prompt_tokens, " tokens, and the context holds ", max_tokens_,
+              "; start anew or raise --context");
   io::StreamDecoder decoder(tokenizer_);
   const auto show = [&](const std::string& part) {
     result.text += part;
     return part.empty() || on_text(part);
   };
-  for (bool going = true; going && result.num_tokens < settings.max_tokens &&
-                          static_cast<int64_t>(ids.size()) < limit;) {
-    const std::optional<int32_t> token = runner_.next(ids, settings.sampling);
-    if (!token) break;
-    result.complete = std::find(stop_ids_.begin(), stop_ids_.end(), *token) != stop_ids_.end();
-    if (result.complete) break;
-    ids.push_back(*token);
-    ++result.num_tokens;
-    going = show(decoder.push(*token)) && !(runner_.should_stop && runner_.should_stop());
-  }
+  request.on_token = [&](int32_t token) {
+    return show(decoder.push(token)) && !(should_stop && should_stop());
+  };
+  const GenerateResult generated = generator_.run(request);
   show(decoder.finish());
+  result.num_tokens = static_cast<int64_t>(generated.tokens.size());
+  result.num_reused = generated.num_reused;
+  result.acceptance = generated.acceptance();
+  result.complete = generated.stopped;
   const bool opened = prompt.ends_with("<think>") || prompt.ends_with("<think>\n");
   chat.messages.push_back({.role = "assistant",
                            .content = io::without_reasoning(result.text, opened),

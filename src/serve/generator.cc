@@ -28,9 +28,9 @@ double GenerateResult::tokens_per_second() const {
 
 // One running sequence. Position i has a state once the main model ran over it; `done` positions
 // are final. states[0] are the main model's, states[k] those of MTP depth k, kept for the next
-// depth.
+// depth and the next request.
 struct Generator::Session {
-  Session(Context& ctx, Decoder& decoder, const GenerateRequest& request);
+  Session(Context& ctx, Decoder& decoder, int64_t modules);
   ~Session() { decoder.cache().close(slots[0]); }
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -39,14 +39,15 @@ struct Generator::Session {
   void reserve_all();
   // Runs ids at start, ... and draws the token after each of them, in one recorded step.
   std::vector<int32_t> step(const std::vector<int32_t>& ids, int64_t start);
+  void restart(const GenerateRequest& request);
   int32_t draw(In h, int64_t position);
-  void run_main(const std::vector<int32_t>& ids, int64_t start);
+  bool run_main(const std::vector<int32_t>& ids, int64_t start);
   int32_t run_mtp(int64_t depth, int64_t module, const std::vector<int32_t>& ids, int64_t start);
   std::vector<int32_t> draft();
 
   Context& ctx;
   Decoder& decoder;
-  const GenerateRequest& request;
+  const GenerateRequest* request = nullptr;
   std::vector<int64_t> slots;
   std::vector<int32_t> tokens;  // n known
   int64_t done = 0;
@@ -58,9 +59,8 @@ struct Generator::Session {
   std::map<size_t, std::unique_ptr<StepGraph>> graphs;  // by number of tokens
 };
 
-Generator::Session::Session(Context& c, Decoder& d, const GenerateRequest& r)
-    : ctx(c), decoder(d), request(r), slots{d.cache().open()}, tokens(r.prompt) {
-  const int64_t modules = r.speculate > 0 ? d.limits().num_mtp : 0;
+Generator::Session::Session(Context& c, Decoder& d, int64_t modules)
+    : ctx(c), decoder(d), slots{d.cache().open()} {
   const Shape state{d.limits().max_tokens, d.config().hidden_size};
   const DType stat = stat_dtype(d.act());
   ByteCount bytes;
@@ -76,14 +76,14 @@ Generator::Session::Session(Context& c, Decoder& d, const GenerateRequest& r)
 
 void Generator::Session::reserve_all() {
   const int64_t wanted =
-      static_cast<int64_t>(request.prompt.size()) + request.max_tokens + request.speculate + 1;
+      static_cast<int64_t>(request->prompt.size()) + request->max_tokens + request->speculate + 1;
   decoder.cache().reserve(slots[0], std::min(wanted, decoder.limits().max_tokens));
 }
 
 std::vector<int32_t> Generator::Session::step(const std::vector<int32_t>& ids, int64_t start) {
   std::unique_ptr<StepGraph>& graph = graphs[ids.size()];
   if (!graph)
-    graph = std::make_unique<StepGraph>(ctx, decoder, request.sampling, slots[0],
+    graph = std::make_unique<StepGraph>(ctx, decoder, request->sampling, slots[0],
                                         static_cast<int64_t>(ids.size()));
   std::vector<int32_t> drawn = graph->run(ids, start);
   if (!mtp_done.empty())
@@ -91,24 +91,45 @@ std::vector<int32_t> Generator::Session::step(const std::vector<int32_t>& ids, i
   return drawn;
 }
 
+// What was run over tokens that the prompt begins with stays, but for its last token, whose state
+// the next one is drawn from.
+void Generator::Session::restart(const GenerateRequest& r) {
+  request = &r;
+  const int64_t same =
+      std::mismatch(tokens.begin(), tokens.end(), r.prompt.begin(), r.prompt.end()).first -
+      tokens.begin();
+  tokens = r.prompt;
+  graphs.clear();  // recorded for another sampling rule and other pages
+  done = std::min({done, same, static_cast<int64_t>(tokens.size()) - 1});
+  // Module m at position i has seen the token at i + 1 + m.
+  for (size_t m = 0; m < mtp_done.size(); ++m)
+    mtp_done[m] = std::clamp<int64_t>(same - 1 - static_cast<int64_t>(m), 0, mtp_done[m]);
+}
+
 // The token at `position`, from the state of the position before it.
 int32_t Generator::Session::draw(In h, int64_t position) {
   decoder.logits(h, logits);  // [1, V]
   upload(ctx, std::vector<int32_t>{static_cast<int32_t>(position)}, where);
-  ops::sample(ctx, request.sampling, logits, where, token);  // [1]
+  ops::sample(ctx, request->sampling, logits, where, token);  // [1]
   return download<int32_t>(ctx, token)[0];
 }
 
-// Runs the main model over ids at positions start, start+1, ...
-void Generator::Session::run_main(const std::vector<int32_t>& ids, int64_t start) {
+// Runs the main model over ids at positions start, start+1, ...; false if it was stopped before the
+// last of them.
+bool Generator::Session::run_main(const std::vector<int32_t>& ids, int64_t start) {
   const auto n = static_cast<int64_t>(ids.size());
   for (int64_t i = 0; i < n;) {
+    if (i > 0 && request->should_stop && request->should_stop()) {
+      done = start + i;
+      return false;
+    }
     const int64_t count = std::min(n - i, decoder.limits().max_step_tokens);
     const std::vector<int32_t> chunk(ids.begin() + i, ids.begin() + i + count);
     const Step step = make_step(ctx, decoder.config(), chunk, {start + i}, {count}, decoder.act());
     decoder.forward({.step = step, .seqs = slots}, states[0].rows(start + i, count));
     i += count;
   }
+  return true;
 }
 
 // Runs one MTP module over positions start, ...: `depth` says whose states it reads, and where its
@@ -140,7 +161,7 @@ std::vector<int32_t> Generator::Session::draft() {
   const auto modules = static_cast<int64_t>(mtp_done.size());
   const int64_t limit = decoder.limits().max_tokens;
   std::vector<int32_t> known = tokens;  // grows by the drafts
-  for (int64_t d = 0; d < request.speculate && n + d < limit; ++d) {
+  for (int64_t d = 0; d < request->speculate && n + d < limit; ++d) {
     const int64_t module = std::min(d, modules - 1), ahead = d - module;
     const int64_t start = ahead > 0 ? last + ahead : mtp_done[static_cast<size_t>(module)];
     const int64_t end = last + ahead + 1;
@@ -152,6 +173,9 @@ std::vector<int32_t> Generator::Session::draft() {
   }
   return {known.begin() + n, known.end()};
 }
+
+Generator::Generator(Context& ctx, Decoder& decoder) : ctx_(ctx), decoder_(decoder) {}
+Generator::~Generator() = default;
 
 GenerateResult Generator::run(const GenerateRequest& request) {
   const int64_t limit = decoder_.limits().max_tokens;
@@ -168,7 +192,15 @@ GenerateResult Generator::run(const GenerateRequest& request) {
   GenerateResult result;
   result.drafted.assign(static_cast<size_t>(request.speculate), 0);
   result.accepted = result.drafted;
-  Session s(ctx_, decoder_, request);
+  const size_t modules = request.speculate > 0 ? static_cast<size_t>(decoder_.limits().num_mtp) : 0;
+  std::unique_ptr<Session> session = std::move(session_);
+  if (session == nullptr || session->mtp_done.size() < modules) {
+    session.reset();  // gives its sequence back first
+    session = std::make_unique<Session>(ctx_, decoder_, static_cast<int64_t>(modules));
+  }
+  Session& s = *session;
+  s.restart(request);
+  result.num_reused = s.done;
   Timer timer;
   std::vector<int32_t> drafts;
   const auto is_stop = [&](int32_t token) {
@@ -186,8 +218,8 @@ GenerateResult Generator::run(const GenerateRequest& request) {
     const bool at_once = records && prefilled;
     if (at_once)
       drawn = s.step(ids, s.done);
-    else
-      s.run_main(ids, s.done);
+    else if (!s.run_main(ids, s.done))
+      break;
     const int64_t first = s.done;
     for (size_t d = 0; running; ++d) {
       const auto n = static_cast<int64_t>(s.tokens.size());
@@ -200,6 +232,7 @@ GenerateResult Generator::run(const GenerateRequest& request) {
       }
       s.done = n;
       if (is_stop(token)) {
+        result.stopped = true;
         running = false;
         break;
       }
@@ -219,6 +252,7 @@ GenerateResult Generator::run(const GenerateRequest& request) {
     if (running && request.speculate > 0) drafts = s.draft();
   }
   result.decode_seconds = timer.seconds();
+  session_ = std::move(session);
   return result;
 }
 

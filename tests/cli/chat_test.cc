@@ -79,6 +79,21 @@ TEST(Chat, KeepsTheSystemPrompt) {
   EXPECT_EQ(messages[3]["content"], "more");
 }
 
+TEST(Chat, SpeculationChangesNoReply) {
+  const TempDir dir;
+  const std::string model = chat_model(dir), lines = "hello\nmore\n/set temperature 0\nand more\n";
+  const Result plain = run_with(chat(model), lines);
+  ASSERT_EQ(plain.status, 0) << plain.err;
+  for (const char* drafts : {"1", "3"}) {
+    Arguments arguments = chat(model);
+    arguments.insert(arguments.end(), {"--speculate", drafts});
+    EXPECT_EQ(run_with(arguments, lines).out, plain.out);
+  }
+  Arguments arguments = chat(model);
+  arguments.insert(arguments.end(), {"--speculate", "17"});
+  expect_refused(arguments, "--speculate is 17; allowed: 0 to 16");
+}
+
 TEST(Chat, RefusesModelsThatCannotChat) {
   const TempDir dir;
   const std::string model = chat_model(dir);

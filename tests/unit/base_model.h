@@ -33,12 +33,13 @@ inline io::Tokenizer chat_tokenizer() {
 struct BaseModel {
   BaseModel() : memory_block(io::load_weights(ctx, checkpoint, io::WeightFormat::kF32, weights)) {}
   const Config& config() const { return checkpoint.config; }
-  Decoder decoder(int64_t max_step_tokens) {
-    return {ctx,
-            config(),
-            weights,
-            DType::kF32,
-            {.max_seqs = 1, .max_tokens = 512, .max_step_tokens = max_step_tokens, .num_mtp = 0}};
+  Decoder decoder(int64_t max_step_tokens, int64_t num_mtp = 0) {
+    return {
+        ctx,
+        config(),
+        weights,
+        DType::kF32,
+        {.max_seqs = 1, .max_tokens = 512, .max_step_tokens = max_step_tokens, .num_mtp = num_mtp}};
   }
   // Of each token after the first, in a step of its own sequence.
   std::vector<double> naive_log_probs(const std::vector<int32_t>& ids) {

@@ -12,10 +12,11 @@ namespace {
 using testing::BaseModel;
 
 struct Talk {
-  explicit Talk(const char* name = "deepseek-v3")
-      : decoder(model.decoder(64)),
-        runner(model.ctx, decoder),
-        conversation(runner, testing::chat_tokenizer(), io::ChatTemplate::named(name), {1}) {
+  explicit Talk(const char* name = "deepseek-v3", int64_t speculate = 0)
+      : decoder(model.decoder(64, speculate > 0 ? 1 : 0)),
+        conversation(model.ctx, decoder, testing::chat_tokenizer(), io::ChatTemplate::named(name),
+                     {1}) {
+    conversation.settings.speculate = speculate;
     conversation.settings.sampling = {.temperature = 1.0, .top_k = 0, .top_p = 1.0, .seed = 3};
     conversation.settings.max_tokens = 40;
   }
@@ -29,7 +30,6 @@ struct Talk {
   }
   BaseModel model;
   Decoder decoder;
-  PrefixRunner runner;
   Conversation conversation;
   std::string shown;
 };
@@ -57,16 +57,45 @@ TEST(Conversation, KeepsItsTurnsAndRepeatsThem) {
   EXPECT_TRUE(talk.conversation.messages().empty());
 }
 
+// A turn runs only what is new, and says the same as one that runs all.
 TEST(Conversation, IsTheSameWithoutTheCache) {
   Talk talk;
   const auto one = talk.say("hello");
+  EXPECT_EQ(one.num_reused, 0);
   const auto two = talk.say("more");
+  EXPECT_GT(two.num_reused, one.num_prompt_tokens);
   Talk fresh;
   fresh.say("hello");
-  // Another text in between drops what was cached.
-  fresh.runner.log_probs({0, 5, 6, 7}, 1);
-  EXPECT_EQ(fresh.say("more").text, two.text);
+  // An error gives up what was cached.
+  fresh.conversation.settings.sampling.temperature = -1.0;
+  EXPECT_THROW(fresh.say("more"), Error);
+  fresh.conversation.settings.sampling.temperature = 1.0;
+  const auto again = fresh.say("more");
+  EXPECT_EQ(again.num_reused, 0);
+  EXPECT_EQ(again.text, two.text);
   EXPECT_FALSE(one.text.empty());
+}
+
+TEST(Conversation, SpeculationChangesNoReply) {
+  Talk plain;
+  for (int64_t speculate : {1, 3}) {
+    Talk talk("deepseek-v3", speculate);
+    plain.conversation.reset("");
+    for (const char* text : {"hello", "and now?", "the quick brown fox"}) {
+      const auto reply = talk.say(text);
+      EXPECT_EQ(reply.text, plain.say(text).text) << speculate;
+      EXPECT_GE(reply.acceptance, 0.0);
+    }
+    // Speculation may be turned off and on between turns.
+    talk.conversation.settings.speculate = 0;
+    EXPECT_EQ(talk.say("off").text, plain.say("off").text);
+    talk.conversation.settings.speculate = speculate;
+    const auto reply = talk.say("on");
+    EXPECT_EQ(reply.text, plain.say("on").text);
+    EXPECT_GT(reply.num_reused, 0);
+  }
+  plain.conversation.settings.speculate = 1;
+  EXPECT_ERROR(plain.say("x"), "speculation needs a model with an MTP module; use --speculate 0");
 }
 
 TEST(Conversation, StopsWhenAskedAndKeepsThePart) {
@@ -77,9 +106,9 @@ TEST(Conversation, StopsWhenAskedAndKeepsThePart) {
   EXPECT_EQ(parts, 3);
   EXPECT_FALSE(reply.complete);
   EXPECT_EQ(talk.conversation.messages()[1].content, io::without_reasoning(reply.text, false));
-  talk.runner.should_stop = [] { return true; };
+  talk.conversation.should_stop = [] { return true; };
   EXPECT_LE(talk.say("again").num_tokens, 1);
-  talk.runner.should_stop = nullptr;
+  talk.conversation.should_stop = nullptr;
   EXPECT_EQ(talk.conversation.messages().size(), 4u);
   EXPECT_GT(talk.say("go on").num_tokens, 1);
 }
@@ -106,9 +135,8 @@ TEST(Conversation, LeavesTheHistoryAloneOnErrors) {
 TEST(Conversation, NeedsTheTokensOfItsTemplate) {
   BaseModel model;
   Decoder decoder = model.decoder(64);
-  PrefixRunner runner(model.ctx, decoder);
   const io::Tokenizer plain = io::train_bpe("some words and some more words", 260);
-  EXPECT_ERROR(Conversation(runner, plain, io::ChatTemplate::named("deepseek-v3"), {}),
+  EXPECT_ERROR(Conversation(model.ctx, decoder, plain, io::ChatTemplate::named("deepseek-v3"), {}),
                concat("the tokenizer has no token ", testing::kChatTokens[0],
                       ", which the chat template deepseek-v3 needs; use a model that was trained "
                       "to chat, or hadal generate"));

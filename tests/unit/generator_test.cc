@@ -210,6 +210,48 @@ TEST_F(GeneratorTest, AnErrorLeavesTheDecoderUsable) {
   EXPECT_EQ(generator.run(request(kGreedy)).tokens, want);
 }
 
+// One generator for many prompts that share beginnings, with speculation coming and going, gives
+// what a new one gives.
+TEST_F(GeneratorTest, GoesOnFromWhereThePromptDiffers) {
+  Decoder decoder(machine_.ctx, checkpoint_.config, weights_, DType::kF32,
+                  {.max_seqs = 1, .max_tokens = 96, .max_step_tokens = 7, .num_mtp = 1});
+  Generator generator(machine_.ctx, decoder);
+  GenerateRequest r = request(kSampled, 9);
+  std::vector<int32_t> before;
+  const int64_t speculate[] = {0, 2, 0, 1, 3, 1, 0, 2};
+  for (size_t i = 0; i < std::size(speculate); ++i) {
+    r.speculate = speculate[i];
+    const GenerateResult got = generator.run(r);
+    EXPECT_EQ(got.tokens, run(r).tokens) << i;
+    const int64_t same =
+        std::mismatch(before.begin(), before.end(), r.prompt.begin(), r.prompt.end()).first -
+        before.begin();
+    if (i > 1) EXPECT_GE(got.num_reused, same - 1) << i;
+    EXPECT_LE(got.num_reused, same) << i;
+    before = r.prompt;
+    before.insert(before.end(), got.tokens.begin(), got.tokens.end());
+    // A turn after the reply, another reply from the middle of it, the same prompt again.
+    if (i % 3 == 0) r.prompt = before, r.prompt.push_back(static_cast<int32_t>(50 + i));
+    if (i % 3 == 1) r.prompt.resize(r.prompt.size() - 5), r.prompt.push_back(77);
+  }
+}
+
+TEST_F(GeneratorTest, StopsBetweenStepsOfAPrompt) {
+  Decoder decoder(machine_.ctx, checkpoint_.config, weights_, DType::kF32,
+                  {.max_seqs = 1, .max_tokens = 96, .max_step_tokens = 4, .num_mtp = 1});
+  Generator generator(machine_.ctx, decoder);
+  GenerateRequest r = request(kGreedy, 5);
+  r.should_stop = [] { return true; };
+  EXPECT_TRUE(generator.run(r).tokens.empty());
+  r.should_stop = nullptr;
+  const GenerateResult got = generator.run(r);
+  EXPECT_EQ(got.num_reused, 4);
+  EXPECT_EQ(got.tokens, run(r).tokens);
+  EXPECT_FALSE(got.stopped);
+  r.stop_ids = {got.tokens[2]};
+  EXPECT_TRUE(generator.run(r).stopped);
+}
+
 TEST(GenerateResult, Rates) {
   GenerateResult r;
   EXPECT_EQ(r.acceptance(), 0.0);

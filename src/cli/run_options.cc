@@ -1,0 +1,68 @@
+// Adding and checking of the options that run a model.
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/run_options.h"
+
+#include <algorithm>
+
+#include "core/check.h"
+
+namespace hadal::cli {
+
+void ModelOptions::add_to(CLI::App& app) {
+  app.add_option("--model", model, "checkpoint, or output directory of a training run")->required();
+  app.add_option("--dtype", dtype, "auto (as stored), f32 or bf16")->capture_default_str();
+  app.add_option("--chunk", chunk, "tokens of one step of a long text")->capture_default_str();
+  machine.add_to(app);
+}
+
+void ModelOptions::check() const {
+  HADAL_CHECK(chunk >= 1 && chunk <= 65536, "--chunk is ", chunk, "; allowed: 1 to 65536");
+}
+
+void SamplingOptions::add_to(CLI::App& app) {
+  app.add_option("--temperature", temperature, "0 is greedy")->capture_default_str();
+  app.add_option("--top-k", top_k, "keep the k most probable tokens; 0 keeps all")
+      ->capture_default_str();
+  app.add_option("--top-p", top_p, "keep the most probable tokens up to this probability")
+      ->capture_default_str();
+  app.add_option("--seed", seed, "the same seed gives the same text")->capture_default_str();
+}
+
+void SamplingOptions::check() const {
+  HADAL_CHECK(temperature >= 0.0 && temperature <= 100.0, "--temperature is ", temperature,
+              "; allowed: 0 (greedy) to 100");
+  HADAL_CHECK(top_k >= 0, "--top-k is ", top_k, "; give 0 (all) or more");
+  HADAL_CHECK(top_p > 0.0 && top_p <= 1.0, "--top-p is ", top_p, "; allowed: above 0, at most 1");
+}
+
+ops::SampleRule SamplingOptions::rule() const {
+  return {.temperature = temperature, .top_k = top_k, .top_p = top_p, .seed = seed};
+}
+
+void SpeculateOptions::add_to(CLI::App& app) {
+  app.add_option("--speculate", speculate,
+                 "tokens drafted by MTP in a round; the text stays the same")
+      ->capture_default_str();
+}
+
+void SpeculateOptions::check() const {
+  HADAL_CHECK(speculate >= 0 && speculate <= 16, "--speculate is ", speculate,
+              "; allowed: 0 to 16");
+}
+
+void SpeculateOptions::check(const Config& config) const {
+  HADAL_CHECK(speculate == 0 || config.num_nextn_predict_layers > 0,
+              "--speculate needs a model with an MTP ", "module; this one has none");
+}
+
+Decoder make_decoder(Context& ctx, const LoadedModel& model, const ModelOptions& options,
+                     int64_t context, int64_t speculate) {
+  const int64_t step = std::max(std::min(options.chunk, context), speculate + 1);
+  return Decoder(ctx, model.config(), model.weights, model.act,
+                 {.max_seqs = 1,
+                  .max_tokens = context,
+                  .max_step_tokens = step,
+                  .num_mtp = speculate > 0 ? model.config().num_nextn_predict_layers : 0});
+}
+
+}  // namespace hadal::cli

@@ -1,0 +1,51 @@
+// Options of the subcommands that run a model: generate, chat and eval.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <string>
+
+#include "cli/loaded_model.h"
+#include "cli/options.h"
+#include "model/decoder.h"
+#include "ops/sample.h"
+
+namespace hadal::cli {
+
+// --model, --dtype, --chunk, and those of the machine.
+struct ModelOptions {
+  MachineOptions machine;
+  std::string model, dtype = "auto";
+  int64_t chunk = 256;
+
+  void add_to(CLI::App& app);
+  // An Error names the option that is wrong.
+  void check() const;
+};
+
+// --temperature, --top-k, --top-p, --seed.
+struct SamplingOptions {
+  double temperature = 0.0, top_p = 1.0;
+  int64_t top_k = 0;
+  uint64_t seed = 0;
+
+  void add_to(CLI::App& app);
+  void check() const;
+  ops::SampleRule rule() const;
+};
+
+// --speculate.
+struct SpeculateOptions {
+  int64_t speculate = 0;
+
+  void add_to(CLI::App& app);
+  void check() const;
+  void check(const Config& config) const;  // that the model can
+};
+
+// Room for one sequence of `context` tokens.
+Decoder make_decoder(Context& ctx, const LoadedModel& model, const ModelOptions& options,
+                     int64_t context, int64_t speculate);
+
+}  // namespace hadal::cli
