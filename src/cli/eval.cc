@@ -6,17 +6,15 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
-#include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "cli/loaded_model.h"
-#include "cli/options.h"
+#include "cli/run_options.h"
 #include "core/check.h"
 #include "core/timer.h"
+#include "eval/corpus.h"
 #include "eval/perplexity.h"
 #include "eval/run_task.h"
-#include "io/atomic.h"
 
 namespace hadal::cli {
 namespace {
@@ -24,10 +22,14 @@ namespace {
 using nlohmann::json;
 
 struct Options {
-  MachineOptions machine;
-  std::string model, text, task, few_shot_file, output, dtype = "auto";
+  ModelOptions model;
+  std::vector<std::string> texts;
+  std::string task, few_shot_file, output;
   int64_t window = 0, stride = 0, num_few_shot = 0, max_answer_tokens = 256, context = 0;
-  int64_t chunk = 256, limit = 0;
+  int64_t limit = 0;
+  std::optional<uint64_t> few_shot_seed;
+  eval::AnswerOptions answer;
+  std::string answer_match = "first";
   bool json = false;
 };
 
@@ -58,16 +60,21 @@ std::string plus_minus(std::optional<double> error) {
 }
 
 void check(const Options& o) {
-  HADAL_CHECK(o.text.empty() != o.task.empty(), "give either --text FILE or --task FILE.jsonl");
+  HADAL_CHECK(o.texts.empty() != o.task.empty(), "give either --text FILE or --task FILE.jsonl");
   HADAL_CHECK(o.task.empty() || (o.window == 0 && o.stride == 0),
               "--window and --stride are for --text");
-  HADAL_CHECK(!o.task.empty() || (o.output.empty() && o.few_shot_file.empty() && o.limit == 0),
-              "--output, --fewshot-file and --limit are for --task");
+  HADAL_CHECK(!o.task.empty() || (o.few_shot_file.empty() && o.limit == 0),
+              "--fewshot-file and --limit are for --task");
+  HADAL_CHECK(!o.task.empty() || (o.answer.pattern.empty() && o.answer.ignored.empty()),
+              "--answer-pattern and --ignore-pattern are for --task");
+  HADAL_CHECK(!o.few_shot_seed || o.num_few_shot > 0, "--fewshot-seed needs --num-fewshot");
+  HADAL_CHECK(o.answer_match == "first" || o.answer_match == "last", "--answer-match is ",
+              o.answer_match, "; allowed: first, last");
   HADAL_CHECK(o.few_shot_file.empty() == (o.num_few_shot == 0),
               "give --fewshot-file and --num-fewshot together");
   HADAL_CHECK(o.max_answer_tokens >= 1, "--max-answer-tokens is ", o.max_answer_tokens,
               "; give 1 or more");
-  HADAL_CHECK(o.chunk >= 1 && o.chunk <= 65536, "--chunk is ", o.chunk, "; allowed: 1 to 65536");
+  o.model.check();
   HADAL_CHECK(o.limit >= 0, "--limit is ", o.limit, "; give 0 (all) or more");
 }
 
@@ -82,9 +89,23 @@ int64_t context_of(const Options& o, const Config& c) {
   return context;
 }
 
+// All that decides about scores besides the text.
+std::string identity_of(const Options& o, const LoadedModel& model, int64_t max_tokens) {
+  return fmt::format("{} {} {}", std::filesystem::canonical(model.dir).string(), o.model.dtype,
+                     max_tokens);
+}
+
+std::vector<eval::Document> read_documents(const Options& o, const io::Tokenizer& tokenizer) {
+  std::vector<eval::Document> documents;
+  for (const std::string& path : o.texts)
+    for (const std::string& text : eval::read_documents(path))
+      documents.push_back(
+          {.ids = tokenizer.encode(text), .num_bytes = static_cast<int64_t>(text.size())});
+  return documents;
+}
+
 void eval_text(const Options& o, const LoadedModel& model, serve::PrefixRunner& runner) {
-  const std::string text = io::read_file(o.text, std::numeric_limits<size_t>::max());
-  const std::vector<int32_t> ids = model.tokenizer().encode(text);
+  const std::vector<eval::Document> documents = read_documents(o, model.tokenizer());
   const int64_t window = o.window > 0 ? o.window : runner.max_tokens();
   const eval::Windows windows{.window = window,
                               .stride = o.stride > 0 ? o.stride : std::max<int64_t>(1, window / 2)};
@@ -92,14 +113,19 @@ void eval_text(const Options& o, const LoadedModel& model, serve::PrefixRunner& 
   eval::TextScore score;
   {
     Progress progress(o.json);
-    score = eval::score_text(
-        runner, ids, static_cast<int64_t>(text.size()), model.bos(), windows,
-        [&](int64_t done) { progress.show(done, static_cast<int64_t>(ids.size()), 0, "tokens"); });
+    score = eval::score_texts(runner, documents, model.bos(),
+                              {.windows = windows,
+                               .output = o.output,
+                               .identity = identity_of(o, model, runner.max_tokens()),
+                               .progress = [&](int64_t done, int64_t total, int64_t resumed) {
+                                 progress.show(done, total, resumed, "tokens");
+                               }});
   }
   const double speed = static_cast<double>(runner.num_run()) / timer.seconds();
   const std::optional<double> error = score.standard_error();
   if (o.json) {
-    const json root = {{"text", o.text},
+    const json root = {{"text", o.texts.size() == 1 ? json(o.texts[0]) : json(o.texts)},
+                       {"documents", score.num_documents},
                        {"tokens", score.num_tokens},
                        {"bytes", score.num_bytes},
                        {"window", windows.window},
@@ -108,8 +134,7 @@ void eval_text(const Options& o, const LoadedModel& model, serve::PrefixRunner& 
                        {"nats_per_token_stderr", or_null(error)},
                        {"perplexity", score.perplexity()},
                        {"bits_per_token", score.bits_per_token()},
-                       {"bits_per_byte", score.bits_per_byte()},
-                       {"tokens_per_second", speed}};
+                       {"bits_per_byte", score.bits_per_byte()}};
     fmt::print("{}\n", root.dump(2));
     return;
   }
@@ -122,8 +147,9 @@ void eval_text(const Options& o, const LoadedModel& model, serve::PrefixRunner& 
   fmt::print("bits per byte    {:.4f}{}\n", score.bits_per_byte(),
              scaled(per_bit * static_cast<double>(score.num_tokens) /
                     static_cast<double>(score.num_bytes)));
-  fmt::print("{} tokens of {} bytes, window {}, stride {}, {:.0f} tokens/s\n", score.num_tokens,
-             score.num_bytes, windows.window, windows.stride, speed);
+  fmt::print("{} tokens of {} bytes in {} document{}, window {}, stride {}, {:.0f} tokens/s\n",
+             score.num_tokens, score.num_bytes, score.num_documents,
+             score.num_documents == 1 ? "" : "s", windows.window, windows.stride, speed);
 }
 
 void eval_task(const Options& o, const LoadedModel& model, serve::PrefixRunner& runner) {
@@ -131,12 +157,15 @@ void eval_task(const Options& o, const LoadedModel& model, serve::PrefixRunner& 
   if (o.limit > 0 && static_cast<size_t>(o.limit) < items.size())
     items.resize(static_cast<size_t>(o.limit));
   Progress progress(o.json);
-  eval::TaskOptions options{.few_shot = "", .output = o.output, .identity = "", .progress = {}};
-  options.max_answer_tokens = o.max_answer_tokens;
-  if (o.num_few_shot > 0)
-    options.few_shot = eval::few_shot_text(eval::read_task(o.few_shot_file), o.num_few_shot);
-  options.identity = fmt::format("{} {} {}", std::filesystem::canonical(model.dir).string(),
-                                 o.dtype, runner.max_tokens());
+  eval::TaskOptions options{.few_shot = {.examples = {}, .count = o.num_few_shot, .seed = {}},
+                            .max_answer_tokens = o.max_answer_tokens,
+                            .answer = o.answer,
+                            .output = o.output,
+                            .identity = identity_of(o, model, runner.max_tokens()),
+                            .progress = {}};
+  options.answer.last = o.answer_match == "last";
+  options.few_shot.seed = o.few_shot_seed;
+  if (o.num_few_shot > 0) options.few_shot.examples = eval::read_task(o.few_shot_file);
   options.progress = [&](int64_t done, int64_t total, int64_t resumed) {
     progress.show(done, total, resumed, "items");
   };
@@ -172,17 +201,12 @@ void eval_task(const Options& o, const LoadedModel& model, serve::PrefixRunner& 
 
 void run(const Options& o) {
   check(o);
-  const auto machine = o.machine.make();
+  const auto machine = o.model.machine.make();
   Context ctx = machine->context();
-  LoadedModel model(ctx, o.model, o.dtype);
-  const int64_t context = context_of(o, model.config());
-  Decoder decoder(ctx, model.config(), model.weights, model.act,
-                  {.max_seqs = 1,
-                   .max_tokens = context,
-                   .max_step_tokens = std::min(o.chunk, context),
-                   .num_mtp = 0});
+  LoadedModel model(ctx, o.model.model, o.model.dtype);
+  Decoder decoder = make_decoder(ctx, model, o.model, context_of(o, model.config()), 0);
   serve::PrefixRunner runner(ctx, decoder);
-  o.text.empty() ? eval_task(o, model, runner) : eval_text(o, model, runner);
+  o.texts.empty() ? eval_task(o, model, runner) : eval_text(o, model, runner);
 }
 
 }  // namespace
@@ -190,9 +214,10 @@ void run(const Options& o) {
 void add_eval_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
   auto* command = app.add_subcommand("eval", "perplexity of a text, or a task");
-  command->add_option("--model", o->model, "checkpoint, or output directory of a training run")
-      ->required();
-  command->add_option("--text", o->text, "text file to predict");
+  o->model.add_to(*command);
+  command->add_option("--text", o->texts,
+                      "text file to predict, or .jsonl with a document in each line's \"text\"; "
+                      "may be repeated");
   command->add_option("--window", o->window, "tokens of a window; 0 is the context, at most 2048");
   command->add_option("--stride", o->stride, "tokens that a window scores; 0 is half of it");
   command->add_option("--task", o->task,
@@ -200,16 +225,23 @@ void add_eval_command(CLI::App& app) {
   command->add_option("--fewshot-file", o->few_shot_file, "solved examples, as a task");
   command->add_option("--num-fewshot", o->num_few_shot, "how many of them to show")
       ->capture_default_str();
+  command->add_option("--fewshot-seed", o->few_shot_seed,
+                      "draw them anew for each question; without it they are the first ones");
+  command->add_option("--answer-pattern", o->answer.pattern,
+                      "regular expression of the answer in a generated text; its group, if it has "
+                      "one");
+  command->add_option("--answer-match", o->answer_match, "which of several matches: first or last")
+      ->capture_default_str();
+  command->add_option("--ignore-pattern", o->answer.ignored,
+                      "remove what it matches before answers are compared; may be repeated");
+  command->add_flag("--ignore-case", o->answer.ignore_case, "compare ASCII letters without case");
   command->add_option("--max-answer-tokens", o->max_answer_tokens, "of a generated answer")
       ->capture_default_str();
   command->add_option("--limit", o->limit, "only the first items; 0 is all")->capture_default_str();
   command->add_option("--output", o->output,
-                      "file for a JSON line per item; a stopped run goes on with it");
+                      "file for a JSON line per item or window; a stopped run goes on with it");
   command->add_option("--context", o->context, "tokens of the longest sequence; 0 is 2048");
-  command->add_option("--chunk", o->chunk, "tokens of one step")->capture_default_str();
-  command->add_option("--dtype", o->dtype, "auto (as stored), f32 or bf16")->capture_default_str();
   command->add_flag("--json", o->json, "print JSON");
-  o->machine.add_to(*command);
   command->footer("Example: hadal eval --model runs/quickstart --text data/kjv.txt --stride 512");
   command->callback([o] { run(*o); });
 }

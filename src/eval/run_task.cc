@@ -1,18 +1,13 @@
-// Scoring, and the file of results.
+// Scoring of items.
 // SPDX-License-Identifier: Apache-2.0
 #include "eval/run_task.h"
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <filesystem>
-#include <fstream>
-#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "core/check.h"
-#include "core/rng.h"
-#include "io/atomic.h"
+#include "eval/result_file.h"
 #include "io/json.h"
 #include "io/stream_decoder.h"
 
@@ -29,28 +24,25 @@ double num_characters(const std::string& text) {
   }));
 }
 
-std::string trimmed(const std::string& text) {
-  const size_t begin = text.find_first_not_of(" \t\r\n");
-  return begin == text.npos ? "" : text.substr(begin, text.find_last_not_of(" \t\r\n") + 1 - begin);
-}
-
 int64_t best(const std::vector<double>& scores) {
   return std::max_element(scores.begin(), scores.end()) - scores.begin();
 }
 
-std::string settings_hash(const std::vector<TaskItem>& items, const TaskOptions& o) {
-  Json all = {o.few_shot, o.max_answer_tokens, o.identity};
-  for (const TaskItem& item : items)
-    all.push_back({item.prompt, item.choices, item.gold, item.answers, item.until});
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx",
-                static_cast<unsigned long long>(
-                    stream_id(all.dump(-1, ' ', true, Json::error_handler_t::replace))));
-  return text;
+// All that decides about results.
+Json settings_of(const std::vector<TaskItem>& items, const TaskOptions& o) {
+  const auto to_json = [](const TaskItem& item) -> Json {
+    return {item.prompt, item.choices, item.gold, item.answers, item.until};
+  };
+  Json all = {o.few_shot.count, o.max_answer_tokens, o.identity};
+  all.push_back(o.few_shot.seed ? Json(*o.few_shot.seed) : Json(nullptr));
+  all.push_back({o.answer.pattern, o.answer.last, o.answer.ignored, o.answer.ignore_case});
+  for (const TaskItem& example : o.few_shot.examples) all.push_back(to_json(example));
+  for (const TaskItem& item : items) all.push_back(to_json(item));
+  return all;
 }
 
 Json to_json(const ItemResult& r) {
-  if (!r.is_choice) return {{"match", r.right}, {"output", r.output}};
+  if (!r.is_choice) return {{"match", r.right}, {"answer", r.answer}, {"output", r.output}};
   return {{"acc", r.right}, {"acc_norm", r.right_by_length}, {"log_probs", r.log_probs}};
 }
 
@@ -61,57 +53,9 @@ ItemResult from_json(const JsonObject& line) {
   if (r.is_choice) r.right_by_length = line.boolean("acc_norm");
   if (r.is_choice) r.log_probs = line.numbers("log_probs");
   if (!r.is_choice) r.output = line.string("output");
+  if (!r.is_choice) r.answer = line.string("answer");
   return r;
 }
-
-// The results that are in the file; the rest of a line that was cut off is removed.
-std::vector<ItemResult> read_results(const std::string& path, const std::string& settings,
-                                     size_t num_items) {
-  std::vector<ItemResult> results;
-  if (!std::filesystem::exists(path)) return results;
-  const std::string text = io::read_file(path, std::numeric_limits<size_t>::max());
-  const size_t whole = text.rfind('\n') == text.npos ? 0 : text.rfind('\n') + 1;
-  int64_t number = 0;
-  for (size_t begin = 0; begin < whole;) {
-    const size_t end = text.find('\n', begin);
-    const JsonObject line = JsonObject::parse(std::string_view(text).substr(begin, end - begin),
-                                              concat(path, ":", ++number));
-    begin = end + 1;
-    if (number > 1) {
-      results.push_back(from_json(line));
-      continue;
-    }
-    HADAL_CHECK(line.has("settings") && line.string("settings") == settings, path,
-                " holds results of another model, task or options; remove it or give another "
-                "--output");
-  }
-  HADAL_CHECK(results.size() <= num_items, path, " has ", results.size(), " results for ",
-              num_items, " items; remove it");
-  std::filesystem::resize_file(path, whole);
-  return results;
-}
-
-// Appends lines; each is in the system's hands when add() returns.
-class ResultFile {
- public:
-  explicit ResultFile(const std::string& path) : path_(path) {
-    if (!path.empty()) file_.open(path, std::ios::app | std::ios::binary);
-    check();
-  }
-  void add(const Json& line) {
-    if (path_.empty()) return;
-    file_ << line.dump(-1, ' ', false, Json::error_handler_t::replace) << '\n' << std::flush;
-    check();
-  }
-
- private:
-  void check() {
-    HADAL_CHECK(path_.empty() || file_.good(), "cannot write ", path_, ": ", io::errno_text(),
-                "; check the path and the space left");
-  }
-  std::string path_;
-  std::ofstream file_;
-};
 
 }  // namespace
 
@@ -128,7 +72,7 @@ TaskRunner::TaskRunner(serve::PrefixRunner& runner, io::Tokenizer tokenizer, int
       stop_ids_(std::move(stop_ids)) {}
 
 ItemResult TaskRunner::choose(const TaskItem& item, const std::string& few_shot) {
-  ItemResult result{.is_choice = true, .log_probs = {}, .output = {}};
+  ItemResult result{.is_choice = true, .log_probs = {}, .output = {}, .answer = {}};
   std::vector<double> by_length;
   for (const std::string& choice : item.choices) {
     const std::string text = item.with(choice).substr(item.prompt.size());
@@ -144,8 +88,10 @@ ItemResult TaskRunner::choose(const TaskItem& item, const std::string& few_shot)
   return result;
 }
 
-ItemResult TaskRunner::generate(const TaskItem& item, const TaskOptions& options) {
-  std::vector<int32_t> ids = tokenizer_.encode(options.few_shot + item.prompt);
+ItemResult TaskRunner::generate(const TaskItem& item, const std::string& few_shot,
+                                const TaskOptions& options) {
+  const AnswerRule rule(options.answer);
+  std::vector<int32_t> ids = tokenizer_.encode(few_shot + item.prompt);
   // The start of a prompt that is too long is left out, but for bos.
   const int64_t room = runner_.max_tokens() - options.max_answer_tokens - 1;
   HADAL_CHECK(room >= 1, "--max-answer-tokens ", options.max_answer_tokens,
@@ -155,7 +101,7 @@ ItemResult TaskRunner::generate(const TaskItem& item, const TaskOptions& options
   ids.insert(ids.begin(), bos_);
   io::StreamDecoder decoder(tokenizer_);
   io::StopScanner scanner(item.until);
-  ItemResult result{.log_probs = {}, .output = {}};
+  ItemResult result{.log_probs = {}, .output = {}, .answer = {}};
   for (int64_t i = 0; i < options.max_answer_tokens && !scanner.stopped(); ++i) {
     const int32_t token = *runner_.next(ids, {});  // greedy
     if (std::find(stop_ids_.begin(), stop_ids_.end(), token) != stop_ids_.end()) break;
@@ -166,34 +112,36 @@ ItemResult TaskRunner::generate(const TaskItem& item, const TaskOptions& options
     result.output += scanner.push(decoder.finish());
     result.output += scanner.finish();
   }
-  for (const std::string& answer : item.answers)
-    result.right = result.right || trimmed(result.output) == trimmed(answer);
+  result.answer = rule.extract(result.output);
+  for (const std::string& accepted : item.answers)
+    result.right = result.right || rule.same(result.answer, accepted);
   return result;
 }
 
-ItemResult TaskRunner::run(const TaskItem& item, const TaskOptions& options) {
-  return item.is_choice() ? choose(item, options.few_shot) : generate(item, options);
+ItemResult TaskRunner::run(const TaskItem& item, int64_t place, const TaskOptions& options) {
+  const std::string few_shot = options.few_shot.before(item, place);
+  return item.is_choice() ? choose(item, few_shot) : generate(item, few_shot, options);
 }
 
 TaskScore TaskRunner::run(const std::vector<TaskItem>& items, const TaskOptions& options) {
-  const std::string settings = settings_hash(items, options);
-  std::vector<ItemResult> results;
-  if (!options.output.empty()) results = read_results(options.output, settings, items.size());
-  const bool is_new = options.output.empty() || !std::filesystem::exists(options.output) ||
-                      std::filesystem::file_size(options.output) == 0;
-  ResultFile file(options.output);
-  if (is_new) file.add({{"settings", settings}, {"items", items.size()}});
-  const auto resumed = static_cast<int64_t>(results.size());
+  const AnswerRule checked(
+      options.answer);  // before the first item, not at the first generated one
+  ResultFile file(options.output, settings_of(items, options), {{"items", items.size()}});
+  HADAL_CHECK(file.lines().size() <= items.size(), options.output, " has ", file.lines().size(),
+              " results for ", items.size(), " items; remove it");
+  const auto resumed = static_cast<int64_t>(file.lines().size());
+  const auto total = static_cast<int64_t>(items.size());
   TaskScore score;
-  for (size_t i = 0; i < items.size(); ++i) {
-    const bool known = i < results.size();
-    const ItemResult result = known ? results[i] : run(items[i], options);
+  for (int64_t i = 0; i < total; ++i) {
+    const auto index = static_cast<size_t>(i);
+    const bool known = i < resumed;
+    const ItemResult result =
+        known ? from_json(file.lines()[index]) : run(items[index], i, options);
     if (!known) file.add(to_json(result));
     (result.is_choice ? score.num_choice : score.num_generated) += 1;
     (result.is_choice ? score.right : score.matches) += result.right ? 1 : 0;
     score.right_by_length += result.right_by_length ? 1 : 0;
-    if (options.progress && !known)
-      options.progress(static_cast<int64_t>(i) + 1, static_cast<int64_t>(items.size()), resumed);
+    if (options.progress && !known) options.progress(i + 1, total, resumed);
   }
   return score;
 }

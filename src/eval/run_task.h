@@ -1,7 +1,6 @@
 // Runs a task: likelihoods of the choices, or a generated answer and whether it matches.
 //
-// One line of JSON an item goes to the output file as soon as it is known; a run that was stopped
-// goes on behind the last whole line.
+// One line of JSON an item goes to the output file as soon as it is known (eval/result_file.h).
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -10,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "eval/answer.h"
 #include "eval/task.h"
 #include "serve/prefix_runner.h"
 
@@ -21,6 +21,7 @@ struct ItemResult {
   bool right_by_length = false;  // choices only: likelihood by character
   std::vector<double> log_probs;  // of each choice
   std::string output;             // generated
+  std::string answer;             // what of it is the answer
 };
 
 struct TaskScore {
@@ -39,10 +40,11 @@ struct TaskScore {
 };
 
 struct TaskOptions {
-  std::string few_shot;  // stands before every prompt
+  FewShot few_shot{};
   int64_t max_answer_tokens = 256;
-  std::string output;    // file of results; none if empty
-  std::string identity;  // what else decides about results: the model
+  AnswerOptions answer{};  // of generated tasks
+  std::string output;      // file of results; none if empty
+  std::string identity;    // what else decides about results: the model
   std::function<void(int64_t done, int64_t total, int64_t resumed)> progress;
 };
 
@@ -50,12 +52,14 @@ class TaskRunner {
  public:
   TaskRunner(serve::PrefixRunner& runner, io::Tokenizer tokenizer, int32_t bos,
              std::vector<int64_t> stop_ids);
-  ItemResult run(const TaskItem& item, const TaskOptions& options);
+  // `place` in the task decides about examples that are drawn.
+  ItemResult run(const TaskItem& item, int64_t place, const TaskOptions& options);
   TaskScore run(const std::vector<TaskItem>& items, const TaskOptions& options);
 
  private:
   ItemResult choose(const TaskItem& item, const std::string& few_shot);
-  ItemResult generate(const TaskItem& item, const TaskOptions& options);
+  ItemResult generate(const TaskItem& item, const std::string& few_shot,
+                      const TaskOptions& options);
 
   serve::PrefixRunner& runner_;
   io::Tokenizer tokenizer_;

@@ -3,12 +3,11 @@
 #include "eval/task.h"
 
 #include <algorithm>
-#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "core/check.h"
-#include "io/atomic.h"
-#include "io/json.h"
+#include "core/rng.h"
+#include "eval/json_lines.h"
 
 namespace hadal::eval {
 namespace {
@@ -84,27 +83,29 @@ std::string TaskItem::with(const std::string& answer) const {
 }
 
 std::vector<TaskItem> read_task(const std::string& path) {
-  const std::string text = io::read_file(path, std::numeric_limits<size_t>::max());
   std::vector<TaskItem> items;
-  int64_t line = 0;
-  for (size_t begin = 0; begin < text.size();) {
-    const size_t end = std::min(text.find('\n', begin), text.size());
-    const std::string_view row = std::string_view(text).substr(begin, end - begin);
-    begin = end + 1;
-    ++line;
-    if (std::all_of(row.begin(), row.end(), is_blank)) continue;
-    items.push_back(read_item(JsonObject::parse(row, concat(path, ":", line))));
-  }
+  each_json_line(path, [&](const JsonObject& line) { items.push_back(read_item(line)); });
   HADAL_CHECK(!items.empty(), path, " has no items; give one JSON object a line");
   return items;
 }
 
-std::string few_shot_text(const std::vector<TaskItem>& examples, int64_t n) {
-  HADAL_CHECK(n >= 0 && n <= static_cast<int64_t>(examples.size()), "--num-fewshot is ", n,
-              "; --fewshot-file has ", examples.size(), " examples");
+std::string FewShot::before(const TaskItem& question, int64_t place) const {
+  std::vector<const TaskItem*> others;
+  for (const TaskItem& example : examples)
+    if (example.prompt != question.prompt || example.right_answer() != question.right_answer())
+      others.push_back(&example);
+  const auto n = static_cast<int64_t>(others.size());
+  HADAL_CHECK(count >= 0 && count <= n, "--num-fewshot is ", count, "; --fewshot-file has ", n,
+              " examples besides the question");
   std::string text;
-  for (int64_t i = 0; i < n; ++i) {
-    const TaskItem& example = examples[static_cast<size_t>(i)];
+  const Rng rng(seed.value_or(0), stream_id(concat("few-shot ", place)));
+  for (int64_t i = 0; i < count; ++i) {
+    // The beginning of a Fisher-Yates shuffle.
+    if (seed)
+      std::swap(others[static_cast<size_t>(i)],
+                others[static_cast<size_t>(i) +
+                       rng.u64(static_cast<uint64_t>(i)) % static_cast<uint64_t>(n - i)]);
+    const TaskItem& example = *others[static_cast<size_t>(i)];
     text += concat(example.with(example.right_answer()), "\n\n");
   }
   return text;

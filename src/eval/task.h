@@ -10,6 +10,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -35,8 +37,18 @@ struct TaskItem {
 // An Error names file and line. Blank lines are skipped.
 std::vector<TaskItem> read_task(const std::string& path);
 
-// The first n items, solved, each followed by an empty line.
-std::string few_shot_text(const std::vector<TaskItem>& examples, int64_t n);
+// Solved examples that stand before a question, each followed by an empty line. The question itself
+// is never among them.
+struct FewShot {
+  std::vector<TaskItem> examples{};
+  int64_t count = 0;
+  // Draws them anew for each question, by (seed, its place in the task); without it they are the
+  // first ones.
+  std::optional<uint64_t> seed{};
+
+  // An Error if there are too few.
+  std::string before(const TaskItem& question, int64_t place) const;
+};
 
 struct Scored {
   std::vector<int32_t> ids;  // bos, context, continuation

@@ -65,14 +65,53 @@ TEST(Eval, RunsATaskAndGoesOn) {
   EXPECT_EQ(read_text(output), lines);
 }
 
+// Killed in the middle, and started again: the numbers of a run that nobody disturbed.
+TEST(Eval, GoesOnAfterBeingKilled) {
+  const TempDir dir;
+  const std::string model = model_in(dir), text = dir / "text.jsonl", output = dir / "out.jsonl";
+  std::string lines;
+  for (int i = 0; i < 10; ++i) {
+    lines += "{\"text\": \"";
+    for (int j = 0; j < 12; ++j) lines += "the quick brown fox jumps over the lazy dog; ";
+    lines += "\"}\n";
+  }
+  write_text(text, lines);
+  Arguments arguments = {"eval", "--model",  model, "--text",    text, "--window",
+                         "16",   "--stride", "2",   "--threads", "1",  "--json"};
+  const Result whole = run(arguments);
+  ASSERT_EQ(whole.status, 0) << whole.err;
+  EXPECT_EQ(json::parse(whole.out)["documents"], 10);
+  arguments.insert(arguments.end(), {"--output", output});
+  const auto num_lines = [&] {
+    const std::string written = read_text(output);
+    return std::count(written.begin(), written.end(), '\n');
+  };
+  for (int64_t least : {2, 30}) {
+    Child child(arguments, dir / "log");
+    EXPECT_TRUE(wait_until([&] { return num_lines() >= least; }));
+    child.kill(SIGKILL);
+    EXPECT_EQ(child.wait(), 128 + SIGKILL);
+    EXPECT_GE(num_lines(), least);
+  }
+  const Result resumed = run(arguments);
+  EXPECT_EQ(resumed.out, whole.out);
+  EXPECT_EQ(run(arguments).out, whole.out);
+}
+
 TEST(Eval, RefusesWhatItCannotDo) {
   const TempDir dir;
   const std::string model = model_in(dir);
   expect_refused({"eval", "--model", model}, "give either --text FILE or --task FILE.jsonl");
   expect_refused({"eval", "--model", model, "--task", "x", "--window", "5"},
                  "--window and --stride are for --text");
-  expect_refused({"eval", "--model", model, "--text", "x", "--output", "y"},
-                 "--output, --fewshot-file and --limit are for --task");
+  expect_refused({"eval", "--model", model, "--text", "x", "--limit", "3"},
+                 "--fewshot-file and --limit are for --task");
+  expect_refused({"eval", "--model", model, "--text", "x", "--answer-pattern", "y"},
+                 "--answer-pattern and --ignore-pattern are for --task");
+  expect_refused({"eval", "--model", model, "--task", "x", "--fewshot-seed", "1"},
+                 "--fewshot-seed needs --num-fewshot");
+  expect_refused({"eval", "--model", model, "--task", "x", "--answer-match", "best"},
+                 "--answer-match is best; allowed: first, last");
   expect_refused({"eval", "--model", model, "--task", "x", "--num-fewshot", "2"},
                  "give --fewshot-file and --num-fewshot together");
   expect_refused({"eval", "--model", model, "--text", "x", "--window", "513"},

@@ -1,8 +1,10 @@
 // Perplexity and tasks with a random model, against likelihoods that are computed naively.
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <map>
 #include <numeric>
 
+#include "eval/corpus.h"
 #include "eval/perplexity.h"
 #include "eval/run_task.h"
 #include "io/atomic.h"
@@ -53,8 +55,12 @@ TEST(Perplexity, ScoresEachTokenOnceBehindItsContext) {
         nats -= log_probs[log_probs.size() - static_cast<size_t>(end - done)];
     }
     int64_t last = 0;
-    const TextScore score = score_text(f.runner, ids, static_cast<int64_t>(text.size()), 0, w,
-                                       [&](int64_t done) { last = done; });
+    const TextScore score =
+        score_texts(f.runner, {{ids, static_cast<int64_t>(text.size())}}, 0,
+                    {.windows = w,
+                     .output = {},
+                     .identity = {},
+                     .progress = [&](int64_t done, int64_t, int64_t) { last = done; }});
     EXPECT_EQ(last, n);
     EXPECT_EQ(score.num_tokens, n);
     EXPECT_NEAR(score.nats, nats, 1e-4);
@@ -62,29 +68,82 @@ TEST(Perplexity, ScoresEachTokenOnceBehindItsContext) {
     EXPECT_NEAR(score.bits_per_token(), nats / static_cast<double>(n) / std::log(2.0), 1e-5);
     EXPECT_NEAR(score.bits_per_byte(), nats / std::log(2.0) / static_cast<double>(text.size()),
                 1e-5);
-    EXPECT_NEAR(std::accumulate(score.block_nats.begin(), score.block_nats.end(), 0.0), nats, 1e-4);
+    double sum = 0.0;
+    for (const Block& block : score.blocks) sum += block.nats;
+    EXPECT_NEAR(sum, nats, 1e-4);
   }
 }
 
 TEST(Perplexity, HasAStandardErrorFromBlocks) {
-  const TextScore score{
-      .num_tokens = 300, .num_bytes = 900, .nats = 1000.0, .block_nats = {500.0, 400.0, 100.0}};
+  const TextScore score{.num_documents = 1,
+                        .num_tokens = 300,
+                        .num_bytes = 900,
+                        .nats = 1000.0,
+                        .blocks = {{500.0, 128}, {400.0, 128}, {100.0, 44}}};
   // Deviations of each block from its share: 128, 128 and 44 tokens of 10/3.
   const double a = 500 - 128 / 0.3, b = 400 - 128 / 0.3, c = 100 - 44 / 0.3;
   EXPECT_NEAR(*score.standard_error(), std::sqrt((a * a + b * b + c * c) * 1.5) / 300, 1e-12);
-  EXPECT_FALSE((TextScore{.num_tokens = 5, .num_bytes = 5, .nats = 1.0, .block_nats = {1.0}})
+  EXPECT_FALSE((TextScore{.num_tokens = 5, .num_bytes = 5, .nats = 1.0, .blocks = {{1.0, 5}}})
                    .standard_error());
 }
 
 TEST(Perplexity, NamesItsErrors) {
   Fixture f;
   const auto score = [&](const Ids& ids, Windows w) {
-    return score_text(f.runner, ids, 1, 0, w, nullptr);
+    return score_texts(f.runner, {{ids, 1}}, 0,
+                       {.windows = w, .output = {}, .identity = {}, .progress = {}});
   };
   EXPECT_ERROR(score({5}, {1, 1}), "--window is 1; allowed: 2 to the context of 512");
   EXPECT_ERROR(score({5}, {513, 1}), "--window is 513; allowed: 2 to the context of 512");
   EXPECT_ERROR(score({5}, {8, 8}), "--stride is 8; allowed: 1 to --window - 1 = 7");
   EXPECT_ERROR(score({}, {8, 4}), "the text has no tokens; give more text");
+}
+
+// Documents do not see each other; a run that was stopped anywhere ends with the same bits.
+TEST(Perplexity, GoesOnWithAFileOfResults) {
+  Fixture f;
+  const TempDir dir;
+  const std::string path = dir / "results.jsonl", text = repeated_text(2);
+  const auto document = [&](const std::string& words) {
+    return Document{f.tokenizer.encode(words), static_cast<int64_t>(words.size())};
+  };
+  const std::vector<Document> documents = {document(text), document(""), document("the dog")};
+  TextOptions options{.windows = {20, 7}, .output = path, .identity = "model", .progress = {}};
+  const TextScore whole = score_texts(f.runner, documents, 0, options);
+  EXPECT_EQ(whole.num_documents, 3);
+  options.output = "";
+  const TextScore first = score_texts(f.runner, {documents[0]}, 0, options);
+  const TextScore last = score_texts(f.runner, {documents[2]}, 0, options);
+  EXPECT_NEAR(whole.nats, first.nats + last.nats, 1e-9);
+  EXPECT_EQ(whole.blocks.back().nats, last.nats);
+  EXPECT_EQ(whole.num_tokens, first.num_tokens + last.num_tokens);
+  const std::string lines = io::read_file(path, 1 << 20);
+  for (size_t cut : {size_t{0}, size_t{30}, lines.size() / 2, lines.size() - 1, lines.size()}) {
+    io::write_file_atomic(path, lines.substr(0, cut));
+    options.output = path;
+    const TextScore again = score_texts(f.runner, documents, 0, options);
+    EXPECT_EQ(again.nats, whole.nats) << cut;
+    EXPECT_EQ(*again.standard_error(), *whole.standard_error()) << cut;
+    EXPECT_EQ(io::read_file(path, 1 << 20), lines) << cut;
+  }
+  options.identity = "another";
+  EXPECT_ERROR(score_texts(f.runner, documents, 0, options),
+               path +
+                   " holds results of another model, task or options; remove it or give another "
+                   "--output");
+}
+
+TEST(Corpus, IsAFileOrJsonLines) {
+  const TempDir dir;
+  const std::string text = dir / "a.txt", lines = dir / "b.jsonl";
+  io::write_file_atomic(text, "one\ntwo\n");
+  EXPECT_EQ(read_documents(text), (std::vector<std::string>{"one\ntwo\n"}));
+  io::write_file_atomic(lines, "{\"text\": \"a\\nb\", \"id\": 3}\n\n{\"text\": \"\"}");
+  EXPECT_EQ(read_documents(lines), (std::vector<std::string>{"a\nb", ""}));
+  io::write_file_atomic(lines, "\n");
+  EXPECT_ERROR(read_documents(lines), lines + " has no documents; give one JSON object a line");
+  io::write_file_atomic(lines, "{\"text\": \"a\"}\n{\"txt\": 1}");
+  EXPECT_ERROR(read_documents(lines), lines + ":2: text is missing; add it");
 }
 
 TEST(Task, ReadsTheUsualFields) {
@@ -111,8 +170,67 @@ TEST(Task, ReadsTheUsualFields) {
   EXPECT_EQ(items[3].until, (std::vector<std::string>{"\n", "."}));
   EXPECT_EQ(items[4].until, (std::vector<std::string>{"\n"}));
   EXPECT_EQ(items[4].with("5"), "e 5");
-  EXPECT_EQ(few_shot_text(items, 2), "a: y\n\nb z\n\n");
-  EXPECT_ERROR(few_shot_text(items, 6), "--num-fewshot is 6; --fewshot-file has 5 examples");
+}
+
+TEST(Task, ShowsExamplesButNotTheQuestion) {
+  std::vector<TaskItem> examples;
+  for (const char* name : {"a", "b", "c", "d", "e"})
+    examples.push_back({.prompt = std::string(name) + ":",
+                        .choices = {},
+                        .answers = {name, "other"},
+                        .until = {}});
+  const TaskItem question{.prompt = "q", .choices = {"x", "y"}, .answers = {}, .until = {}};
+  FewShot few_shot{.examples = examples, .count = 2, .seed = {}};
+  EXPECT_EQ(few_shot.before(question, 0), "a: a\n\nb: b\n\n");
+  EXPECT_EQ(few_shot.before(question, 7), "a: a\n\nb: b\n\n");
+  EXPECT_EQ(few_shot.before(examples[0], 0), "b: b\n\nc: c\n\n");
+  few_shot.seed = 1;
+  std::map<std::string, int> seen;
+  for (int64_t place = 0; place < 2000; ++place) {
+    const std::string text = few_shot.before(examples[2], place);
+    EXPECT_EQ(text, few_shot.before(examples[2], place));
+    ++seen[text];
+  }
+  // Each ordered pair of the other four about as often.
+  EXPECT_EQ(seen.size(), 12u);
+  for (const auto& [text, count] : seen) {
+    EXPECT_EQ(text.find('c'), text.npos);
+    EXPECT_NEAR(count, 2000.0 / 12, 60) << text;
+  }
+  few_shot.seed = 2;
+  EXPECT_NE(
+      few_shot.before(question, 0) + few_shot.before(question, 1) + few_shot.before(question, 2),
+      (few_shot.seed = 1,
+       few_shot.before(question, 0) + few_shot.before(question, 1) + few_shot.before(question, 2)));
+  few_shot.count = 5;
+  EXPECT_ERROR(few_shot.before(examples[0], 0),
+               "--num-fewshot is 5; --fewshot-file has 4 examples besides the question");
+}
+
+// As Python's re.findall and re.sub give them.
+TEST(Answer, IsWhatThePatternFinds) {
+  const std::string text = "First 12, then $1,300.50 and -7. Done\n#### 42\n";
+  const auto extract = [&](const std::string& pattern, bool last) {
+    return AnswerRule({.pattern = pattern, .last = last}).extract(text);
+  };
+  EXPECT_EQ(extract("", false), "First 12, then $1,300.50 and -7. Done\n#### 42");
+  EXPECT_EQ(extract(R"(#### (\-?[0-9\.\,]+))", false), "42");
+  EXPECT_EQ(extract(R"((-?[$0-9.,]{2,})|(-?[0-9]+))", false), "12,");
+  EXPECT_EQ(extract(R"((-?[$0-9.,]{2,})|(-?[0-9]+))", true), "42");
+  EXPECT_EQ(extract("[a-z]+ ", true), "and");
+  EXPECT_EQ(extract("x*", false), "");
+  EXPECT_EQ(extract("no such thing", false), AnswerRule::kNoAnswer);
+  EXPECT_EQ(AnswerRule({.pattern = "\u4F60*"}).extract("\u4F60\u4F60"), "\u4F60\u4F60");
+  const AnswerRule plain({}),
+      rule({.ignored = {",", R"(\$)", "(?s).*#### ", R"(\.$)"}, .ignore_case = true});
+  EXPECT_TRUE(plain.same("a", "a "));
+  EXPECT_FALSE(plain.same("a", "A"));
+  EXPECT_TRUE(rule.same("$1,300.", "So.\nHence\n#### 1300"));
+  EXPECT_TRUE(rule.same("Yes", "yES"));
+  EXPECT_FALSE(rule.same("1.5", "15"));
+  EXPECT_ERROR(AnswerRule({.pattern = "(a"}),
+               "--answer-pattern: the regular expression \"(a\" is invalid at byte 2: missing "
+               "closing parenthesis");
 }
 
 TEST(Task, NamesFileAndLineInErrors) {
@@ -171,7 +289,11 @@ TEST(Task, ChoosesByLikelihood) {
   Fixture f;
   const std::string few_shot = "the dog: brown\n\n";
   TaskRunner tasks = f.tasks();
-  TaskOptions options{.few_shot = few_shot, .output = {}, .identity = {}, .progress = {}};
+  const TaskItem example{.prompt = "the dog:", .choices = {}, .answers = {"brown"}, .until = {}};
+  TaskOptions options{.few_shot = {.examples = {example}, .count = 1, .seed = {}},
+                      .output = {},
+                      .identity = {},
+                      .progress = {}};
   int64_t right = 0, right_by_length = 0;
   const std::vector<TaskItem> items = choice_items();
   for (const TaskItem& item : items) {
@@ -186,7 +308,7 @@ TEST(Task, ChoosesByLikelihood) {
       const double characters = choice.size() > 18 ? 20.0 : static_cast<double>(choice.size());
       by_length.push_back(sums.back() / characters);
     }
-    const ItemResult result = tasks.run(item, options);
+    const ItemResult result = tasks.run(item, 0, options);
     ASSERT_EQ(result.log_probs.size(), sums.size());
     for (size_t i = 0; i < sums.size(); ++i) EXPECT_NEAR(result.log_probs[i], sums[i], 2e-5);
     const auto best = [](const std::vector<double>& v) {
@@ -215,12 +337,11 @@ TEST(Task, StandardErrorIsThatOfAMean) {
 TEST(Task, GeneratesUntilAStopString) {
   Fixture f;
   TaskRunner tasks = f.tasks();
-  const TaskOptions options{
-      .few_shot = {}, .max_answer_tokens = 30, .output = {}, .identity = {}, .progress = {}};
+  const TaskOptions options{.max_answer_tokens = 30, .output = {}, .identity = {}, .progress = {}};
   TaskItem item{.prompt = "the quick", .choices = {}, .answers = {"?"}, .until = {}};
-  const std::string whole = tasks.run(item, options).output;
+  const std::string whole = tasks.run(item, 0, options).output;
   ASSERT_GT(whole.size(), 8u);
-  EXPECT_FALSE(tasks.run(item, options).right);
+  EXPECT_FALSE(tasks.run(item, 0, options).right);
   // An ASCII character from the middle of it.
   const auto at =
       std::find_if(whole.begin() + 3, whole.end(), [](char c) { return c > ' ' && c < 0x7F; });
@@ -228,10 +349,17 @@ TEST(Task, GeneratesUntilAStopString) {
   const std::string stop(1, *at), head = whole.substr(0, whole.find(stop));
   item.until = {stop};
   item.answers = {"wrong", " " + head + "\n"};
-  const ItemResult result = tasks.run(item, options);
+  const ItemResult result = tasks.run(item, 0, options);
   EXPECT_EQ(result.output, head);
   EXPECT_TRUE(result.right);
   EXPECT_FALSE(result.is_choice);
+  EXPECT_EQ(result.answer, AnswerRule({}).extract(head));
+  TaskOptions with_pattern = options;
+  with_pattern.answer.pattern = "^.{3}";
+  item.answers = {head.substr(0, 3)};
+  const ItemResult part = tasks.run(item, 0, with_pattern);
+  EXPECT_EQ(part.output, head);
+  EXPECT_EQ(part.right, part.answer == item.answers[0]);
 }
 
 TEST(Task, GoesOnWithAFileOfResults) {
@@ -242,8 +370,7 @@ TEST(Task, GoesOnWithAFileOfResults) {
   items.push_back({.prompt = "dog", .choices = {}, .answers = {"x"}, .until = {"\n"}});
   TaskRunner tasks = f.tasks();
   std::vector<int64_t> done;
-  TaskOptions options{.few_shot = {},
-                      .max_answer_tokens = 4,
+  TaskOptions options{.max_answer_tokens = 4,
                       .output = path,
                       .identity = "model",
                       .progress = [&](int64_t i, int64_t, int64_t) { done.push_back(i); }};

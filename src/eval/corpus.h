@@ -1,0 +1,14 @@
+// Texts to predict: a file is one document, or JSON lines with a document each.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace hadal::eval {
+
+// A file that ends in .jsonl has objects whose field "text" is a document; other fields are
+// ignored. An Error names file and line.
+std::vector<std::string> read_documents(const std::string& path);
+
+}  // namespace hadal::eval
