@@ -4,7 +4,7 @@ SHELL := /bin/bash
 JOBS ?= $(shell nproc)
 TEXT ?=
 
-.PHONY: help setup build quickstart test sanitize mutate peers format tidy clean
+.PHONY: help setup build quickstart test sanitize fuzz mutate peers format tidy clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,11 @@ sanitize: setup  ## the tests under ASan and UBSan, then the thread pool's under
 	@cmake --preset tsan >/dev/null
 	@cmake --build --preset tsan -j $(JOBS)
 	@ctest --preset tsan -R 'thread_pool|invariance|gemm' -j 1
+
+SECONDS_EACH ?= 1200
+fuzz:  ## libFuzzer on every reader of files, SECONDS_EACH=1200 each
+	@scripts/setup.sh --full
+	@scripts/fuzz.sh $(SECONDS_EACH)
 
 mutate: setup  ## remove single terms from backward code; every one must fail a test
 	@python3 scripts/mutate.py
