@@ -10,15 +10,17 @@ import torch
 from transformers import FineGrainedFP8Config
 
 import cases
+import check_eval
 import check_layout
 import check_logits
 import check_noticed
+import check_strings
 import check_tokenizer
 import ours
 import theirs
 from report import Report
 
-SPECIAL = ["training", "tokenizer", "layouts"]
+SPECIAL = ["training", "tokenizer", "eval", "strings", "layouts"]
 
 
 def shake(directory, seed):
@@ -133,12 +135,21 @@ def check_training(report, names, work):
         report.problems("load", problems)
         check_logits.compare_f32(report, directory, model, work, 99)
         check_layout.compare_with_saved(report, directory, model, work)
+    if "eval" in names:
+        check_eval.check(report, directory, text, work)
     if "tokenizer" in names:
         check_tokenizer.compare(report, "tokenizer of the run", directory, work)
         larger = work / "larger"
         ours.hadal("tokenizer", "train", "--input", text, "--vocab-size", 700, "--output", larger)
         (larger / "config.json").write_bytes((directory / "config.json").read_bytes())
         check_tokenizer.compare(report, "tokenizer of 700", larger, work)
+
+
+def check_own_vocabulary(report, work):
+    text, tokenizer = work / "strings.txt", work / "strings"
+    write_text(text)
+    ours.hadal("tokenizer", "train", "--input", text, "--vocab-size", 700, "--output", tokenizer)
+    check_strings.compare(report, "a vocabulary of ours", tokenizer / "tokenizer.json", work, 20)
 
 
 def main(names):
@@ -162,8 +173,11 @@ def main(names):
         work = pathlib.Path(temporary)
         if "layouts" in names:
             check_layout.compare_with_goldens(report, work)
-        if {"training", "tokenizer"} & set(names):
+        if {"training", "tokenizer", "eval"} & set(names):
             check_training(report, names, work)
+        if "strings" in names:
+            check_own_vocabulary(report, work)
+            check_strings.check_deepseek(report, work)
     return report.close()
 
 

