@@ -3,16 +3,18 @@
 #include "eval/corpus.h"
 
 #include "core/check.h"
-#include "eval/json_lines.h"
+#include "io/documents.h"
+#include "io/json.h"
 
 namespace hadal::eval {
 
 std::vector<std::string> read_documents(const std::string& path) {
-  if (!path.ends_with(".jsonl")) return {read_whole(path)};
+  io::DocumentReader reader({path}, io::DocumentSplit::kFile);
   std::vector<std::string> documents;
-  each_json_line(path,
-                 [&](const io::JsonObject& line) { documents.push_back(line.string("text")); });
-  HADAL_CHECK(!documents.empty(), path, " has no documents; give one JSON object a line");
+  for (io::Document d; reader.next(d);)
+    documents.push_back(d.json ? io::JsonObject::parse(d.text, d.where).string("text") : d.text);
+  HADAL_CHECK(!documents.empty(), path,
+              " has no documents; give a text, or one JSON object a line");
   return documents;
 }
 

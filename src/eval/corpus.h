@@ -8,7 +8,7 @@
 namespace hadal::eval {
 
 // A file that ends in .jsonl has objects whose field "text" is a document; other fields are
-// ignored. An Error names file and line.
+// ignored. Either may be compressed with zstd (.zst). An Error names file and line.
 std::vector<std::string> read_documents(const std::string& path);
 
 }  // namespace hadal::eval

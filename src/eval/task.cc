@@ -3,11 +3,13 @@
 #include "eval/task.h"
 
 #include <algorithm>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "core/check.h"
 #include "core/rng.h"
-#include "eval/json_lines.h"
+#include "io/atomic.h"
+#include "io/json.h"
 
 namespace hadal::eval {
 namespace {
@@ -84,7 +86,16 @@ std::string TaskItem::with(const std::string& answer) const {
 
 std::vector<TaskItem> read_task(const std::string& path) {
   std::vector<TaskItem> items;
-  each_json_line(path, [&](const JsonObject& line) { items.push_back(read_item(line)); });
+  const std::string text = io::read_file(path, std::numeric_limits<size_t>::max());
+  int64_t number = 0;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find('\n', begin), text.size());
+    const std::string_view row = std::string_view(text).substr(begin, end - begin);
+    begin = end + 1;
+    ++number;
+    if (std::all_of(row.begin(), row.end(), is_blank)) continue;
+    items.push_back(read_item(JsonObject::parse(row, concat(path, ":", number))));
+  }
   HADAL_CHECK(!items.empty(), path, " has no items; give one JSON object a line");
   return items;
 }

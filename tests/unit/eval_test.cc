@@ -141,7 +141,7 @@ TEST(Corpus, IsAFileOrJsonLines) {
   io::write_file_atomic(lines, "{\"text\": \"a\\nb\", \"id\": 3}\n\n{\"text\": \"\"}");
   EXPECT_EQ(read_documents(lines), (std::vector<std::string>{"a\nb", ""}));
   io::write_file_atomic(lines, "\n");
-  EXPECT_ERROR(read_documents(lines), lines + " has no documents; give one JSON object a line");
+  EXPECT_ERROR(read_documents(lines), lines + " has no documents; give a text, or one JSON object a line");
   io::write_file_atomic(lines, "{\"text\": \"a\"}\n{\"txt\": 1}");
   EXPECT_ERROR(read_documents(lines), lines + ":2: text is missing; add it");
 }
