@@ -63,7 +63,7 @@ TEST(Conversation, IsTheSameWithoutTheCache) {
   const auto one = talk.say("hello");
   EXPECT_EQ(one.num_reused, 0);
   const auto two = talk.say("more");
-  EXPECT_GT(two.num_reused, one.num_prompt_tokens);
+  EXPECT_GE(two.num_reused, one.num_prompt_tokens);
   Talk fresh;
   fresh.say("hello");
   // An error gives up what was cached.

@@ -226,7 +226,9 @@ TEST_F(GeneratorTest, GoesOnFromWhereThePromptDiffers) {
     const int64_t same =
         std::mismatch(before.begin(), before.end(), r.prompt.begin(), r.prompt.end()).first -
         before.begin();
-    if (i > 1) EXPECT_GE(got.num_reused, same - 1) << i;
+    if (i > 1) {
+      EXPECT_GE(got.num_reused, same - 1) << i;
+    }
     EXPECT_LE(got.num_reused, same) << i;
     before = r.prompt;
     before.insert(before.end(), got.tokens.begin(), got.tokens.end());

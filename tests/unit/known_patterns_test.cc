@@ -101,8 +101,9 @@ TEST(KnownPatterns, ClassesAreThoseOfPcre2WhereItKnowsTheCharacter) {
       const bool ours = (unicode_classes()[code] & (1u << k)) != 0;
       both += ours && theirs[code];
       // NOTE: PCRE2's \s has U+180E, which has been no white space since Unicode 6.3.
-      if (ours != theirs[code])
+      if (ours != theirs[code]) {
         ASSERT_TRUE(ours ? unassigned[code] : k == 5 && code == 0x180E) << names[k] << " " << code;
+      }
     }
     EXPECT_GE(both, 25u) << names[k];
   }
