@@ -159,6 +159,9 @@ class Maker {
     seq.num_tokens = seq.max_len = T;
     seq.num_seqs = 1;
     seq.offsets = b.i32({0, static_cast<int32_t>(T)}, {2});
+    std::vector<int32_t> positions;
+    for (int64_t t = 0; t < T; ++t) positions.push_back(static_cast<int32_t>(t));
+    seq.positions = b.i32(positions, {T});
     const Tensor q = b.f32({T, H, Dn + Dr}), kv = b.f32({T, H, Dn + Dv}), k_pe = b.f32({T, Dr});
     Tensor out = b.f32({T, H, Dv}), lse = b.f32({H, T});
     const double scale = softmax_scale(c);
