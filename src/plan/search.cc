@@ -156,8 +156,8 @@ class Searcher {
     return it->second;
   }
 
-  // Below what the fullest rank can hold: an even share of parameters and gradients, and one
-  // micro-batch in its stages.
+  // Below what the fullest rank can hold: an even share of parameters and gradients, and the
+  // micro-batches in flight in its layers.
   double least_memory(const TrainPlan& p) const {
     const double copies = p.schedule == ScheduleKind::kDualPipe ? 2.0 : 1.0;
     const StageRange all{.first_layer = 0,
@@ -167,8 +167,12 @@ class Searcher {
                          .has_head = true};
     const StageParams n = sums_.of(p.mesh, all);
     const double per_rank = copies / p.mesh.pp;
-    return per_rank *
-           ((n.matrices + n.experts) * (weight_bytes(p.recipe, false) + 4.0) + n.plain * 4.0);
+    const double in_flight = std::min(p.num_microbatches(), p.mesh.pp);
+    const double layers = static_cast<double>(p.model.num_hidden_layers / p.mesh.pp);
+    const double layer = std::min(layer_bytes(p, false).saved, layer_bytes(p, true).saved);
+    return in_flight * layers * layer +
+           per_rank *
+               ((n.matrices + n.experts) * (weight_bytes(p.recipe, false) + 4.0) + n.plain * 4.0);
   }
 
   void drop(double bytes) {

@@ -43,7 +43,7 @@ std::string counts(const SearchResult& r) {
       r.tried, r.dropped_for_memory, r.fit.size(), r.front.size());
 }
 
-// ScheduleStep time against memory; the front in front.
+// Step time against memory; the front in front.
 Svg plot(const SearchResult& r) {
   const double left = 64, top = 40, width = 760, height = 380;
   double t_low = 1e300, t_high = 0, m_low = 1e300, m_high = 0;
@@ -59,7 +59,7 @@ Svg plot(const SearchResult& r) {
   const auto x = [&](double t) { return left + (t - t_low) / t_span * width; };
   const auto y = [&](double m) { return top + height - (m - m_low) / m_span * height; };
   Svg svg(left + width + 30, top + height + 50);
-  svg.text(left, 20, "ScheduleStep time against memory of the fullest rank", "start", "head");
+  svg.text(left, 20, "Step time against memory of the fullest rank", "start", "head");
   svg.line(left, top, left, top + height, "axis");
   svg.line(left, top + height, left + width, top + height, "axis");
   for (int i = 0; i <= 4; ++i) {

@@ -40,8 +40,8 @@ size_t allocated(const TrainPlan& p) {
 }
 
 TEST(RuntimeMemory, IsWhatThePoolHoldsAtMost) {
-  for (const auto& [layers, mtp, rank] :
-       {std::tuple<int64_t, int64_t, int64_t>{3, 1, 96}, {2, 0, 96}, {2, 1, 0}, {1, 0, 96}}) {
+  using Shape3 = std::tuple<int64_t, int64_t, int64_t>;
+  for (const auto& [layers, mtp, rank] : {Shape3{3, 1, 96}, Shape3{2, 0, 96}, Shape3{2, 1, 0}}) {
     const TrainPlan p = small_plan(layers, mtp, rank);
     const auto measured = static_cast<double>(allocated(p));
     EXPECT_NEAR(runtime_memory(p).device() / measured, 1.0, 0.03)
