@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 file(GLOB isa_sources CONFIGURE_DEPENDS src/ops/cpu/isa/*.cc)
 foreach(source ${isa_sources})
-  if(source MATCHES "_(avx2|avx512)\\.cc$" AND NOT CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  if(source MATCHES "_(avx2|avx512|vnni)\\.cc$" AND NOT CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     continue()
   endif()
   if(source MATCHES "_avx2\\.cc$")
@@ -10,6 +10,9 @@ foreach(source ${isa_sources})
   elseif(source MATCHES "_avx512\\.cc$")
     set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
       "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mfma;-mprefer-vector-width=512")
+  elseif(source MATCHES "_vnni\\.cc$")
+    set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
+      "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-mfma;-mprefer-vector-width=512")
   endif()
   target_sources(hadal_ops PRIVATE ${source})
 endforeach()

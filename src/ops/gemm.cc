@@ -17,6 +17,22 @@ void check_result(const Tensor& t, const char* op) {
               ": the result is ", t.str(), "; it must be f64, f32 or bf16");
 }
 
+// Words that hold `count` elements of a row of an integer weight.
+constexpr int64_t kIntGroup = 128;
+int64_t words_of(int64_t count, int64_t per_word) { return (count + per_word - 1) / per_word; }
+
+// An integer weight of rows of K elements (quant.h).
+void check_int_weight(const Operand& w, int64_t K, const char* op) {
+  const int64_t words = w.data.rank() == 2 ? w.data.dim(1) : 0;
+  HADAL_CHECK(words > 0 && (words == words_of(K, 8) || words == words_of(K, 4)), op,
+              ": the integer weight is ", w.data.str(), "; rows of ", K, " elements take ",
+              words_of(K, 8), " words with 4 bits or ", words_of(K, 4), " with 8");
+  HADAL_CHECK(w.scale.rank() == 2 && w.scale.dtype() == DType::kBF16 &&
+                  w.scale.dim(0) == w.data.dim(0) && w.scale.dim(1) == words_of(K, kIntGroup),
+              op, ": the integer weight has scales ", w.scale.str(), "; bf16 [", w.data.dim(0),
+              ", ", words_of(K, kIntGroup), "] are needed");
+}
+
 void check_weight(const Operand& w, const char* op) {
   HADAL_CHECK(w.data.rank() == 2 && is_float(w.data.dtype()), op, ": the weight is ", w.data.str(),
               "; it must be a float matrix");
@@ -34,8 +50,15 @@ void check_weight(const Operand& w, const char* op) {
 void check_nt(const Tensor& a, const Operand& b, const Tensor& c, const char* op) {
   const auto [M, K] = HADAL_SHAPE(a, 2);
   check_operand(a, op, "a");
-  check_weight(b, op);
   check_result(c, op);
+  if (b.data.dtype() == DType::kI32) {
+    check_int_weight(b, K, op);
+    HADAL_CHECK(a.dtype() != DType::kF64 && c.dtype() != DType::kF64, op,
+                ": integer weights take f32, f16 or bf16, got ", a.str(), " to ", c.str());
+    HADAL_CHECK_SHAPE(c, M, b.data.dim(0));
+    return;
+  }
+  check_weight(b, op);
   HADAL_CHECK(b.data.dim(1) == K, op, ": a is ", a.str(), ", b is ", b.data.str(),
               "; their last dimensions must be equal");
   HADAL_CHECK_SHAPE(c, M, b.data.dim(0));
@@ -82,6 +105,12 @@ void check_grouped(const ExpertLayout& layout, const PagedRows& a, std::span<con
   HADAL_CHECK(static_cast<int64_t>(w.size()) == layout.num_experts(), op, ": ", w.size(),
               " weights for ", layout.num_experts(), " experts");
   for (const Operand& e : w) {
+    if (e.data.dtype() == DType::kI32 && !transposed) {
+      check_int_weight(e, a.slab.dim(2), op);
+      HADAL_CHECK(e.data.dim(0) == c.slab.dim(2), op, ": an expert's weight is ", e.data.str(),
+                  " for rows of ", a.slab.dim(2), " to ", c.slab.dim(2));
+      continue;
+    }
     check_weight(e, op);
     const int64_t inner = e.data.dim(transposed ? 0 : 1), outer = e.data.dim(transposed ? 1 : 0);
     HADAL_CHECK(inner == a.slab.dim(2) && outer == c.slab.dim(2), op, ": an expert's weight is ",

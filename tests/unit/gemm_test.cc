@@ -293,7 +293,8 @@ TEST(Gemm, Grouped) {
 TEST(Gemm, EveryInstructionSet) {
   const auto check_kernel = [](const ops::cpu::MatmulKernel<float>& kernel) {
     const int64_t K = 37;
-    std::vector<float> a(static_cast<size_t>(K * kernel.mr)), b(static_cast<size_t>(K * kernel.nr));
+    std::vector<float> a(static_cast<size_t>(K * kernel.width)),
+        b(static_cast<size_t>(K * kernel.nr));
     const Rng rng(3, 4);
     for (size_t i = 0; i < a.size(); ++i) a[i] = static_cast<float>(rng.normal(i));
     for (size_t i = 0; i < b.size(); ++i) b[i] = static_cast<float>(rng.normal(i + 100000));
@@ -305,7 +306,7 @@ TEST(Gemm, EveryInstructionSet) {
           float sum = 1.0f;
           double exact = 1.0;
           for (int64_t k = 0; k < K; ++k) {
-            const float x = a[static_cast<size_t>(k * kernel.mr + i)],
+            const float x = a[static_cast<size_t>(k * kernel.width + i)],
                         y = b[static_cast<size_t>(k * kernel.nr + n)];
             sum = std::fma(x, y, sum);
             exact += static_cast<double>(x) * y;

@@ -177,7 +177,7 @@ TYPED_TEST(Kernels, Matmul) {
     if (!isa_available(isa)) continue;
     const MatmulKernel<R>& kernel = this->matmul(isa);
     for (int64_t K : {0, 1, 5, 64}) {
-      const auto a = rows(K, kernel.mr, "a"), b = rows(K, kernel.nr, "b");
+      const auto a = rows(K, kernel.width, "a"), b = rows(K, kernel.nr, "b");
       for (int64_t m = 1; m <= kernel.mr; ++m) {
         std::vector<R> c(static_cast<size_t>(m * kernel.nr), R(0.5)), zero = c;
         kernel.compute(K, a.data(), b.data(), c.data(), kernel.nr, m, Start::kOld);
@@ -186,7 +186,7 @@ TYPED_TEST(Kernels, Matmul) {
           for (int64_t j = 0; j < kernel.nr; ++j) {
             R old = R(0.5), from_zero = 0;
             for (int64_t k = 0; k < K; ++k) {
-              const R x = a[static_cast<size_t>(k * kernel.mr + i)],
+              const R x = a[static_cast<size_t>(k * kernel.width + i)],
                       y = b[static_cast<size_t>(k * kernel.nr + j)];
               old = isa == Isa::kPortable ? old + x * y : std::fma(x, y, old);
               from_zero = isa == Isa::kPortable ? from_zero + x * y : std::fma(x, y, from_zero);

@@ -69,77 +69,154 @@ void for_each_page(int64_t begin, int64_t end, Fn fn) {
   }
 }
 
+// Tokens of one task against the cache, in three steps whose pieces are independent. Rows
+// (token, head) lie one after the other.
 template <class T>
-void attend(const Task& task, const Cached& cached, const int32_t* positions, T scale,
-            const Tensor& q, const Tensor& out, T* scores, int64_t width) {
-  constexpr DType kT = DTypeOf<T>::value;
-  const int64_t H = q.dim(1), W = q.dim(2), R = out.dim(2);
-  const SoftmaxKernel<T>& kernel = softmax_kernel<T>();
-  const auto q_rows = [&](int64_t t) {
-    return MatrixView{
-        static_cast<const char*>(q.raw()) +
-            (task.token + t) * q.stride(0) * static_cast<int64_t>(dtype_size(q.dtype())),
-        q.dtype(), q.stride(1), 1};
-  };
-  // One chain over pages in f32 or f64; rounded to the output's type at the end.
-  std::vector<T> sums(static_cast<size_t>(task.count * H * R));
-  // Whole pages that every token of the task sees; rows (token, head) lie one after the other.
-  const int64_t shared = (positions[task.token] + 1) / kCachePageTokens * kCachePageTokens;
-  HADAL_CHECK(task.count == 1 || q.stride(0) == H * q.stride(1),
-              "latent_attention takes a dense q");
-  for_each_page(0, shared, [&](int64_t p, int64_t n) {
-    matmul<T>(task.count * H, n, W, q_rows(0), cached.keys(p), {scores + p, kT, width},
-              Start::kZero);
-  });
-  for (int64_t t = 0; t < task.count; ++t) {
-    T* rows = scores + t * H * width;
-    const int64_t visible = positions[task.token + t] + 1;
-    for_each_page(shared, visible, [&](int64_t p, int64_t n) {
-      matmul<T>(H, n, W, q_rows(t), cached.keys(p), {rows + p, kT, width}, Start::kZero);
+class Attend {
+ public:
+  // scores [count * H, width] and sums [count * H, R] are scratch.
+  Attend(const Task& task, const Cached& cached, const int32_t* positions, T scale, const Tensor& q,
+         const Tensor& out, T* scores, int64_t width, T* sums)
+      : task_(task),
+        cached_(cached),
+        positions_(positions),
+        scale_(scale),
+        q_(q),
+        out_(out),
+        scores_(scores),
+        width_(width),
+        sums_(sums) {
+    HADAL_CHECK(task.count == 1 || q.stride(0) == H() * q.stride(1),
+                "latent_attention takes a dense q");
+  }
+
+  int64_t num_rows() const { return task_.count * H(); }
+  int64_t num_pages() const {
+    return (visible(task_.count - 1) + kCachePageTokens - 1) / kCachePageTokens;
+  }
+  int64_t num_columns() const { return out_.dim(2); }
+
+  // Scores of pages [begin, end).
+  void score(int64_t begin, int64_t end) const {
+    const int64_t first = begin * kCachePageTokens, last = end * kCachePageTokens;
+    for_each_page(first, std::min(last, shared()), [&](int64_t p, int64_t n) {
+      matmul<T>(num_rows(), n, q_.dim(2), q_rows(0), cached_.keys(p), {scores_ + p, kT, width_},
+                Start::kZero);
     });
-    for (int64_t h = 0; h < H; ++h) {
-      T* row = rows + h * width;
-      const T top = kernel.max(row, visible) * scale;
-      const T sum = kernel.exp_sum(row, visible, scale, top);
-      kernel.scale(row, visible, T(1) / sum);
+    for (int64_t t = 0; t < task_.count; ++t)
+      for_each_page(std::max(first, shared()), std::min(last, visible(t)),
+                    [&](int64_t p, int64_t n) {
+                      matmul<T>(H(), n, q_.dim(2), q_rows(t), cached_.keys(p),
+                                {scores_ + t * H() * width_ + p, kT, width_}, Start::kZero);
+                    });
+  }
+
+  // Softmax of rows [begin, end).
+  void normalise(int64_t begin, int64_t end) const {
+    const SoftmaxKernel<T>& kernel = softmax_kernel<T>();
+    for (int64_t r = begin; r < end; ++r) {
+      T* row = scores_ + r * width_;
+      const int64_t n = visible(r / H());
+      const T top = kernel.max(row, n) * scale_;
+      const T sum = kernel.exp_sum(row, n, scale_, top);
+      kernel.scale(row, n, T(1) / sum);
     }
   }
-  for_each_page(0, shared, [&](int64_t p, int64_t n) {
-    matmul<T>(task.count * H, R, n, {scores + p, kT, width, 1}, cached.values(p),
-              {sums.data(), kT, R}, p == 0 ? Start::kZero : Start::kOld);
-  });
-  for (int64_t t = 0; t < task.count; ++t) {
-    T* mine = sums.data() + t * H * R;
-    for_each_page(shared, positions[task.token + t] + 1, [&](int64_t p, int64_t n) {
-      matmul<T>(H, R, n, {scores + t * H * width + p, kT, width, 1}, cached.values(p),
-                {mine, kT, R}, p == 0 ? Start::kZero : Start::kOld);
+
+  // Columns [begin, end) of the result: one chain over positions in f32 or f64, rounded to the
+  // output's type at the end.
+  void mix(int64_t begin, int64_t end) const {
+    const int64_t R = num_columns(), count = end - begin;
+    for_each_page(0, shared(), [&](int64_t p, int64_t n) {
+      matmul<T>(num_rows(), count, n, {scores_ + p, kT, width_, 1},
+                cached_.values(p).block(begin, 0), {sums_ + begin, kT, R}, start(p));
     });
-    for (int64_t h = 0; h < H; ++h) {
-      const int64_t index = (task.token + t) * out.stride(0) + h * out.stride(1);
-      convert(mine + h * R, kT,
-              static_cast<char*>(out.raw()) + index * static_cast<int64_t>(dtype_size(out.dtype())),
-              out.dtype(), R);
+    for (int64_t t = 0; t < task_.count; ++t) {
+      T* mine = sums_ + t * H() * R + begin;
+      for_each_page(shared(), visible(t), [&](int64_t p, int64_t n) {
+        matmul<T>(H(), count, n, {scores_ + t * H() * width_ + p, kT, width_, 1},
+                  cached_.values(p).block(begin, 0), {mine, kT, R}, start(p));
+      });
+      for (int64_t h = 0; h < H(); ++h) {
+        const int64_t index = (task_.token + t) * out_.stride(0) + h * out_.stride(1) + begin;
+        convert(
+            mine + h * R, kT,
+            static_cast<char*>(out_.raw()) + index * static_cast<int64_t>(dtype_size(out_.dtype())),
+            out_.dtype(), count);
+      }
     }
   }
+
+ private:
+  static constexpr DType kT = DTypeOf<T>::value;
+
+  int64_t H() const { return q_.dim(1); }
+  int64_t visible(int64_t t) const { return positions_[task_.token + t] + 1; }
+  // Whole pages that every token of the task sees, in positions.
+  int64_t shared() const { return visible(0) / kCachePageTokens * kCachePageTokens; }
+  static Start start(int64_t position) { return position == 0 ? Start::kZero : Start::kOld; }
+  MatrixView q_rows(int64_t t) const {
+    return {static_cast<const char*>(q_.raw()) +
+                (task_.token + t) * q_.stride(0) * static_cast<int64_t>(dtype_size(q_.dtype())),
+            q_.dtype(), q_.stride(1), 1};
+  }
+
+  Task task_;
+  Cached cached_;
+  const int32_t* positions_;
+  T scale_;
+  const Tensor &q_, &out_;
+  T* scores_;
+  int64_t width_;
+  T* sums_;
+};
+
+// Calls fn(begin, end) for pieces of [0, n), on all threads.
+template <class Fn>
+void in_pieces(Context& ctx, int64_t n, int64_t step, const Fn& fn) {
+  ctx.threads.parallel_for((n + step - 1) / step,
+                           [&](int64_t i, int) { fn(i * step, std::min(n, (i + 1) * step)); });
 }
 
 template <class T>
 void attend_all(Context& ctx, const Packed& seq, double scale, const Tensor& q,
                 const LatentPages& cache, const Tensor& out) {
-  const int64_t H = q.dim(1);
+  const int64_t H = q.dim(1), R = out.dim(2);
   const std::vector<Task> tasks = tasks_of(seq, H);
   const auto* positions = seq.positions.data<int32_t>();
   int64_t longest = 0, rows = 0;
   for (int64_t t = 0; t < seq.num_tokens; ++t)
     longest = std::max<int64_t>(longest, positions[t] + 1);
   for (const Task& task : tasks) rows = std::max(rows, task.count * H);
-  Tensor scores;
-  const Block memory = ctx.memory.take_tensor(DTypeOf<T>::value,
-                                              {ctx.threads.num_threads(), rows * longest}, &scores);
+  const int threads = ctx.threads.num_threads();
+  Tensor scores, sums;
+  const Block scores_memory =
+      ctx.memory.take_tensor(DTypeOf<T>::value, {threads, rows * longest}, &scores);
+  const Block sums_memory = ctx.memory.take_tensor(DTypeOf<T>::value, {threads, rows * R}, &sums);
+  const auto make = [&](const Task& task, int thread) {
+    return Attend<T>(task, Cached(cache, task.seq), positions, static_cast<T>(scale), q, out,
+                     scores.data<T>() + thread * rows * longest, longest,
+                     sums.data<T>() + thread * rows * R);
+  };
+  // Few tasks are cut into pieces for the threads; else a task is one thread's.
+  constexpr int64_t kPagePiece = 4, kColumnPiece = 64;
+  if (static_cast<int64_t>(tasks.size()) < threads) {
+    for (const Task& task : tasks) {
+      const Attend<T> attend = make(task, 0);
+      in_pieces(ctx, attend.num_pages(), kPagePiece,
+                [&](int64_t begin, int64_t end) { attend.score(begin, end); });
+      in_pieces(ctx, attend.num_rows(), std::max<int64_t>(1, attend.num_rows() / threads),
+                [&](int64_t begin, int64_t end) { attend.normalise(begin, end); });
+      in_pieces(ctx, attend.num_columns(), kColumnPiece,
+                [&](int64_t begin, int64_t end) { attend.mix(begin, end); });
+    }
+    return;
+  }
   ctx.threads.parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t i, int thread) {
-    const Task& task = tasks[static_cast<size_t>(i)];
-    attend<T>(task, Cached(cache, task.seq), positions, static_cast<T>(scale), q, out,
-              scores.data<T>() + thread * rows * longest, longest);
+    const Attend<T> attend = make(tasks[static_cast<size_t>(i)], thread);
+    attend.score(0, attend.num_pages());
+    attend.normalise(0, attend.num_rows());
+    attend.mix(0, attend.num_columns());
   });
 }
 

@@ -11,9 +11,40 @@
 #include <memory>
 #include <vector>
 
+#include "ops/cpu/int_product.h"
 #include "ops/cpu/isa.h"
+#include "ops/cpu/pack.h"
 
 namespace hadal::ops::cpu {
+
+// The tables of this processor: FAMILY_portable, FAMILY_avx2, FAMILY_avx512.
+#if defined(__x86_64__)
+#define HADAL_TABLE_OF(family)                    \
+  (active_isa() == Isa::kAvx512 ? family##_avx512 \
+   : active_isa() == Isa::kAvx2 ? family##_avx2   \
+                                : family##_portable)
+#else
+#define HADAL_TABLE_OF(family) family##_portable
+#endif
+
+const MatmulKernels& matmul_kernels() {
+  static const MatmulKernels& kernels = HADAL_TABLE_OF(matmul);
+  return kernels;
+}
+const PackKernels& pack_kernels() {
+  static const PackKernels& kernels = HADAL_TABLE_OF(pack);
+  return kernels;
+}
+
+const IntKernels& int_kernels() {
+#if defined(__x86_64__)
+  static const bool has_vnni = active_isa() == Isa::kAvx512 && __builtin_cpu_supports("avx512vnni");
+  if (has_vnni) return int_vnni;
+#endif
+  static const IntKernels& kernels = HADAL_TABLE_OF(int);
+  return kernels;
+}
+
 namespace {
 
 constexpr int64_t kBlockK = 256;  // k of a packed block: a panel of b stays in L1
@@ -49,26 +80,9 @@ ThreadScratch<T>& thread_scratch() {
   return scratch;
 }
 
-const MatmulKernels& active_kernels() {
-  switch (active_isa()) {
-    case Isa::kPortable:
-      return matmul_portable;
-#if defined(__x86_64__)
-    case Isa::kAvx2:
-      return matmul_avx2;
-    case Isa::kAvx512:
-      return matmul_avx512;
-#else
-    default:
-      break;
-#endif
-  }
-  HADAL_UNREACHABLE("instruction set without kernels");
-}
-
 template <class T>
 const MatmulKernel<T>& kernel() {
-  static const MatmulKernels& kernels = active_kernels();
+  const MatmulKernels& kernels = matmul_kernels();
   if constexpr (std::is_same_v<T, float>)
     return kernels.f32;
   else
@@ -125,6 +139,10 @@ void convert_run(const MatrixView& v, int64_t r, int64_t k, bool along_k, int64_
       for (int64_t i = 0; i < n;) {
         const int64_t end = std::min(n, ((col + i) / kScaleBlock + 1) * kScaleBlock - col);
         const float s = scales[(col + i) / kScaleBlock];
+        if constexpr (std::is_same_v<T, float>) {
+          pack_kernels().e4m3_row(p + i, s, end - i, out + i);
+          i = end;
+        }
         for (; i < end; ++i) out[i] = table[p[i]] * s;
       }
       return;
@@ -136,11 +154,34 @@ void convert_run(const MatrixView& v, int64_t r, int64_t k, bool along_k, int64_
   HADAL_FAIL("matrix products take float operands, got ", dtype_name(v.dtype));
 }
 
-// Panel of `width` rows from row r: panel[k * width + i], i past `rows` zero.
+// Whether the packing kernels read the rows of this view as they lie.
+bool is_packable(const MatrixView& v, int64_t r, int64_t rows) {
+  if (v.dtype == DType::kF32 || v.dtype == DType::kBF16) return true;
+  if (v.dtype != DType::kE4M3 || v.scale == nullptr || !v.rows_are_stored_rows) return false;
+  const int64_t first = v.stored_row + r;
+  return first / kScaleBlock == (first + rows - 1) / kScaleBlock;  // one row of blocks
+}
+
+// Panel of `width` rows from row r: panel[k * width + i], i past `rows` anything.
 template <class T>
 void pack_panel(const MatrixView& v, int64_t r, int64_t rows, int64_t k, int64_t K, int64_t width,
                 Scratch<T>& scratch, T* panel) {
   const bool native = v.dtype == DTypeOf<T>::value;
+  if constexpr (std::is_same_v<T, float>) {
+    const PackKernels& kernels = pack_kernels();
+    if (v.k_stride == 1 && is_packable(v, r, rows)) {
+      const MatrixView at = v.block(r, k);
+      const auto row_bytes = v.row_stride * static_cast<int64_t>(dtype_size(v.dtype));
+      const int64_t block_row = at.stored_row / kScaleBlock, block = at.stored_col / kScaleBlock;
+      const float* scale =
+          v.scale == nullptr ? nullptr : v.scale + block_row * v.scale_stride + block;
+      return kernels.rows(v.dtype, {static_cast<const std::byte*>(at.data), row_bytes, rows}, K,
+                          scale, at.stored_col % kScaleBlock, width, panel);
+    }
+    if (v.k_stride != 1 && v.dtype == DType::kBF16)
+      return kernels.bf16_columns(rows, K, static_cast<const bf16*>(v.block(r, k).data), v.k_stride,
+                                  width, panel);
+  }
   if (v.k_stride == 1) {
     const T* src = static_cast<const T*>(v.data) + r * v.row_stride + k;
     int64_t stride = v.row_stride;
@@ -165,12 +206,12 @@ void pack_panel(const MatrixView& v, int64_t r, int64_t rows, int64_t k, int64_t
   }
 }
 
-// A whole block: panels of `width` rows, each [K][width].
+// A whole block: panels of `step` rows, each [K][width].
 template <class T>
-void pack_block(const MatrixView& v, int64_t r, int64_t rows, int64_t k, int64_t K, int64_t width,
-                Scratch<T>& scratch, T* out) {
-  for (int64_t i = 0; i < rows; i += width)
-    pack_panel(v, r + i, std::min(width, rows - i), k, K, width, scratch, out + i * K);
+void pack_block(const MatrixView& v, int64_t r, int64_t rows, int64_t k, int64_t K, int64_t step,
+                int64_t width, Scratch<T>& scratch, T* out) {
+  for (int64_t i = 0; i < rows; i += step, out += width * K)
+    pack_panel(v, r + i, std::min(step, rows - i), k, K, width, scratch, out);
 }
 
 template <class T>
@@ -199,7 +240,7 @@ void multiply(int64_t M, int64_t N, int64_t K, const MatrixView& a, const Matrix
   const int64_t block_m = round_up(std::min(M, kBlockM), kern.mr);
   const int64_t block_n = round_up(std::min(N, kBlockN), kern.nr);
   const int64_t block_k = std::min(K, kBlockK);
-  T* packed_a = scratch.a.get(block_m * block_k);
+  T* packed_a = scratch.a.get(block_m / kern.mr * kern.width * block_k);
   T* packed_b = scratch.b.get(block_n * block_k);
   T* tile = scratch.tile.get(kern.mr * kern.nr);
   for (int64_t n0 = 0; n0 < N; n0 += block_n) {
@@ -207,21 +248,26 @@ void multiply(int64_t M, int64_t N, int64_t K, const MatrixView& a, const Matrix
     for (int64_t k0 = 0; k0 < K; k0 += block_k) {
       const int64_t depth = std::min(block_k, K - k0);
       const Start from = k0 > 0 ? Start::kOld : start;
-      pack_block(b, n0, n1 - n0, k0, depth, kern.nr, scratch.converted, packed_b);
+      pack_block(b, n0, n1 - n0, k0, depth, kern.nr, kern.nr, scratch.converted, packed_b);
       for (int64_t m0 = 0; m0 < M; m0 += block_m) {
         const int64_t m1 = std::min(M, m0 + block_m);
-        pack_block(a, m0, m1 - m0, k0, depth, kern.mr, scratch.converted, packed_a);
+        pack_block(a, m0, m1 - m0, k0, depth, kern.mr, kern.width, scratch.converted, packed_a);
         for (int64_t n = n0; n < n1; n += kern.nr)
           for (int64_t m = m0; m < m1; m += kern.mr)
-            run_tile(kern, depth, packed_a + (m - m0) * depth, packed_b + (n - n0) * depth,
-                     c + m * ldc + n, ldc, std::min(kern.mr, m1 - m), std::min(kern.nr, n1 - n),
-                     from, tile);
+            run_tile(kern, depth, packed_a + (m - m0) / kern.mr * kern.width * depth,
+                     packed_b + (n - n0) * depth, c + m * ldc + n, ldc, std::min(kern.mr, m1 - m),
+                     std::min(kern.nr, n1 - n), from, tile);
       }
     }
   }
 }
 
 }  // namespace
+
+void pack_panel(const MatrixView& v, int64_t r, int64_t rows, int64_t k, int64_t K, int64_t width,
+                float* panel) {
+  pack_panel(v, r, rows, k, K, width, thread_scratch<float>().converted, panel);
+}
 
 MatrixView MatrixView::block(int64_t r, int64_t k) const {
   MatrixView v = *this;

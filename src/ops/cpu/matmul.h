@@ -67,7 +67,8 @@ void matmul_tn(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const T
 template <class T>
 struct MatmulKernel {
   int64_t mr, nr;  // rows and columns that it computes at once
-  // c[m, nr] (ldc) from panels a [K][mr] and b [K][nr]; m <= mr.
+  int64_t width;   // of a panel of a: mr, or more to keep vectors aligned
+  // c[m, nr] (ldc) from panels a [K][width] and b [K][nr]; m <= mr.
   void (*compute)(int64_t K, const T* a, const T* b, T* c, int64_t ldc, int64_t m, Start start);
   // panel[k * width + r] = src[r * stride + k] for r < rows, zero for the other r < width.
   void (*transpose)(int64_t rows, int64_t K, const T* src, int64_t stride, int64_t width, T* panel);
@@ -79,5 +80,11 @@ struct MatmulKernels {
   MatmulKernel<double> f64;
 };
 extern const MatmulKernels matmul_portable, matmul_avx2, matmul_avx512;
+const MatmulKernels& matmul_kernels();  // of active_isa()
+
+// Panel of `width` rows from row r of v, k in [k, k + K): panel[i * width + j]. Rows past `rows`
+// hold anything.
+void pack_panel(const MatrixView& v, int64_t r, int64_t rows, int64_t k, int64_t K, int64_t width,
+                float* panel);
 
 }  // namespace hadal::ops::cpu

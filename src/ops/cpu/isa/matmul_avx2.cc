@@ -8,6 +8,7 @@
 
 #define HADAL_VECTOR_BYTES 32
 #define HADAL_ROWS 6
+#define HADAL_WIDTH 8
 #define HADAL_TABLE matmul_avx2
 
 namespace hadal::ops::cpu {

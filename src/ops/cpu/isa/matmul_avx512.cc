@@ -8,6 +8,7 @@
 
 #define HADAL_VECTOR_BYTES 64
 #define HADAL_ROWS 12
+#define HADAL_WIDTH 16
 #define HADAL_TABLE matmul_avx512
 
 namespace hadal::ops::cpu {

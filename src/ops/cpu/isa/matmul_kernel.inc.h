@@ -1,7 +1,7 @@
 // The register kernel of matmul, compiled once per instruction set.
 //
-// The including file sets HADAL_VECTOR_BYTES, HADAL_ROWS (mr), HADAL_TABLE (the table's name) and
-// defines fma(a, b, c) for its vectors before including this.
+// The including file sets HADAL_VECTOR_BYTES, HADAL_ROWS (mr), HADAL_WIDTH (of f32 panels of a),
+// HADAL_TABLE (the table's name) and defines fma(a, b, c) for its vectors before including this.
 // SPDX-License-Identifier: Apache-2.0
 
 namespace hadal::ops::cpu {
@@ -17,6 +17,8 @@ template <class T>
 using Vector = typename VectorOf<T>::type;
 template <class T>
 constexpr int kLanes = HADAL_VECTOR_BYTES / static_cast<int>(sizeof(T));
+template <class T>
+constexpr int64_t kWidth = sizeof(T) == 4 ? HADAL_WIDTH : HADAL_ROWS;
 
 template <class T>
 Vector<T> load(const T* p) {
@@ -45,7 +47,7 @@ void block(int64_t K, const T* a, const T* b, T* c, int64_t ldc, Start start) {
     for (int v = 0; v < kVectors; ++v) column[v] = load(b + k * kNr + v * kLanes<T>);
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
-      const Vector<T> row = a[k * HADAL_ROWS + m] - Vector<T>{};
+      const Vector<T> row = a[k * kWidth<T> + m] - Vector<T>{};
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) sum[m][v] = multiply_add(row, column[v], sum[m][v]);
     }
@@ -101,17 +103,18 @@ void transpose(int64_t rows, int64_t K, const T* src, int64_t stride, int64_t wi
 }
 
 // The width is a constant, so that a row is a few vector moves instead of a call.
-template <class T, int64_t kWidth>
-void copy_full(int64_t K, const T* src, int64_t stride, T* panel) {
+template <class T, int64_t kRows, int64_t kStride>
+void copy_rows(int64_t K, const T* src, int64_t stride, T* panel) {
   for (int64_t k = 0; k < K; ++k)
-    __builtin_memcpy(panel + k * kWidth, src + k * stride, kWidth * sizeof(T));
+    __builtin_memcpy(panel + k * kStride, src + k * stride, kRows * sizeof(T));
 }
 
 template <class T>
 void copy(int64_t rows, int64_t K, const T* src, int64_t stride, int64_t width, T* panel) {
   constexpr int64_t kNr = kVectors * kLanes<T>;
-  if (rows == width && width == kNr) return copy_full<T, kNr>(K, src, stride, panel);
-  if (rows == width && width == HADAL_ROWS) return copy_full<T, HADAL_ROWS>(K, src, stride, panel);
+  if (rows == width && width == kNr) return copy_rows<T, kNr, kNr>(K, src, stride, panel);
+  if (rows == HADAL_ROWS && width == kWidth<T>)
+    return copy_rows<T, HADAL_ROWS, kWidth<T>>(K, src, stride, panel);
   for (int64_t k = 0; k < K; ++k) {
     for (int64_t r = 0; r < rows; ++r) panel[k * width + r] = src[k * stride + r];
     for (int64_t r = rows; r < width; ++r) panel[k * width + r] = T(0);
@@ -121,9 +124,9 @@ void copy(int64_t rows, int64_t K, const T* src, int64_t stride, int64_t width, 
 }  // namespace
 
 extern const MatmulKernels HADAL_TABLE;
-const MatmulKernels HADAL_TABLE = {
-    .f32 = {HADAL_ROWS, kVectors* kLanes<float>, compute<float>, transpose<float>, copy<float>},
-    .f64 = {HADAL_ROWS, kVectors* kLanes<double>, compute<double>, transpose<double>,
-            copy<double>}};
+const MatmulKernels HADAL_TABLE = {.f32 = {HADAL_ROWS, kVectors* kLanes<float>, kWidth<float>,
+                                           compute<float>, transpose<float>, copy<float>},
+                                   .f64 = {HADAL_ROWS, kVectors* kLanes<double>, kWidth<double>,
+                                           compute<double>, transpose<double>, copy<double>}};
 
 }  // namespace hadal::ops::cpu

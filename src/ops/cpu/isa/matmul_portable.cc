@@ -6,6 +6,7 @@
 
 #define HADAL_VECTOR_BYTES 16
 #define HADAL_ROWS 4
+#define HADAL_WIDTH 4
 #define HADAL_TABLE matmul_portable
 
 namespace hadal::ops::cpu {

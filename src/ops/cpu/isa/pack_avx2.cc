@@ -1,0 +1,10 @@
+// The packing kernels for avx2.
+// SPDX-License-Identifier: Apache-2.0
+#include <limits>
+#include <type_traits>
+
+#include "ops/cpu/isa/words.h"
+#include "ops/cpu/pack.h"
+
+#define HADAL_TABLE pack_avx2
+#include "ops/cpu/isa/pack_kernel.inc.h"

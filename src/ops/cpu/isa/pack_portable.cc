@@ -1,0 +1,10 @@
+// The packing kernels for portable.
+// SPDX-License-Identifier: Apache-2.0
+#include <limits>
+#include <type_traits>
+
+#include "ops/cpu/isa/words.h"
+#include "ops/cpu/pack.h"
+
+#define HADAL_TABLE pack_portable
+#include "ops/cpu/isa/pack_kernel.inc.h"

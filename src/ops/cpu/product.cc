@@ -1,0 +1,292 @@
+// Products on all threads: rows packed once, then bands of columns.
+//
+//   M rows   N columns of the result   K inner width   mr, nr size of the register block
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/cpu/product.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "ops/cpu/int_product.h"
+#include "ops/cpu/pack.h"
+#include "ops/cpu/rows.h"
+
+namespace hadal::ops::cpu {
+namespace {
+
+constexpr int64_t kBandCols = 128;  // most columns of a task
+constexpr int64_t kBandRows = 512;  // most rows of a task: their k-block stays in L2
+constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kDepth = 192;      // k of a block where many rows share it
+constexpr int64_t kThinDepth = 128;  // and where few do: its panel of b stays in L1
+constexpr int64_t kThinRows = 4;
+constexpr int64_t kSerialElements = 65536;  // rows to pack that are not worth waking threads for
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool is_int(const Product& p) { return p.int_scale != nullptr; }
+IntBits bits_of(const Product& p) {
+  return p.b.row_stride == words_of(IntBits::k4, p.K) ? IntBits::k4 : IntBits::k8;
+}
+
+// The rows of one product, packed: f32 panels of mr rows, or blocks of quantised rows.
+struct PackedRows {
+  float* f32 = nullptr;    // [M/mr][K][width]
+  uint32_t* q = nullptr;   // blocks of at most kIntRows rows: [words][rows]
+  float* scale = nullptr;  // [G][rows] of each block
+  int32_t* sum = nullptr;
+};
+
+struct Band {
+  size_t product;
+  int64_t m, rows, n, cols;
+};
+
+// Scratch of a thread that only grows.
+float* thread_floats(int which, int64_t count) {
+  struct Buffer {
+    std::unique_ptr<float[]> memory;
+    int64_t capacity = 0;
+  };
+  thread_local Buffer buffers[3];
+  Buffer& b = buffers[which];
+  if (count > b.capacity) {
+    b.memory = std::make_unique<float[]>(static_cast<size_t>(count) + 16);
+    b.capacity = count;
+  }
+  const auto address = reinterpret_cast<uintptr_t>(b.memory.get());
+  return reinterpret_cast<float*>((address + 63) / 64 * 64);
+}
+
+class Run {
+ public:
+  Run(Context& ctx, std::span<const Product> products, Start start)
+      : ctx_(ctx), products_(products), start_(start), kernel_(matmul_kernels().f32) {}
+
+  void operator()() {
+    pack_all();
+    cut();
+    ctx_.threads.parallel_for(static_cast<int64_t>(bands_.size()), [&](int64_t i, int) {
+      const Band& band = bands_[static_cast<size_t>(i)];
+      const Product& p = products_[band.product];
+      if (is_int(p))
+        int_band(p, rows_[band.product], band);
+      else
+        float_band(p, rows_[band.product], band);
+    });
+  }
+
+ private:
+  int64_t block_rows(const Product& p) const { return is_int(p) ? kIntRows : kernel_.mr; }
+
+  // Rows [block * step, ...) of a product.
+  void pack(size_t index, int64_t block) const {
+    const Product& p = products_[index];
+    const PackedRows& to = rows_[index];
+    const int64_t step = block_rows(p), m = block * step, rows = std::min(step, p.M - m);
+    if (!is_int(p)) {
+      pack_panel(p.a, m, rows, 0, p.K, kernel_.width, to.f32 + block * p.K * kernel_.width);
+      return;
+    }
+    const IntBits bits = bits_of(p);
+    const int64_t words = panel_words(bits, p.K), groups = ceil_div(p.K, kIntGroup);
+    float* x = thread_floats(0, p.K);
+    for (int64_t r = 0; r < rows; ++r) {
+      read_elements(p.a.block(m + r, 0).data, p.a.dtype, x, p.K);
+      int_kernels().quantise(bits, x, p.K, rows, r, to.q + m * words, to.scale + m * groups,
+                             to.sum + m * groups);
+    }
+  }
+
+  // Packs the rows of every product, one block of rows a task.
+  void pack_all() {
+    int64_t bytes = 0, elements = 0;
+    const auto aligned = [](int64_t n) { return (n + 63) / 64 * 64; };
+    std::vector<int64_t> offsets;
+    std::vector<std::pair<size_t, int64_t>> tasks;
+    for (size_t i = 0; i < products_.size(); ++i) {
+      const Product& p = products_[i];
+      offsets.push_back(bytes);
+      const int64_t blocks = ceil_div(p.M, block_rows(p));
+      if (is_int(p))
+        bytes += aligned(4 * p.M * panel_words(bits_of(p), p.K)) +
+                 2 * aligned(4 * p.M * ceil_div(p.K, kIntGroup));
+      else
+        bytes += aligned(4 * blocks * p.K * kernel_.width);
+      elements += p.M * p.K;
+      for (int64_t b = 0; b < blocks; ++b) tasks.emplace_back(i, b);
+    }
+    memory_ = ctx_.memory.take(static_cast<size_t>(bytes));
+    rows_.resize(products_.size());
+    for (size_t i = 0; i < products_.size(); ++i) {
+      const Product& p = products_[i];
+      char* at = static_cast<char*>(memory_.data()) + offsets[i];
+      if (!is_int(p)) {
+        rows_[i].f32 = reinterpret_cast<float*>(at);
+        continue;
+      }
+      rows_[i].q = reinterpret_cast<uint32_t*>(at);
+      at += aligned(4 * p.M * panel_words(bits_of(p), p.K));
+      rows_[i].scale = reinterpret_cast<float*>(at);
+      at += aligned(4 * p.M * ceil_div(p.K, kIntGroup));
+      rows_[i].sum = reinterpret_cast<int32_t*>(at);
+    }
+    if (elements <= kSerialElements) {
+      for (const auto& [product, block] : tasks) pack(product, block);
+      return;
+    }
+    ctx_.threads.parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t i, int) {
+      const auto& [product, block] = tasks[static_cast<size_t>(i)];
+      pack(product, block);
+    });
+  }
+
+  // Bands of columns, narrower and lower where there would be too few for the threads.
+  void cut() {
+    const int threads = ctx_.threads.num_threads();
+    const int64_t wanted = threads == 1 ? 1 : threads * kTasksPerThread;
+    int64_t cols = kBandCols;
+    const auto total = [&] {
+      int64_t count = 0;
+      for (const Product& p : products_) count += ceil_div(p.N, cols) * ceil_div(p.M, kBandRows);
+      return count;
+    };
+    while (total() < wanted && cols > kIntPanel) cols /= 2;
+    const int64_t lower = std::max<int64_t>(1, wanted / std::max<int64_t>(1, total()));
+    for (size_t i = 0; i < products_.size(); ++i) {
+      const Product& p = products_[i];
+      const int64_t step = block_rows(p);
+      int64_t rows = std::min(kBandRows, p.M);
+      if (lower > 1) rows = std::max<int64_t>(4 * step, ceil_div(p.M, lower));
+      rows = ceil_div(rows, step) * step;
+      for (int64_t m = 0; m < p.M; m += rows)
+        for (int64_t n = 0; n < p.N; n += cols)
+          bands_.push_back({i, m, std::min(rows, p.M - m), n, std::min(cols, p.N - n)});
+    }
+  }
+
+  // A band's result in f32: in place, or in scratch of whole panels that `finish` stores.
+  struct Result {
+    float* data;
+    int64_t ld;
+    bool in_place;
+  };
+  Result begin(const Product& p, const Band& band) const {
+    if (p.c.dtype == DType::kF32 && band.cols % kIntPanel == 0)
+      return {static_cast<float*>(p.c.data) + band.m * p.c.row_stride + band.n, p.c.row_stride,
+              true};
+    const int64_t ld = ceil_div(band.cols, kIntPanel) * kIntPanel;
+    const Result r{thread_floats(0, band.rows * ld), ld, false};
+    if (start_ == Start::kOld)
+      for (int64_t m = 0; m < band.rows; ++m) {
+        read_elements(element(p, band, m), p.c.dtype, r.data + m * ld, band.cols);
+        std::fill(r.data + m * ld + band.cols, r.data + (m + 1) * ld, 0.0f);
+      }
+    return r;
+  }
+  void finish(const Product& p, const Band& band, const Result& r) const {
+    if (r.in_place) return;
+    for (int64_t m = 0; m < band.rows; ++m)
+      write_elements(r.data + m * r.ld, element(p, band, m), p.c.dtype, band.cols);
+  }
+  static void* element(const Product& p, const Band& band, int64_t m) {
+    return static_cast<char*>(p.c.data) +
+           ((band.m + m) * p.c.row_stride + band.n) * static_cast<int64_t>(dtype_size(p.c.dtype));
+  }
+
+  void float_band(const Product& p, const PackedRows& a, const Band& band) const {
+    const int64_t nr = kernel_.nr, mr = kernel_.mr, panels = ceil_div(band.cols, nr);
+    const int64_t most = band.rows <= kThinRows ? kThinDepth : kDepth;
+    const Result r = begin(p, band);
+    // Few rows: panel by panel, so that weights stream; else k-block by k-block for all panels.
+    const int64_t together = band.rows <= kThinRows ? 1 : panels;
+    float* packed = thread_floats(1, together * nr * std::min(most, p.K));
+    for (int64_t first = 0; first < panels; first += together) {
+      for (int64_t k = 0; k < p.K; k += most) {
+        const int64_t depth = std::min(most, p.K - k);
+        const Start from = k > 0 ? Start::kOld : start_;
+        for (int64_t j = 0; j < together; ++j)
+          pack_panel(p.b, band.n + (first + j) * nr, std::min(nr, band.cols - (first + j) * nr), k,
+                     depth, nr, packed + j * depth * nr);
+        for (int64_t j = 0; j < together; ++j)
+          for (int64_t m = 0; m < band.rows; m += mr)
+            kernel_.compute(depth, a.f32 + ((band.m + m) / mr * p.K + k) * kernel_.width,
+                            packed + j * depth * nr, r.data + m * r.ld + (first + j) * nr, r.ld,
+                            std::min(mr, band.rows - m), from);
+      }
+    }
+    finish(p, band, r);
+  }
+
+  void int_band(const Product& p, const PackedRows& a, const Band& band) const {
+    const IntKernels& kernels = int_kernels();
+    const IntBits bits = bits_of(p);
+    const int64_t groups = ceil_div(p.K, kIntGroup), words = panel_words(bits, p.K);
+    const int64_t group_words = words_of(bits, kIntGroup);
+    const Result r = begin(p, band);
+    if (start_ == Start::kZero)
+      for (int64_t m = 0; m < band.rows; ++m)
+        std::fill(r.data + m * r.ld, r.data + m * r.ld + ceil_div(band.cols, kIntPanel) * kIntPanel,
+                  0.0f);
+    float* scales = thread_floats(1, groups * kIntPanel);
+    auto* panel = reinterpret_cast<uint32_t*>(thread_floats(2, kIntGroup / 4 * kIntPanel));
+    for (int64_t n = 0; n < band.cols; n += kIntPanel) {
+      const int64_t row = band.n + n, count = std::min(kIntPanel, band.cols - n);
+      const auto* scale = reinterpret_cast<const std::byte*>(p.int_scale) +
+                          row * p.int_scale_stride * static_cast<int64_t>(sizeof(bf16));
+      pack_kernels().rows(DType::kBF16,
+                          {scale, p.int_scale_stride * static_cast<int64_t>(sizeof(bf16)), count},
+                          groups, nullptr, 0, kIntPanel, scales);
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t first = g * group_words;
+        const int64_t stored = std::min(group_words, words_of(bits, p.K) - first);
+        const auto* from =
+            static_cast<const std::byte*>(p.b.data) + (row * p.b.row_stride + first) * 4;
+        kernels.pack(bits, {from, p.b.row_stride * 4, count}, stored, panel);
+        const int64_t begin_word = g * kIntGroup / 4;
+        for (int64_t m = 0; m < band.rows; m += kIntRows) {
+          const int64_t block = (band.m + m) / kIntRows * kIntRows;
+          const int64_t rows = std::min(kIntRows, p.M - block);
+          kernels.multiply({.bits = bits,
+                            .rows = rows,
+                            .count = std::min(kIntGroup / 4, words - begin_word),
+                            .q = a.q + block * words + begin_word * rows,
+                            .a_scale = a.scale + block * groups + g * rows,
+                            .sum = a.sum + block * groups + g * rows,
+                            .panel = panel,
+                            .w_scale = scales + g * kIntPanel},
+                           r.data + m * r.ld + n, r.ld);
+        }
+      }
+    }
+    finish(p, band, r);
+  }
+
+  Context& ctx_;
+  std::span<const Product> products_;
+  Start start_;
+  const MatmulKernel<float>& kernel_;
+  Block memory_;
+  std::vector<PackedRows> rows_;
+  std::vector<Band> bands_;
+};
+
+}  // namespace
+
+void run_products(Context& ctx, std::span<const Product> products, Start start) {
+  // What has no elements has no bands; an empty chain leaves zeros or the old values.
+  std::vector<Product> real;
+  for (const Product& p : products) {
+    if (p.M == 0 || p.N == 0) continue;
+    if (p.K > 0) {
+      real.push_back(p);
+      continue;
+    }
+    matmul<float>(p.M, p.N, 0, p.a, p.b, p.c, start);
+  }
+  if (!real.empty()) Run(ctx, real, start)();
+}
+
+}  // namespace hadal::ops::cpu
