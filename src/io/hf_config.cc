@@ -6,6 +6,7 @@
 
 #include "core/check.h"
 #include "core/tensor.h"
+#include "io/int_weights.h"
 
 namespace hadal::io {
 
@@ -196,6 +197,10 @@ Quantization read_quantization(const JsonObject& object, std::vector<std::string
   if (!object.has("quantization_config")) return quantization;
   const JsonObject inner = object.object("quantization_config");
   const std::string method = inner.string("quant_method");
+  if (method == "compressed-tensors") {
+    check_int_quantization(inner);  // which tensors are quantised is seen from their names
+    return quantization;
+  }
   HADAL_CHECK(method == "fp8", inner.where(), ": quant_method is \"", method,
               "\"; hadal reads \"fp8\" with 128 x 128 blocks, or unquantised checkpoints", kOther);
   check_string(inner, "fmt", "e4m3");

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -10,6 +11,7 @@
 #include "io/fp8.h"
 #include "io/hf.h"
 #include "io/hf_names.h"
+#include "io/int_weights.h"
 
 namespace hadal::io {
 
@@ -28,11 +30,47 @@ void check_shape(const StoredTensor& tensor, const Shape& shape) {
               kFix);
 }
 
+// A matrix of integers (int_weights.h) that takes the place of `name`, or none.
+std::optional<HfParam> find_int_param(const HfCheckpoint& checkpoint, const std::string& name,
+                                      const ParamInfo& info,
+                                      std::set<std::string, std::less<>>& used) {
+  if (info.shape.rank != 2 || !name.ends_with(".weight")) return std::nullopt;
+  const StoredTensor* packed = checkpoint.files.find(name + "_packed");
+  if (packed == nullptr) return std::nullopt;
+  const auto part = [&](const char* suffix, StoredType type) {
+    const StoredTensor* tensor = checkpoint.files.find(name + suffix);
+    HADAL_CHECK(tensor != nullptr, packed->file, ": tensor ", packed->name, " is there, but ", name,
+                suffix, " is missing; convert the checkpoint again");
+    HADAL_CHECK(tensor->type == type && tensor->is_aligned(), tensor->file, ": tensor ",
+                tensor->name, " is ", stored_type_name(tensor->type), "; aligned ",
+                stored_type_name(type), " is needed");
+    used.insert(tensor->name);
+    return tensor;
+  };
+  const StoredTensor *scale = part("_scale", StoredType::kBF16),
+                     *shape = part("_shape", StoredType::kI64);
+  part("_packed", StoredType::kI32);
+  check_shape(*scale, int_scale_shape(info.shape));
+  check_shape(*shape, {2});
+  int64_t dims[2];
+  std::memcpy(dims, shape->data, sizeof(dims));
+  HADAL_CHECK(dims[0] == info.shape[0] && dims[1] == info.shape[1], shape->file, ": tensor ",
+              shape->name, " says [", dims[0], ", ", dims[1], "]; config.json asks for ",
+              info.shape.str(), kFix);
+  if (packed->shape != stored(packed_shape(info.shape, 8)))
+    check_shape(*packed, packed_shape(info.shape, 4));
+  return HfParam{info, packed, scale};
+}
+
+bool is_int(const HfParam& param) { return param.data->type == StoredType::kI32; }
+
 // Finds a parameter and its scales.
 HfParam find_param(const HfCheckpoint& checkpoint, const std::string& dir, ParamInfo info,
                    std::set<std::string, std::less<>>& used) {
   const std::string name = hf_name(checkpoint.config, info.name);
   const StoredTensor* data = checkpoint.files.find(name);
+  if (data == nullptr)
+    if (std::optional<HfParam> param = find_int_param(checkpoint, name, info, used)) return *param;
   HADAL_CHECK(data != nullptr, dir, ": tensor ", name, " ", info.shape.str(),
               " is missing; download the checkpoint again, or correct config.json");
   used.insert(name);
@@ -134,11 +172,24 @@ DType target_type(const HfParam& param, WeightFormat format) {
     case WeightFormat::kBF16:
       return DType::kBF16;
     case WeightFormat::kKeep:
+      if (is_int(param)) return DType::kI32;
       // Only product matrices may stay FP8.
       if (param.scale != nullptr && param.info.kind != ParamKind::kMatrix) return DType::kF32;
       return *to_dtype(param.data->type);
   }
   HADAL_UNREACHABLE("unknown weight format");
+}
+
+// A tied head is also the embedding, which is read row by row.
+void check_usable(const Context& ctx, const HfCheckpoint& checkpoint, const HfParam& param,
+                  DType dtype) {
+  if (dtype != DType::kI32) return;
+  HADAL_CHECK(ctx.device.kind == DeviceKind::kCpu, param.data->file,
+              ": INT8 and INT4 weights run on the CPU only; use --device cpu, or --dtype bf16");
+  HADAL_CHECK(param.info.name != "embed" && !param.info.name.ends_with("wkv_b") &&
+                  !(checkpoint.config.tie_word_embeddings && param.info.name == "head"),
+              param.data->file, ": tensor ", param.data->name,
+              " is of integers, which hadal reads for other matrices only; use --dtype bf16");
 }
 
 bool is_usable_in_place(const Context& ctx, const HfParam& param, DType dtype) {
@@ -166,6 +217,23 @@ void decode_plain(const HfParam& param, const Tensor& out, int64_t begin, int64_
   convert(copy.data(), type, to, out.dtype(), count);
 }
 
+// Rows [begin, begin + count) of an integer matrix.
+void decode_int(const HfParam& param, const Tensor& out, int64_t begin, int64_t count) {
+  const int64_t K = param.info.shape[1], words = param.data->shape[1];
+  const int64_t groups = param.scale->shape[1];
+  const int bits = words == packed_shape(param.info.shape, 8)[1] ? 8 : 4;
+  const auto* packed = reinterpret_cast<const int32_t*>(param.data->data);
+  const auto* scale = reinterpret_cast<const bf16*>(param.scale->data);
+  std::vector<float> row(static_cast<size_t>(K));
+  for (int64_t n = begin; n < begin + count; ++n) {
+    dequantise_int_row(packed + n * words, scale + n * groups, K, bits, row.data());
+    convert(
+        row.data(), DType::kF32,
+        static_cast<std::byte*>(out.raw()) + static_cast<size_t>(n * K) * dtype_size(out.dtype()),
+        out.dtype(), K);
+  }
+}
+
 // Rows [begin, begin + count) of a block FP8 matrix: element * scale in f32, then rounded once.
 void decode_fp8(const HfParam& param, const Tensor& out, int64_t begin, int64_t count) {
   const int64_t K = param.info.shape[1], blocks = scale_shape(param.info.shape)[1];
@@ -188,7 +256,9 @@ struct Decoding {
 };
 
 void decode(const Decoding& d, const Tensor& out) {
-  if (d.param->scale != nullptr)
+  if (is_int(*d.param))
+    decode_int(*d.param, d.out, d.begin, d.count);
+  else if (d.param->scale != nullptr)
     decode_fp8(*d.param, out, d.begin, d.count);
   else
     decode_plain(*d.param, out, d.begin, d.count);
@@ -263,9 +333,10 @@ Block load_weights(Context& ctx, const HfCheckpoint& checkpoint, WeightFormat fo
       checkpoint.config,
       [&](const ParamInfo& info, Operand& leaf) {
         const DType dtype = target_type(*param, format);
+        check_usable(ctx, checkpoint, *param, dtype);
         if (is_usable_in_place(ctx, *param, dtype)) {
           leaf = Operand(param->data->tensor());
-          if (dtype == DType::kE4M3) leaf.scale = param->scale->tensor();
+          if (param->scale != nullptr) leaf.scale = param->scale->tensor();
         } else {
           leaf = Operand(block.tensor(dtype, info.shape));
           if (dtype == DType::kE4M3) {

@@ -1,0 +1,149 @@
+// A token's logits have the same bits in one piece, in chunks, in a batch and when it runs again as
+// verification does, with weights of every format.
+//
+//   V vocabulary
+// SPDX-License-Identifier: Apache-2.0
+#include <cstring>
+#include <memory>
+
+#include "core/rng.h"
+#include "io/hf.h"
+#include "io/int_weights.h"
+#include "model/decoder.h"
+#include "tests/unit/expect_error.h"
+
+namespace hadal::testing {
+namespace {
+
+constexpr int64_t kPrompt = 150;  // more than two pages of the cache
+constexpr int64_t kBatch = 8;
+
+// The base model in a format, written and read back.
+class Model {
+ public:
+  explicit Model(const std::string& format) {
+    const io::HfCheckpoint base = io::open_checkpoint("tests/goldens/base");
+    Weights f32;
+    const Block block = io::load_weights(ctx, base, io::WeightFormat::kF32, f32);
+    if (format.starts_with("int")) {
+      io::save_int_checkpoint(dir_.path(), base.config, f32, format == "int8" ? 8 : 4, 1 << 30);
+    } else {
+      io::SaveFormat save{.dtype = format == "f32" ? DType::kF32 : DType::kBF16,
+                          .quantization = {},
+                          .max_shard_bytes = 1 << 30};
+      save.quantization.fp8 = format == "fp8";
+      io::save_checkpoint(dir_.path(), base.config, f32, save);
+    }
+    checkpoint = std::make_unique<io::HfCheckpoint>(io::open_checkpoint(dir_.path()));
+    memory_block = io::load_weights(ctx, *checkpoint, io::WeightFormat::kKeep, weights);
+    act = format == "f32" ? DType::kF32 : DType::kBF16;
+  }
+  int64_t V() const { return checkpoint->config.vocab_size; }
+
+  ThreadPool threads{2};
+  Pool memory;
+  Context ctx{.device = {}, .stream = {}, .threads = threads, .memory = memory};
+  Weights weights;
+  DType act;
+  std::unique_ptr<io::HfCheckpoint> checkpoint;
+
+ private:
+  TempDir dir_;
+  Block memory_block;
+};
+
+std::vector<int32_t> prompt(int64_t vocab, int64_t n, std::string_view name) {
+  const Rng rng(5, stream_id(name));
+  std::vector<int32_t> ids;
+  for (int64_t i = 0; i < n; ++i)
+    ids.push_back(
+        static_cast<int32_t>(rng.u64(static_cast<uint64_t>(i)) % static_cast<uint64_t>(vocab)));
+  return ids;
+}
+
+// Runs sequences side by side; keeps the logits of the first one.
+class Replay {
+ public:
+  Replay(Model& model, int64_t num_seqs)
+      : model_(model),
+        decoder_(model.ctx, model.checkpoint->config, model.weights, model.act,
+                 {.max_seqs = num_seqs,
+                  .max_tokens = kPrompt,
+                  .max_step_tokens = num_seqs * kPrompt,
+                  .num_mtp = 0}),
+        logits(static_cast<size_t>(kPrompt * model.V())) {
+    for (int64_t s = 0; s < num_seqs; ++s) slots_.push_back(decoder_.cache().open());
+  }
+
+  // Tokens [start, start + count) of each sequence.
+  void step(const std::vector<std::vector<int32_t>>& seqs, int64_t start, int64_t count) {
+    std::vector<int32_t> ids;
+    for (const auto& seq : seqs)
+      ids.insert(ids.end(), seq.begin() + start, seq.begin() + start + count);
+    const auto n = static_cast<int64_t>(seqs.size());
+    const std::vector<int64_t> starts(seqs.size(), start), lengths(seqs.size(), count);
+    const Step step =
+        make_step(model_.ctx, model_.checkpoint->config, ids, starts, lengths, model_.act);
+    Tensor h, out;
+    const Block h_memory = model_.ctx.memory.take_tensor(
+        model_.act, {n * count, model_.checkpoint->config.hidden_size}, &h);
+    const Block out_memory =
+        model_.ctx.memory.take_tensor(DType::kF32, {n * count, model_.V()}, &out);
+    decoder_.forward({.step = step, .seqs = slots_}, h);
+    decoder_.logits(h, out);
+    std::memcpy(logits.data() + start * model_.V(), out.raw(),
+                static_cast<size_t>(count * model_.V()) * sizeof(float));
+  }
+
+ private:
+  Model& model_;
+  Decoder decoder_;
+  std::vector<int64_t> slots_;
+
+ public:
+  std::vector<float> logits;  // [kPrompt, V] of the first sequence
+};
+
+class DecodeInvariance : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(DecodeInvariance, SameBitsHoweverTokensCome) {
+  Model model(GetParam());
+  const std::vector<int32_t> ids = prompt(model.V(), kPrompt, "mine");
+  Replay whole(model, 1);
+  whole.step({ids}, 0, kPrompt);
+  const auto expect_equal = [&](const Replay& run, const std::string& what) {
+    EXPECT_EQ(
+        std::memcmp(run.logits.data(), whole.logits.data(), whole.logits.size() * sizeof(float)), 0)
+        << what;
+  };
+  for (const int64_t chunk : {1, 7, 64}) {
+    Replay run(model, 1);
+    for (int64_t p = 0; p < kPrompt; p += chunk) run.step({ids}, p, std::min(chunk, kPrompt - p));
+    expect_equal(run, concat("chunks of ", chunk));
+  }
+  // A batch of others, and token by token from the middle on.
+  Replay batch(model, kBatch);
+  std::vector<std::vector<int32_t>> seqs = {ids};
+  for (int64_t s = 1; s < kBatch; ++s) seqs.push_back(prompt(model.V(), kPrompt, concat("s", s)));
+  batch.step(seqs, 0, 100);
+  for (int64_t p = 100; p < kPrompt; ++p) batch.step(seqs, p, 1);
+  expect_equal(batch, "a batch of 8");
+  // Verification: a round runs a token and three drafts, of which all but the first are wrong and
+  // run again.
+  Replay verify(model, 1);
+  verify.step({ids}, 0, 100);
+  for (int64_t p = 100; p < kPrompt; ++p) {
+    std::vector<int32_t> drafted = ids;
+    const int64_t count = std::min<int64_t>(4, kPrompt - p);
+    for (int64_t i = p + 1; i < p + count; ++i) drafted[static_cast<size_t>(i)] ^= 1;
+    verify.step({drafted}, p, count);
+  }
+  expect_equal(verify, "verification");
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, DecodeInvariance,
+                         ::testing::Values("f32", "bf16", "fp8", "int8", "int4"),
+                         [](const auto& info) { return std::string(info.param); });
+
+}  // namespace
+}  // namespace hadal::testing
