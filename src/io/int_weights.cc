@@ -15,7 +15,7 @@ namespace hadal::io {
 namespace {
 
 constexpr float kSmallestAmax = 1e-30f;
-constexpr const char* kOther = "; use another checkpoint, or convert one with: hadal convert";
+constexpr const char* kOther = "; use another checkpoint";
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t per_word(int bits) { return 32 / bits; }
