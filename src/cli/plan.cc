@@ -12,6 +12,8 @@ void add_plan_command(CLI::App& app) {
   plan->footer("Example: hadal plan schedule --kind dualpipe --pp 8 --microbatches 20");
   add_plan_schedule_command(*plan);
   add_plan_train_command(*plan);
+  add_plan_network_command(*plan);
+  add_plan_serve_command(*plan);
 }
 
 }  // namespace hadal::cli

@@ -8,5 +8,7 @@ namespace hadal::cli {
 
 void add_plan_schedule_command(CLI::App& plan);
 void add_plan_train_command(CLI::App& plan);
+void add_plan_network_command(CLI::App& plan);
+void add_plan_serve_command(CLI::App& plan);
 
 }  // namespace hadal::cli
