@@ -16,7 +16,7 @@ std::string number(double v) {
 }
 
 std::string title_of(std::string_view title) {
-  return title.empty() ? std::string() : "<title>" + escape_xml(title) + "</title>";
+  return title.empty() ? std::string() : fmt::format("<title>{}</title>", escape_xml(title));
 }
 
 constexpr std::string_view kStyle = R"css(
