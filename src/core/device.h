@@ -61,7 +61,11 @@ void release(Device device, void* data) noexcept;
 // Sets every byte, in the order of the default stream and after all earlier work.
 void set_bytes(Device device, void* data, int value, size_t bytes);
 
-// In stream order. `from` may be changed on return.
+// Host memory that the device reads by itself: copies from it overlap the host's work.
+void* allocate_pinned(Device device, size_t bytes);
+void release_pinned(Device device, void* data) noexcept;
+
+// In stream order. `from` may be changed on return, unless it is pinned.
 void copy_to_device(Device device, Stream stream, const void* from, void* to, size_t bytes);
 // Waits until the bytes are there, and throws what kernels found wrong before.
 void copy_to_host(Device device, Stream stream, const void* from, void* to, size_t bytes);
@@ -70,6 +74,7 @@ void copy_to_host(Device device, Stream stream, const void* from, void* to, size
 Event make_event(Device device);
 void destroy(Device device, Event event);
 void record(Device device, Stream stream, Event event);
+void wait(Device device, Event event);
 double elapsed_ms(Device device, Event begin, Event end);  // waits for `end`
 
 // Whether work can be recorded: not on the CPU, nor where each kernel is waited for or memory is

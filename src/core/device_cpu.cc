@@ -34,6 +34,8 @@ void* allocate(Device device, size_t bytes) {
   return std::malloc(bytes);
 }
 void release(Device, void* data) noexcept { std::free(data); }
+void* allocate_pinned(Device device, size_t bytes) { return allocate(device, bytes); }
+void release_pinned(Device, void* data) noexcept { std::free(data); }
 void set_bytes(Device device, void* data, int value, size_t bytes) {
   check_cpu(device);
   std::memset(data, value, bytes);
@@ -52,6 +54,7 @@ Event make_event(Device device) {
 }
 void destroy(Device, Event) {}
 void record(Device device, Stream, Event) { check_cpu(device); }
+void wait(Device device, Event) { check_cpu(device); }
 double elapsed_ms(Device device, Event, Event) {
   check_cpu(device);
   return 0.0;

@@ -104,6 +104,21 @@ void release(Device device, void* data) noexcept {
     static_cast<void>(cudaFree(data));
 }
 
+void* allocate_pinned(Device device, size_t bytes) {
+  if (is_cpu(device)) return std::malloc(bytes);
+  use(device);
+  void* data = nullptr;
+  CHECK_CALL(cudaHostAlloc(&data, bytes, cudaHostAllocPortable));
+  return data;
+}
+
+void release_pinned(Device device, void* data) noexcept {
+  if (is_cpu(device))
+    std::free(data);
+  else
+    static_cast<void>(cudaFreeHost(data));
+}
+
 void set_bytes(Device device, void* data, int value, size_t bytes) {
   if (is_cpu(device)) {
     std::memset(data, value, bytes);
@@ -146,6 +161,10 @@ void destroy(Device device, Event event) {
 
 void record(Device device, Stream stream, Event event) {
   if (!is_cpu(device)) CHECK_CALL(cudaEventRecord(native(event), native(stream)));
+}
+
+void wait(Device device, Event event) {
+  if (!is_cpu(device)) CHECK_CALL(cudaEventSynchronize(native(event)));
 }
 
 double elapsed_ms(Device device, Event begin, Event end) {

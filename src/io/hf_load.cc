@@ -6,6 +6,7 @@
 #include <set>
 #include <utility>
 
+#include "core/bulk_upload.h"
 #include "core/check.h"
 #include "core/transfer.h"
 #include "io/fp8.h"
@@ -326,6 +327,8 @@ Block load_weights(Context& ctx, const HfCheckpoint& checkpoint, WeightFormat fo
       bytes += tensor_bytes(DType::kF32, scale_shape(param.info.shape));
   }
   Block block = ctx.memory.take(bytes);
+  std::optional<BulkUpload> link;
+  if (ctx.device.kind != DeviceKind::kCpu) link.emplace(ctx);
   std::vector<Decoding> decodings;
   auto param = checkpoint.params.begin();
   resize(checkpoint.config, out);
@@ -341,8 +344,15 @@ Block load_weights(Context& ctx, const HfCheckpoint& checkpoint, WeightFormat fo
           leaf = Operand(block.tensor(dtype, info.shape));
           if (dtype == DType::kE4M3) {
             leaf.scale = block.tensor(DType::kF32, scale_shape(info.shape));
-            upload(ctx, param->data->data, leaf.data);
-            upload(ctx, param->scale->data, leaf.scale);
+            if (link) {
+              link->put(param->data->data, leaf.data);
+              link->put(param->scale->data, leaf.scale);
+            } else {
+              upload(ctx, param->data->data, leaf.data);
+              upload(ctx, param->scale->data, leaf.scale);
+            }
+          } else if (link && to_dtype(param->data->type) == dtype && param->scale == nullptr) {
+            link->put(param->data->data, leaf.data);
           } else {
             add_decodings(*param, leaf.data, decodings);
           }
