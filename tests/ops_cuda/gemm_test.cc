@@ -45,8 +45,8 @@ TEST(OpsCuda, DenseProducts) {
 }
 
 TEST(OpsCuda, DenseProductsOfTheMatrixUnit) {
-  const int64_t shapes[][3] = {{1, 128, 64},  {7, 8, 16},      {64, 64, 64},    {130, 576, 200},
-                               {257, 264, 8}, {300, 1040, 72}, {128, 256, 2048}};
+  const int64_t shapes[][3] = {{1, 128, 64},  {7, 8, 16},      {64, 64, 64},     {130, 576, 200},
+                               {257, 264, 8}, {300, 1040, 72}, {128, 256, 2048}, {200, 136, 4104}};
   for (const auto& [M, N, K] : shapes)
     expect_twins(
         concat("matrix unit ", M, " ", N, " ", K),
@@ -113,6 +113,20 @@ TEST(OpsCuda, FewRowsInTheFastestMode) {
             return std::vector<Tensor>{y, y_acc};
           },
           matrix_unit_roundings(1040));
+}
+
+// Gradients of narrow f32 weights over many tokens are summed in parts.
+TEST(OpsCuda, NarrowGradientOverManyTokens) {
+  expect_twins(
+      "narrow gradient",
+      [&](Side& s) {
+        const int64_t T = 4104, N = 48, K = 72;
+        Tensor dw = s.random("dw", DType::kF32, {N, K});
+        ops::gemm_tn_acc(s.ctx, s.random("dy", DType::kF32, {T, N}),
+                         s.random("x", DType::kBF16, {T, K}), dw);
+        return std::vector<Tensor>{dw};
+      },
+      matrix_unit_roundings(4104));
 }
 
 TEST(OpsCuda, BlockFp8WeightsOfTheMatrixUnit) {

@@ -116,24 +116,27 @@ TEST(OpsCuda, Swiglu) {
 
 TEST(OpsCuda, GroupedSwiglu) {
   for (DType type : kTypes)
-    expect_twins(
-        concat("grouped swiglu ", dtype_name(type)),
-        [&](Side& s) {
-          const int64_t F = 21, P = 4, rows = ops::kPageRows;
-          const ops::ExpertLayout layout{s.list({130, 0, 3}), s.list({0, 2, 2, 3})};
-          const ops::PagedRows gate_up{s.random("gu", type, {6, rows, 2 * F}),
-                                       s.list({5, 2, 0, 1})};
-          const ops::PagedRows dy{s.random("dy", type, {P, rows, F}), Tensor()};
-          const Tensor weight = s.random("w", stat_dtype(type), {P * rows});
-          const Tensor dweight = s.out(stat_dtype(type), {P * rows});
-          const Tensor y = s.out(type, {P, rows, F}), again = s.out(type, {P, rows, F});
-          const Tensor dgate_up = s.out(type, {P, rows, 2 * F});
-          ops::grouped_swiglu_forward(s.ctx, layout, gate_up, weight, {y, Tensor()});
-          ops::grouped_swiglu_backward(s.ctx, layout, gate_up, weight, dy, {dgate_up, Tensor()},
-                                       {again, Tensor()}, Tensor(dweight));
-          return std::vector<Tensor>{y, dgate_up, again, dweight};
-        },
-        type == DType::kF64 ? 64.0 : 0.0);
+    for (int64_t F : {21, 64, 1040})
+      expect_twins(
+          concat("grouped swiglu ", dtype_name(type), " ", F),
+          [&](Side& s) {
+            const int64_t P = 4, rows = ops::kPageRows;
+            const ops::ExpertLayout layout{s.list({130, 0, 3}), s.list({0, 2, 2, 3})};
+            const ops::PagedRows gate_up{s.random("gu", type, {6, rows, 2 * F}),
+                                         s.list({5, 2, 0, 1})};
+            const ops::PagedRows dy{s.random("dy", type, {P, rows, F}), Tensor()};
+            const Tensor weight = s.random("w", stat_dtype(type), {P * rows});
+            const Tensor dweight = s.out(stat_dtype(type), {P * rows});
+            const Tensor y = s.out(type, {P, rows, F}), again = s.out(type, {P, rows, F});
+            const Tensor dgate_up = s.out(type, {P, rows, 2 * F});
+            ops::grouped_swiglu_forward(s.ctx, layout, gate_up, weight, {y, Tensor()});
+            ops::grouped_swiglu_backward(s.ctx, layout, gate_up, weight, dy, {dgate_up, Tensor()},
+                                         {again, Tensor()}, Tensor(dweight));
+            return std::vector<Tensor>{y, dgate_up, again, dweight};
+          },
+          type == DType::kF64              ? 64.0
+          : type == DType::kBF16 && F > 21 ? 16.0
+                                           : 0.0);
 }
 
 TEST(OpsCuda, CrossEntropy) {
@@ -157,6 +160,55 @@ TEST(OpsCuda, CrossEntropy) {
             return std::vector<Tensor>{lse, loss, logits, as_f32};
           },
           64.0);
+}
+
+// Rows that a thread block takes; the gradient in place and in bf16.
+TEST(OpsCuda, CrossEntropyOfLongRows) {
+  expect_twins(
+      "cross-entropy of long rows",
+      [&](Side& s) {
+        const int64_t T = 5, V = 4100;
+        const Tensor logits = s.random("logits", DType::kF32, {T, V + 4}, 4.0).cols(0, V);
+        const Tensor targets = s.list({0, -1, 4099, 7, 2048});
+        const Tensor lse = s.out(DType::kF32, {T}), loss = s.out(DType::kF32, {T});
+        const Tensor d16 = s.out(DType::kBF16, {T, V}), d32 = s.out(DType::kF32, {T, V});
+        ops::cross_entropy_forward(s.ctx, logits, targets, Tensor(lse), Tensor(loss));
+        ops::cross_entropy_backward(s.ctx, logits, targets, lse, 0.25, Tensor(d16));
+        ops::cross_entropy_backward(s.ctx, logits, targets, lse, 0.25, Tensor(d32));
+        return std::vector<Tensor>{lse, loss, d16, d32};
+      },
+      64.0);
+}
+
+// Widths that are read 16 bytes at a time.
+TEST(OpsCuda, WideRowsOfBf16) {
+  for (int64_t D : {int64_t{64}, int64_t{264}, int64_t{2048}})
+    expect_twins(
+        concat("wide rows ", D),
+        [&](Side& s) {
+          const int64_t T = 9;
+          const DType type = DType::kBF16;
+          const Tensor x = s.random("x", type, {T, D + 8}).cols(8, D);
+          const Tensor dy = s.random("dy", type, {T, D});
+          const Tensor gain = s.random("gain", DType::kF32, {D});
+          const Tensor y = s.out(type, {T, D}), again = s.out(type, {T, D});
+          const Tensor rstd = s.out(DType::kF32, {T});
+          const Tensor dx = s.out(type, {T, D}), dgain = s.out(DType::kF32, {D});
+          ops::rmsnorm_forward(s.ctx, x, gain, 1e-6, Tensor(y), Tensor(rstd));
+          ops::rmsnorm_recompute(s.ctx, x, gain, rstd, Tensor(again));
+          ops::rmsnorm_backward(s.ctx, x, gain, rstd, dy, Tensor(dx), Tensor(dgain));
+          const Tensor gate_up = s.random("gate_up", type, {T, 2 * D});
+          const Tensor h = s.out(type, {T, D}), h2 = s.out(type, {T, D});
+          const Tensor dgate_up = s.out(type, {T, 2 * D});
+          ops::swiglu_forward(s.ctx, gate_up, Tensor(h));
+          ops::swiglu_backward(s.ctx, gate_up, dy, Tensor(dgate_up), Tensor(h2));
+          Tensor sum = s.random("sum", type, {T, D});
+          ops::add_acc(s.ctx, dy, sum);
+          const Tensor wide = s.out(DType::kF32, {T, D});
+          ops::cast(s.ctx, sum, Tensor(wide));
+          return std::vector<Tensor>{y, again, rstd, dx, dgain, h, h2, dgate_up, sum, wide};
+        },
+        16.0);
 }
 
 TEST(OpsCuda, Optimizer) {

@@ -71,16 +71,25 @@ __global__ void backward_kernel(Rows rows, int64_t F, View gate_up, const R* row
   if (in_use && drow_weight != nullptr && group_lane() == 0) drow_weight[row] = dweight;
 }
 
-template <class Rows>
+// A row of up to kNarrow elements takes a warp, a longer one a whole block.
+constexpr int64_t kNarrow = 1024;
+
+// The row of this thread's group of kGroup threads, of which a block holds several.
+template <int kGroup>
+__device__ int64_t row_of_group() {
+  return static_cast<int64_t>(blockIdx.x) * (kRowThreads / kGroup) + threadIdx.x / kGroup;
+}
+
+template <int kGroup, class Rows>
 __global__ void __launch_bounds__(kRowThreads)
     forward_bf16_kernel(Rows rows, int64_t F, View gate_up, const float* row_weight, View y) {
-  const int64_t row = blockIdx.x;
+  const int64_t row = row_of_group<kGroup>();
   RowOffsets at;
   if (!rows.find(row, &at)) return;
   const float weight = row_weight != nullptr ? row_weight[row] : 1.0f;
   const auto* from = static_cast<const bf16*>(gate_up.data) + at.gate_up;
   auto* const to = static_cast<bf16*>(y.data) + at.y;
-  for (int64_t i = threadIdx.x * 8; i < F; i += kRowThreads * 8) {
+  for (int64_t i = threadIdx.x % kGroup * 8; i < F; i += kGroup * 8) {
     const Eight gate = Eight::load(from + i), up = Eight::load(from + F + i);
     Eight out;
 #pragma unroll
@@ -90,12 +99,12 @@ __global__ void __launch_bounds__(kRowThreads)
   }
 }
 
-template <class Rows>
+template <int kGroup, class Rows>
 __global__ void __launch_bounds__(kRowThreads)
     backward_bf16_kernel(Rows rows, int64_t F, View gate_up, const float* row_weight, View dy,
                          View dgate_up, View y, float* drow_weight) {
   __shared__ float shared[kRowThreads / 32];
-  const int64_t row = blockIdx.x;
+  const int64_t row = row_of_group<kGroup>();
   RowOffsets at;
   if (!rows.find(row, &at)) return;
   const float weight = row_weight != nullptr ? row_weight[row] : 1.0f;
@@ -104,7 +113,7 @@ __global__ void __launch_bounds__(kRowThreads)
   auto* const dto = static_cast<bf16*>(dgate_up.data) + at.dgate_up;
   auto* const to = static_cast<bf16*>(y.data) + at.y;
   float part = 0.0f;
-  for (int64_t i = threadIdx.x * 8; i < F; i += kRowThreads * 8) {
+  for (int64_t i = threadIdx.x % kGroup * 8; i < F; i += kGroup * 8) {
     const Eight gate = Eight::load(from + i), up = Eight::load(from + F + i);
     const Eight d = Eight::load(dys + i);
     Eight dgate, dup, out;
@@ -121,15 +130,23 @@ __global__ void __launch_bounds__(kRowThreads)
     out.store(to + i);
   }
   if (drow_weight == nullptr) return;
-  const float sum = sum_of_row(part, shared);
-  if (threadIdx.x == 0) drow_weight[row] = sum;
+  float sum = part;
+  if constexpr (kGroup == 32) {
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(kWholeWarp, sum, d);
+  } else {
+    sum = sum_of_row(part, shared);
+  }
+  if (threadIdx.x % kGroup == 0) drow_weight[row] = sum;
 }
 
-// Whether 16 bytes can be read at a time.
-bool has_bf16_pages(const PagedRows& rows) {
-  const Tensor& t = rows.slab;
-  return t.dtype() == DType::kBF16 && t.dim(2) % 16 == 0 && t.stride(0) % 8 == 0 &&
-         t.stride(1) % 8 == 0 && reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0;
+// Calls fn(group, blocks) with the threads of a row as a constant, and the blocks for `rows` rows.
+template <class Fn>
+void with_group(int64_t rows, int64_t F, const Fn& fn) {
+  if (F <= kNarrow)
+    fn(std::integral_constant<int, 32>{}, static_cast<unsigned>(ceil_div(rows, kRowThreads / 32)));
+  else
+    fn(std::integral_constant<int, kRowThreads>{}, static_cast<unsigned>(rows));
 }
 
 unsigned row_blocks(int64_t rows) { return static_cast<unsigned>(ceil_div(rows, kRowsPerBlock)); }
@@ -147,8 +164,10 @@ void swiglu_forward(Context& ctx, In gate_up, Out y) {
   if (T == 0) return;
   const DenseRows rows{T, gate_up.stride(0), 0, 0, y.stride(0)};
   if (has_bf16_rows(gate_up) && has_bf16_rows(y)) {
-    forward_bf16_kernel<<<static_cast<unsigned>(T), kRowThreads, 0, stream_of(ctx)>>>(
-        rows, F, View(gate_up), nullptr, View(y));
+    with_group(T, F, [&]<class G>(G, unsigned blocks) {
+      forward_bf16_kernel<G::value>
+          <<<blocks, kRowThreads, 0, stream_of(ctx)>>>(rows, F, View(gate_up), nullptr, View(y));
+    });
     return check_launch(ctx, "swiglu_forward", y);
   }
   with_arithmetic({gate_up.dtype()}, [&]<class R>(R) {
@@ -163,8 +182,10 @@ void swiglu_backward(Context& ctx, In gate_up, In dy, Out dgate_up, Out y) {
   if (T == 0) return;
   const DenseRows rows{T, gate_up.stride(0), dy.stride(0), dgate_up.stride(0), y.stride(0)};
   if (has_bf16_rows(gate_up) && has_bf16_rows(dy) && has_bf16_rows(dgate_up) && has_bf16_rows(y)) {
-    backward_bf16_kernel<<<static_cast<unsigned>(T), kRowThreads, 0, stream_of(ctx)>>>(
-        rows, F, View(gate_up), nullptr, View(dy), View(dgate_up), View(y), nullptr);
+    with_group(T, F, [&]<class G>(G, unsigned blocks) {
+      backward_bf16_kernel<G::value><<<blocks, kRowThreads, 0, stream_of(ctx)>>>(
+          rows, F, View(gate_up), nullptr, View(dy), View(dgate_up), View(y), nullptr);
+    });
     return check_launch(ctx, "swiglu_backward", dy);
   }
   with_arithmetic({gate_up.dtype()}, [&]<class R>(R) {
@@ -182,8 +203,10 @@ void grouped_swiglu_forward(Context& ctx, const ExpertLayout& layout, const Page
   const LayoutRows rows{LayoutView(layout), PagedView(gate_up), PagedView(y), PagedView(gate_up),
                         PagedView(y)};
   if (has_bf16_pages(gate_up) && has_bf16_pages(y)) {
-    forward_bf16_kernel<<<static_cast<unsigned>(count), kRowThreads, 0, stream_of(ctx)>>>(
-        rows, F, View(gate_up.slab), row_weight.data<float>(), View(y.slab));
+    with_group(count, F, [&]<class G>(G, unsigned blocks) {
+      forward_bf16_kernel<G::value><<<blocks, kRowThreads, 0, stream_of(ctx)>>>(
+          rows, F, View(gate_up.slab), row_weight.data<float>(), View(y.slab));
+    });
     return check_launch(ctx, "grouped_swiglu_forward", y.slab);
   }
   with_arithmetic({gate_up.slab.dtype()}, [&]<class R>(R) {
@@ -204,9 +227,11 @@ void grouped_swiglu_backward(Context& ctx, const ExpertLayout& layout, const Pag
                         PagedView(y)};
   if (has_bf16_pages(gate_up) && has_bf16_pages(dy) && has_bf16_pages(dgate_up) &&
       has_bf16_pages(y)) {
-    backward_bf16_kernel<<<static_cast<unsigned>(count), kRowThreads, 0, stream_of(ctx)>>>(
-        rows, F, View(gate_up.slab), row_weight.data<float>(), View(dy.slab), View(dgate_up.slab),
-        View(y.slab), drow_weight.data<float>());
+    with_group(count, F, [&]<class G>(G, unsigned blocks) {
+      backward_bf16_kernel<G::value><<<blocks, kRowThreads, 0, stream_of(ctx)>>>(
+          rows, F, View(gate_up.slab), row_weight.data<float>(), View(dy.slab), View(dgate_up.slab),
+          View(y.slab), drow_weight.data<float>());
+    });
     return check_launch(ctx, "grouped_swiglu_backward", dy.slab);
   }
   with_arithmetic({gate_up.slab.dtype()}, [&]<class R>(R) {

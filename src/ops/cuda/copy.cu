@@ -3,6 +3,7 @@
 //   T rows   D width   V vocabulary
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/copy.h"
+#include "ops/cuda/detail/bf16_rows.cuh"
 #include "ops/cuda/detail/element.cuh"
 #include "ops/cuda/detail/launch.cuh"
 
@@ -58,6 +59,33 @@ __global__ void add_kernel(int64_t n, Elements a, Elements b, Elements c) {
   for (int64_t i = first_index(); i < n; i += index_step()) c.put(i, a.get<R>(i) + b.get<R>(i));
 }
 
+// Dense bf16 and f32, eight elements a thread.
+bool is_vector(const Tensor& t) {
+  return t.is_dense() && t.num_elements() % 8 == 0 &&
+         (t.dtype() == DType::kBF16 || t.dtype() == DType::kF32) &&
+         reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0;
+}
+__device__ void store_eight(void* p, DType dtype, int64_t i, const Eight& v) {
+  if (dtype == DType::kBF16) return v.store(static_cast<bf16*>(p) + i);
+  auto* const to = reinterpret_cast<float4*>(static_cast<float*>(p) + i);
+  to[0] = float4{v.of[0], v.of[1], v.of[2], v.of[3]};
+  to[1] = float4{v.of[4], v.of[5], v.of[6], v.of[7]};
+}
+__global__ void cast_eight_kernel(int64_t n, const void* x, DType x_type, void* y, DType y_type) {
+  for (int64_t i = first_index() * 8; i < n; i += index_step() * 8)
+    store_eight(y, y_type, i, load_eight(x, x_type, i));
+}
+__global__ void add_eight_kernel(int64_t n, const void* a, DType a_type, const void* b,
+                                 DType b_type, void* c, DType c_type) {
+  for (int64_t i = first_index() * 8; i < n; i += index_step() * 8) {
+    Eight sum = load_eight(a, a_type, i);
+    const Eight other = load_eight(b, b_type, i);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) sum.of[j] = sum.of[j] + other.of[j];
+    store_eight(c, c_type, i, sum);
+  }
+}
+
 __global__ void fill_kernel(int64_t n, double value, Elements x) {
   for (int64_t i = first_index(); i < n; i += index_step()) x.put(i, value);
 }
@@ -76,27 +104,43 @@ __global__ void embed_kernel(int64_t D, int64_t V, View table, Array<const int32
     x.put(t * x.stride0 + j, table.get<R>(id * table.stride0 + j));
 }
 
-// The block of an id's first token adds all tokens of that id, in token order.
+// The blocks of an id's first token add all tokens of that id, in token order: a thread a column.
 template <class R>
 __global__ void embed_backward_kernel(int64_t T, int64_t D, int64_t V, View dx,
                                       Array<const int32_t> ids, View dtable, FaultSite fault) {
-  const int64_t first = blockIdx.x;
-  const int64_t id = ids[first];
+  __shared__ int32_t found[kThreads];  // tokens of this id among kThreads, in order
+  __shared__ int in_warp[kThreads / 32];
+  const int64_t first = blockIdx.x, id = ids[first];
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
   if (id < 0 || id >= V) {
-    if (threadIdx.x == 0)
+    if (thread == 0)
       fault.raise(static_cast<double>(id), static_cast<double>(first), static_cast<double>(V));
     return;
   }
   int seen = 0;
-  for (int64_t t = threadIdx.x; t < first; t += blockDim.x) seen |= ids[t] == id ? 1 : 0;
+  for (int64_t t = thread; t < first; t += kThreads) seen |= ids[t] == id ? 1 : 0;
   if (__syncthreads_or(seen) != 0) return;
-  for (int64_t t = first; t < T; ++t) {
-    if (ids[t] != id) continue;
-    for (int64_t j = threadIdx.x; j < D; j += blockDim.x) {
-      const int64_t at = id * dtable.stride0 + j;
-      dtable.put(at, dtable.get<R>(at) + dx.get<R>(t * dx.stride0 + j));
+  const int64_t column = static_cast<int64_t>(blockIdx.y) * kThreads + thread;
+  const int64_t at = id * dtable.stride0 + column;
+  R sum = column < D ? dtable.get<R>(at) : R(0);
+  for (int64_t begin = first; begin < T; begin += kThreads) {
+    const bool match = begin + thread < T && ids[begin + thread] == id;
+    const unsigned votes = __ballot_sync(0xffffffffu, match);
+    if (thread % 32 == 0) in_warp[warp] = __popc(votes);
+    __syncthreads();
+    int before = __popc(votes & ((1u << thread % 32) - 1u)), count = 0;
+    for (int w = 0; w < kThreads / 32; ++w) {
+      if (w < warp) before += in_warp[w];
+      count += in_warp[w];
     }
+    if (match) found[before] = thread;
+    __syncthreads();
+    if (column < D)
+      for (int i = 0; i < count; ++i)
+        sum = sum + dx.get<R>((begin + found[i]) * dx.stride0 + column);
+    __syncthreads();
   }
+  if (column < D) dtable.put(at, sum);
 }
 
 constexpr const char* kIdOutside =
@@ -106,6 +150,11 @@ constexpr const char* kIdOutside =
 
 void cast(Context& ctx, In x, Out y) {
   const int64_t n = x.num_elements();
+  if (is_vector(x) && is_vector(y) && n > 0) {
+    cast_eight_kernel<<<blocks_for(n / 8, kThreads), kThreads, 0, stream_of(ctx)>>>(
+        n, x.raw(), x.dtype(), y.raw(), y.dtype());
+    return check_launch(ctx, "cast", x);
+  }
   with_arithmetic({x.dtype(), y.dtype()}, [&]<class R>(R) {
     cast_kernel<R>
         <<<blocks_for(n, kThreads), kThreads, 0, stream_of(ctx)>>>(n, Elements(x), Elements(y));
@@ -115,6 +164,11 @@ void cast(Context& ctx, In x, Out y) {
 
 void add(Context& ctx, In a, In b, Out c) {
   const int64_t n = c.num_elements();
+  if (is_vector(a) && is_vector(b) && is_vector(c) && n > 0) {
+    add_eight_kernel<<<blocks_for(n / 8, kThreads), kThreads, 0, stream_of(ctx)>>>(
+        n, a.raw(), a.dtype(), b.raw(), b.dtype(), c.raw(), c.dtype());
+    return check_launch(ctx, "add", c);
+  }
   with_arithmetic({a.dtype(), b.dtype(), c.dtype()}, [&]<class R>(R) {
     add_kernel<R><<<blocks_for(n, kThreads), kThreads, 0, stream_of(ctx)>>>(
         n, Elements(a), Elements(b), Elements(c));
@@ -144,7 +198,8 @@ void embed_backward_acc(Context& ctx, In dx, In ids, Acc dtable) {
   const int64_t V = dtable.dim(0), D = dtable.dim(1), T = ids.dim(0);
   if (T == 0) return;
   with_arithmetic({dx.dtype(), dtable.dtype()}, [&]<class R>(R) {
-    embed_backward_kernel<R><<<static_cast<unsigned>(T), kThreads, 0, stream_of(ctx)>>>(
+    const dim3 grid(static_cast<unsigned>(T), static_cast<unsigned>(ceil_div(D, kThreads)));
+    embed_backward_kernel<R><<<grid, kThreads, 0, stream_of(ctx)>>>(
         T, D, V, View(dx), Array<const int32_t>(ids), View(dtable), FaultSite(ctx, kIdOutside));
   });
   check_launch(ctx, "embed_backward_acc", dx);

@@ -5,6 +5,7 @@
 //
 // K is never split between blocks, so results do not depend on the grid (detail/matmul.cuh).
 // SPDX-License-Identifier: Apache-2.0
+#include "ops/cuda/add_parts.h"
 #include "ops/cuda/detail/launch.cuh"
 #include "ops/cuda/detail/matmul.cuh"
 #include "ops/cuda/detail/pages.cuh"
@@ -64,6 +65,19 @@ void launch(Context& ctx, const char* op, const Product& p, int64_t H, const Ten
   with_arithmetic({p.a.dtype, p.b.dtype, p.c.dtype},
                   [&]<class R>(R) { product_kernel<R><<<grid, kThreads, 0, stream_of(ctx)>>>(p); });
   check_launch(ctx, op, c);
+}
+
+// Parts of equal size that the K of a narrow f32 product over many tokens is cut into; 1: not cut.
+int64_t parts_of_tokens(const Tensor& a, const Tensor& b, const Tensor& c) {
+  constexpr int64_t kLong = 2048, kLeast = 256, kWanted = 264;
+  const int64_t T = a.dim(0);
+  const bool is_f32 =
+      c.dtype() == DType::kF32 && a.dtype() != DType::kF64 && b.dtype() != DType::kF64;
+  if (!is_f32 || T < kLong) return 1;
+  const int64_t tiles = ceil_div(c.dim(0), kTile) * ceil_div(c.dim(1), kTile);
+  for (int64_t parts = std::min(kWanted / tiles, T / kLeast); parts > 1; --parts)
+    if (T % parts == 0) return parts;
+  return 1;
 }
 
 void heads(Context& ctx, const char* op, const Tensor& a, const Operand& b, HeadRows rows,
@@ -221,6 +235,25 @@ void gemm_nn_acc(Context& ctx, In a, const Operand& b, Acc c) {
 
 void gemm_tn_acc(Context& ctx, In a, In b, Acc c) {
   if (sm90::gemm(ctx, "gemm_tn_acc", sm90::Bf16Layout::kTn, a, Operand(b), c, Start::kOld)) return;
+  const int64_t S = parts_of_tokens(a, b, c);
+  if (S > 1) {
+    const int64_t M = a.dim(1), N = b.dim(1), part = a.dim(0) / S;
+    Tensor parts;
+    const Block memory = ctx.memory.take_tensor(DType::kF32, {S, M, N}, &parts);
+    Product p{.M = M,
+              .N = N,
+              .K = part,
+              .a = by_cols(static_cast<const Tensor&>(a)),
+              .b = by_cols(static_cast<const Tensor&>(b)),
+              .c = result(parts.view({S * M, N})),
+              .start = Start::kZero};
+    p.a_head = part * a.stride(0);
+    p.b_head_rows = part;
+    p.b_row_size = b.stride(0);
+    p.c_head = M * N;
+    launch(ctx, "gemm_tn_acc", p, S, c);
+    return add_parts(ctx, "gemm_tn_acc", parts, Start::kOld, c);
+  }
   launch(ctx, "gemm_tn_acc",
          {a.dim(1), b.dim(1), a.dim(0), by_cols(static_cast<const Tensor&>(a)),
           by_cols(static_cast<const Tensor&>(b)), result(c), Start::kOld},

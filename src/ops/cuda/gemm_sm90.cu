@@ -2,6 +2,7 @@
 //
 //   M, T rows   N output width   K inner width   H heads   E experts   P pages
 // SPDX-License-Identifier: Apache-2.0
+#include "ops/cuda/add_parts.h"
 #include "ops/cuda/detail/launch.cuh"
 #include "ops/cuda/detail/pages.cuh"
 #include "ops/cuda/gemm_sm90.h"
@@ -73,6 +74,25 @@ bool gemv_reads(const Operand& w) {
     return false;
   return is_aligned(w.data) && w.data.stride(0) * element_bytes(dtype) % 16 == 0;
 }
+// Weight gradients of few tiles sum over parts of K on all SMs; the parts are then added in order.
+// The number of parts follows from shapes alone.
+struct SplitK {
+  int64_t parts = 1, size = 0;  // size: K of a part
+
+  SplitK(int64_t M, int64_t N, int64_t K) {
+    constexpr int64_t kTileRows = 128, kTileCols = 128, kWanted = 264, kLeast = 1024, kDepth = 64;
+    const int64_t tiles = ceil_div(M, kTileRows) * ceil_div(N, kTileCols);
+    const int64_t most = K / kLeast;
+    parts = std::min(kWanted / tiles, most);
+    if (parts < 2) {
+      parts = 1;
+      return;
+    }
+    size = ceil_div(ceil_div(K, parts), kDepth) * kDepth;
+    parts = ceil_div(K, size);
+  }
+};
+
 // The parts of the arguments that follow from one weight.
 GemvArgs gemv_args(const Operand& w) {
   GemvArgs args{};
@@ -132,7 +152,21 @@ bool gemm(Context& ctx, const char* op, Bf16Layout layout, const Tensor& a, cons
   args.batches = 1;
   args.c_is_f32 = c.dtype() == DType::kF32;
   args.accumulate = start == Start::kOld;
-  return run(ctx, op, layout, Bf16Work::kBatch, args, c);
+  const SplitK split(M, N, K);
+  if (layout != Bf16Layout::kTn || !args.c_is_f32 || split.parts == 1)
+    return run(ctx, op, layout, Bf16Work::kBatch, args, c);
+
+  Tensor parts;
+  const Block memory = ctx.memory.take_tensor(DType::kF32, {split.parts, M, N}, &parts);
+  args.c = parts.raw();
+  args.c_row_stride = N;
+  args.c_batch_stride = M * N;
+  args.batches = static_cast<int>(split.parts);
+  args.k_split = static_cast<int>(split.size);
+  args.accumulate = 0;
+  if (!run(ctx, op, layout, Bf16Work::kBatch, args, c)) return false;
+  add_parts(ctx, op, parts, start, c);
+  return true;
 }
 
 bool gemm_heads(Context& ctx, const char* op, Bf16Layout layout, const Tensor& a, const Operand& b,

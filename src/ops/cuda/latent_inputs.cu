@@ -4,6 +4,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/cuda/detail/cache.cuh"
 #include "ops/cuda/detail/launch.cuh"
+#include "ops/cuda/detail/ptx.cuh"
 #include "ops/few_tokens.h"
 
 namespace hadal::ops::cuda {
@@ -48,6 +49,7 @@ __global__ void inputs_kernel(Sizes size, RopeLayout layout, T eps, Array<const 
                               Array<const int32_t> positions, View rope, View gain, View kv_lat,
                               View q_pe, Cache cache, View q_out, FaultSite fault) {
   __shared__ T shared[kWarps];
+  hadal::cuda::let_next_kernel_start();
   const int64_t t = blockIdx.x, row = t * kv_lat.stride0, num_pairs = size.Dr / 2;
   const int64_t seq = sequence_of(offsets, size.S, t), at = cache.offset(seq, positions[t]);
   if (at < 0) {

@@ -4,6 +4,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/cuda/detail/bf16_rows.cuh"
 #include "ops/cuda/detail/launch.cuh"
+#include "ops/cuda/detail/ptx.cuh"
 #include "ops/cuda/detail/rows.cuh"
 #include "ops/norm.h"
 
@@ -78,6 +79,7 @@ __global__ void dgain_total_kernel(int64_t B, int64_t D, const R* partial, R* dg
 
 __global__ void __launch_bounds__(kRowThreads)
     forward_bf16_kernel(int64_t D, View x, View gain, float eps, View y, Array<float> rstd) {
+  hadal::cuda::let_next_kernel_start();
   __shared__ float shared[kRowThreads / 32];
   const int64_t t = blockIdx.x;
   const auto* from = static_cast<const bf16*>(x.data) + t * x.stride0;

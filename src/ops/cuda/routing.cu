@@ -6,6 +6,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/cuda/detail/launch.cuh"
 #include "ops/cuda/detail/math.cuh"
+#include "ops/cuda/detail/ptx.cuh"
 #include "ops/cuda/detail/rows.cuh"
 #include "ops/routing.h"
 
@@ -91,6 +92,7 @@ template <class R>
 __global__ void gate_kernel(int64_t E, GateRule rule, Array<const R> logits, const R* bias,
                             Array<R> scores, Array<int32_t> topk_idx, Array<R> topk_weight) {
   extern __shared__ __align__(16) char memory[];
+  hadal::cuda::let_next_kernel_start();
   const int64_t t = blockIdx.x, lane = threadIdx.x, G = rule.n_group, size = E / G;
   const Scratch<R> s(memory, E, G);
   R* score = scores.row(t);
@@ -186,20 +188,34 @@ __global__ void balance_choose_kernel(int64_t E, int64_t K, Array<const R> score
     if (marks[e] == kTaken) *idx++ = static_cast<int32_t>(e);
 }
 
-// Averages over a sequence in token order: a block a sequence, a thread an expert.
+// Averages over a sequence in token order: a block a sequence, a thread an expert. Counts are whole
+// numbers, so they come from a histogram in any order.
 template <class R>
 __global__ void balance_average_kernel(int64_t E, int64_t K, Array<const int32_t> offsets,
                                        Array<const R> scores, const R* total, const int32_t* chosen,
                                        R* share, Array<R> loss, Array<R> fraction) {
+  constexpr int kAhead = 8;  // tokens whose scores are under way at once
+  extern __shared__ int32_t histogram[];
   const int64_t s = blockIdx.x, first = offsets[s], last = offsets[s + 1], length = last - first;
   R *f = fraction.row(s), *shares = share + s * E;
+  for (int64_t e = threadIdx.x; e < E; e += blockDim.x) histogram[e] = 0;
+  __syncthreads();
+  for (int64_t i = first * K + threadIdx.x; i < last * K; i += blockDim.x)
+    atomicAdd(&histogram[chosen[i]], 1);
+  __syncthreads();
   for (int64_t e = threadIdx.x; e < E; e += blockDim.x) {
-    R mine = 0, count = 0;
-    for (int64_t t = first; t < last; ++t) {
-      const R inverse = R(1) / total[t];
-      mine += scores.row(t)[e] * inverse;
-      for (int64_t k = 0; k < K; ++k) count += chosen[t * K + k] == e ? R(1) : R(0);
+    R mine = 0;
+    for (int64_t t = first; t < last; t += kAhead) {
+      const int64_t ahead = last - t < kAhead ? last - t : kAhead;
+      R score[kAhead], inverse[kAhead];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i)
+        if (i < ahead) score[i] = scores.row(t + i)[e], inverse[i] = R(1) / total[t + i];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i)
+        if (i < ahead) mine += score[i] * inverse[i];
     }
+    R count = static_cast<R>(histogram[e]);
     if (length > 0) count = count * static_cast<R>(E) / static_cast<R>(K * length);
     f[e] = count;
     shares[e] = mine;
@@ -295,9 +311,11 @@ void balance_loss_forward(Context& ctx, const GateRule& rule, const Packed& seq,
               E, K, Array<const R>(scores), total.data<R>(), chosen.data<int32_t>());
       check_launch(ctx, "balance_loss_forward", scores);
     }
-    balance_average_kernel<R><<<static_cast<unsigned>(S), kThreads, 0, stream_of(ctx)>>>(
-        E, K, Array<const int32_t>(seq.offsets), Array<const R>(scores), total.data<R>(),
-        chosen.data<int32_t>(), share.data<R>(), Array<R>(loss), Array<R>(fraction));
+    const auto histogram_bytes = static_cast<unsigned>(E * static_cast<int64_t>(sizeof(int32_t)));
+    balance_average_kernel<R>
+        <<<static_cast<unsigned>(S), kThreads, histogram_bytes, stream_of(ctx)>>>(
+            E, K, Array<const int32_t>(seq.offsets), Array<const R>(scores), total.data<R>(),
+            chosen.data<int32_t>(), share.data<R>(), Array<R>(loss), Array<R>(fraction));
   });
   check_launch(ctx, "balance_loss_forward", scores);
 }

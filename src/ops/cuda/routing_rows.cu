@@ -2,6 +2,8 @@
 //
 //   T tokens   K choices of a token   E experts   D model width   P pages in the list
 // SPDX-License-Identifier: Apache-2.0
+#include "ops/copy.h"
+#include "ops/cuda/detail/bf16_rows.cuh"
 #include "ops/cuda/detail/launch.cuh"
 #include "ops/cuda/detail/pages.cuh"
 #include "ops/routing.h"
@@ -21,39 +23,37 @@ struct Choices {
   __device__ int32_t operator[](int64_t i) const { return rows.row(i / K)[i % K]; }
 };
 
-// Sum over the block of what each thread counted; for every thread.
-__device__ int64_t add_block(int64_t mine) {
-  __shared__ int64_t parts[kThreads / kWarp];
-  for (int half = kWarp / 2; half > 0; half /= 2) mine += __shfl_xor_sync(0xffffffffu, mine, half);
-  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = mine;
+// Adds the number of choices of each expert to counts: a histogram a block, then one addition an
+// expert. Whole numbers, so exact in any order.
+template <class Count>
+__global__ void count_kernel(Choices choices, int64_t E, Count* counts, int64_t stride,
+                             FaultSite fault) {
+  extern __shared__ int32_t histogram[];
+  for (int64_t e = threadIdx.x; e < E; e += blockDim.x) histogram[e] = 0;
   __syncthreads();
-  int64_t sum = 0;
-  for (int w = 0; w < kThreads / kWarp; ++w) sum += parts[w];
-  __syncthreads();
-  return sum;
-}
-
-// How many choices are expert blockIdx.x. Block 0 also looks for choices that are no expert.
-__device__ int64_t count_of_block(const Choices& choices, int64_t E, FaultSite fault) {
-  const int64_t expert = blockIdx.x;
-  int64_t mine = 0;
-  for (int64_t i = threadIdx.x; i < choices.count(); i += blockDim.x) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < choices.count();
+       i += step) {
     const int32_t choice = choices[i];
-    mine += choice == expert ? 1 : 0;
-    if (expert == 0 && (choice < 0 || choice >= E))
+    if (choice >= 0 && choice < E)
+      atomicAdd(&histogram[choice], 1);
+    else
       fault.raise(static_cast<double>(i % choices.K), static_cast<double>(i / choices.K), choice);
   }
-  return add_block(mine);
+  __syncthreads();
+  for (int64_t e = threadIdx.x; e < E; e += blockDim.x)
+    if (histogram[e] > 0) atomicAdd(&counts[e * stride], static_cast<Count>(histogram[e]));
 }
 
-__global__ void count_kernel(Choices choices, int64_t E, Array<int64_t> counts, FaultSite fault) {
-  const int64_t count = count_of_block(choices, E, fault);
-  if (threadIdx.x == 0) counts[blockIdx.x] += count;
-}
-
-__global__ void layout_counts_kernel(Choices choices, int64_t E, int32_t* counts, FaultSite fault) {
-  const int64_t count = count_of_block(choices, E, fault);
-  if (threadIdx.x == 0) counts[blockIdx.x] = static_cast<int32_t>(count);
+template <class Count>
+void count(const Context& ctx, const Choices& choices, int64_t E, Count* counts, int64_t stride) {
+  constexpr int64_t kPerBlock = 4096, kMostBlocks = 256;
+  const int64_t n = choices.T * choices.K;
+  const auto blocks =
+      static_cast<unsigned>(std::clamp<int64_t>(ceil_div(n, kPerBlock), 1, kMostBlocks));
+  const auto bytes = static_cast<unsigned>(E * static_cast<int64_t>(sizeof(int32_t)));
+  count_kernel<<<blocks, kThreads, bytes, stream_of(ctx)>>>(choices, E, counts, stride,
+                                                            FaultSite(ctx, kNoExpert));
 }
 
 __global__ void page_begin_kernel(int64_t E, const int32_t* counts, int32_t* page_begin) {
@@ -63,11 +63,13 @@ __global__ void page_begin_kernel(int64_t E, const int32_t* counts, int32_t* pag
         page_begin[e] + static_cast<int32_t>((counts[e] + kPageRows - 1) / kPageRows);
 }
 
+constexpr int kNumberThreads = 1024;  // of a block that numbers an expert's rows
+
 // Gives the choices of expert blockIdx.x their row numbers in token order: a running count over
 // pieces of blockDim.x choices, and within a piece the number of earlier threads with a match.
 __global__ void row_numbers_kernel(Choices choices, const int32_t* page_begin,
                                    Array<int32_t> row_of_choice) {
-  __shared__ int in_warp[kThreads / kWarp];
+  __shared__ int in_warp[kNumberThreads / kWarp];
   const int64_t expert = blockIdx.x;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   int64_t next = page_begin[expert] * kPageRows;
@@ -78,7 +80,7 @@ __global__ void row_numbers_kernel(Choices choices, const int32_t* page_begin,
     if (lane == 0) in_warp[warp] = __popc(votes);
     __syncthreads();
     int before = __popc(votes & ((1u << lane) - 1u)), all = 0;
-    for (int w = 0; w < kThreads / kWarp; ++w) {
+    for (int w = 0; w < kNumberThreads / kWarp; ++w) {
       if (w < warp) before += in_warp[w];
       all += in_warp[w];
     }
@@ -87,6 +89,41 @@ __global__ void row_numbers_kernel(Choices choices, const int32_t* page_begin,
     next += all;
     __syncthreads();
   }
+}
+
+// Sixteen bytes at a time: eight bf16.
+__global__ void scatter_bf16_kernel(int64_t D, View x, Choices row_of_choice, PagedView rows) {
+  const int64_t t = blockIdx.x;
+  const auto* from = static_cast<const bf16*>(x.data) + t * x.stride0;
+  for (int64_t j = threadIdx.x * 8; j < D; j += static_cast<int64_t>(blockDim.x) * 8) {
+    const uint4 eight = *reinterpret_cast<const uint4*>(from + j);
+    for (int64_t k = 0; k < row_of_choice.K; ++k) {
+      const int64_t at = rows.row_offset(row_of_choice.rows.row(t)[k]);
+      if (at >= 0) *reinterpret_cast<uint4*>(static_cast<bf16*>(rows.data) + at + j) = eight;
+    }
+  }
+}
+
+__global__ void combine_bf16_kernel(int64_t D, PagedView rows, Choices row_of_choice, View y) {
+  const int64_t t = blockIdx.x;
+  auto* const to = static_cast<bf16*>(y.data) + t * y.stride0;
+  for (int64_t j = threadIdx.x * 8; j < D; j += static_cast<int64_t>(blockDim.x) * 8) {
+    Eight sum{};
+    for (int64_t k = 0; k < row_of_choice.K; ++k) {
+      const int64_t at = rows.row_offset(row_of_choice.rows.row(t)[k]);
+      if (at < 0) continue;
+      const Eight part = Eight::load(static_cast<const bf16*>(rows.data) + at + j);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sum.of[i] = sum.of[i] + part.of[i];
+    }
+    sum.store(to + j);
+  }
+}
+
+// Threads that a row of D elements keeps busy.
+unsigned threads_of_row(int64_t D) {
+  return static_cast<unsigned>(
+      std::clamp<int64_t>(ceil_div(D / 8, kWarp) * kWarp, kWarp, kThreads));
 }
 
 template <class R>
@@ -182,8 +219,9 @@ __global__ void give_back_kernel(LayoutView layout, int64_t capacity, int32_t* f
 void count_choices(Context& ctx, In topk_idx, Acc counts) {
   const int64_t E = counts.dim(0);
   if (E == 0) return;
-  count_kernel<<<static_cast<unsigned>(E), kThreads, 0, stream_of(ctx)>>>(
-      Choices(topk_idx), E, Array<int64_t>(counts), FaultSite(ctx, kNoExpert));
+  // NOTE: two's complement: adding an unsigned number adds the signed one.
+  count(ctx, Choices(topk_idx), E, reinterpret_cast<unsigned long long*>(counts.data<int64_t>()),
+        counts.stride(0));
   check_launch(ctx, "count_choices", topk_idx);
 }
 
@@ -191,22 +229,27 @@ void expert_layout(Context& ctx, In topk_idx, const ExpertLayout& layout, Out ro
   const int64_t E = layout.num_experts();
   const Choices choices(topk_idx);
   int32_t *counts = layout.counts.data<int32_t>(), *begin = layout.page_begin.data<int32_t>();
-  const auto blocks = static_cast<unsigned>(E);
-  if (E > 0)
-    layout_counts_kernel<<<blocks, kThreads, 0, stream_of(ctx)>>>(choices, E, counts,
-                                                                  FaultSite(ctx, kNoExpert));
+  if (E > 0) {
+    fill(ctx, 0.0, Tensor(layout.counts));
+    count(ctx, choices, E, counts, 1);
+  }
   check_launch(ctx, "expert_layout", topk_idx);
   page_begin_kernel<<<1, 1, 0, stream_of(ctx)>>>(E, counts, begin);
   check_launch(ctx, "expert_layout", topk_idx);
   if (E > 0)
-    row_numbers_kernel<<<blocks, kThreads, 0, stream_of(ctx)>>>(choices, begin,
-                                                                Array<int32_t>(row_of_choice));
+    row_numbers_kernel<<<static_cast<unsigned>(E), kNumberThreads, 0, stream_of(ctx)>>>(
+        choices, begin, Array<int32_t>(row_of_choice));
   check_launch(ctx, "expert_layout", topk_idx);
 }
 
 void scatter_rows(Context& ctx, In x, In row_of_choice, const PagedRows& rows) {
   const int64_t T = x.dim(0), D = x.dim(1);
   if (T == 0) return;
+  if (has_bf16_rows(x) && has_bf16_pages(rows)) {
+    scatter_bf16_kernel<<<static_cast<unsigned>(T), threads_of_row(D), 0, stream_of(ctx)>>>(
+        D, View(x), Choices(row_of_choice), PagedView(rows));
+    return check_launch(ctx, "scatter_rows", x);
+  }
   with_arithmetic({x.dtype(), rows.slab.dtype()}, [&]<class R>(R) {
     scatter_kernel<R><<<static_cast<unsigned>(T), kThreads, 0, stream_of(ctx)>>>(
         D, View(x), Choices(row_of_choice), PagedView(rows));
@@ -217,6 +260,11 @@ void scatter_rows(Context& ctx, In x, In row_of_choice, const PagedRows& rows) {
 void combine_rows(Context& ctx, const PagedRows& rows, In row_of_choice, Out y) {
   const int64_t T = y.dim(0), D = y.dim(1);
   if (T == 0) return;
+  if (has_bf16_rows(y) && has_bf16_pages(rows)) {
+    combine_bf16_kernel<<<static_cast<unsigned>(T), threads_of_row(D), 0, stream_of(ctx)>>>(
+        D, PagedView(rows), Choices(row_of_choice), View(y));
+    return check_launch(ctx, "combine_rows", y);
+  }
   with_arithmetic({y.dtype(), rows.slab.dtype()}, [&]<class R>(R) {
     combine_kernel<R><<<static_cast<unsigned>(T), kThreads, 0, stream_of(ctx)>>>(
         D, PagedView(rows), Choices(row_of_choice), View(y));

@@ -53,6 +53,8 @@ struct Bf16GemmArgs {
   int64_t c_row_stride, c_batch_stride;
   int m, n, k;   // of kBatch; kPages ignores m, kExpertRows k
   int batches;   // of kBatch: batches; else experts
+  int k_split;   // of kBatch and kTn: where positive, batch i is the product over K of
+                 // [i k_split, (i + 1) k_split), a multiple of the depth, of the one matrix
   int c_is_f32;  // else bf16
   int accumulate;
 

@@ -80,8 +80,17 @@ struct Bf16GemmTiles {
   }
   // Stages of K of this tile.
   __device__ int stages() const {
-    const int depth = kWork == Bf16Work::kExpertRows ? expert_rows : args.k;
+    int depth = kWork == Bf16Work::kExpertRows ? expert_rows : args.k;
+    if (kWork == Bf16Work::kBatch && args.k_split > 0)
+      depth = min(args.k_split, args.k - batch * args.k_split);
     return (depth + C::kDepth - 1) / C::kDepth;
+  }
+  // The matrix of a and b, and the first K, of this tile.
+  __device__ int matrix() const {
+    return kWork == Bf16Work::kBatch && args.k_split > 0 ? 0 : batch;
+  }
+  __device__ int first_depth() const {
+    return kWork == Bf16Work::kBatch && args.k_split > 0 ? batch * args.k_split : 0;
   }
   // Of kExpertRows: pages of a and b that hold a stage, false if the pool could not give one.
   __device__ bool pages_of(int stage, int& a, int& b) const {
@@ -117,9 +126,9 @@ __device__ void bf16_gemm_copy(const Bf16GemmArgs& args, const CUtensorMap& map_
     const int stages = tiles.stages();
 #pragma unroll 1
     for (int i = 0; i < stages; ++i) {
-      int depth = i * C::kDepth;
-      int batch_a = kWork == Bf16Work::kPages ? tiles.a_page : tiles.batch;
-      int batch_b = tiles.batch;
+      int depth = tiles.first_depth() + i * C::kDepth;
+      int batch_a = kWork == Bf16Work::kPages ? tiles.a_page : tiles.matrix();
+      int batch_b = tiles.matrix();
       if constexpr (kWork == Bf16Work::kExpertRows) {
         if (!tiles.pages_of(i, batch_a, batch_b)) continue;
         depth %= C::kRows;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "ops/cuda/detail/element.cuh"
+#include "ops/pages.h"
 
 namespace hadal::ops::cuda {
 
@@ -59,6 +60,11 @@ __device__ inline float sum_of_row(float value, float (&shared)[kRowThreads / 32
 inline bool has_bf16_rows(const Tensor& t) {
   return t.dtype() == DType::kBF16 && t.rank() == 2 && t.dim(1) % 8 == 0 && t.stride(0) % 8 == 0 &&
          t.stride(1) == 1 && reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0;
+}
+inline bool has_bf16_pages(const PagedRows& rows) {
+  const Tensor& t = rows.slab;
+  return t.dtype() == DType::kBF16 && t.dim(2) % 16 == 0 && t.stride(0) % 8 == 0 &&
+         t.stride(1) % 8 == 0 && reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0;
 }
 inline bool is_gain_of_bf16_rows(const Tensor& t) {
   return (t.dtype() == DType::kBF16 || t.dtype() == DType::kF32) && t.stride(0) == 1 &&

@@ -104,6 +104,14 @@ __device__ __forceinline__ void let_next_kernel_start() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
+// Brings `bytes` from `p` into the L2, a line of 128 bytes a lane of the warp. What no earlier
+// kernel writes (weights) may be called for before wait_for_previous_kernel().
+__device__ __forceinline__ void prefetch_l2(const void* p, int bytes) {
+  const auto* from = static_cast<const char*>(p);
+  for (int i = static_cast<int>(threadIdx.x) % 32 * 128; i < bytes; i += 32 * 128)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from + i));
+}
+
 // ---- bulk copies, global to shared, completing on a barrier
 
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {

@@ -17,10 +17,11 @@ namespace hadal::cuda {
 enum class GemvWeight : uint8_t { kBF16, kF32, kE4M3 };
 
 struct GemvConfig {
-  static constexpr int kMaxRows = 8;  // of a at once; more are done in turns
-  static constexpr int kWarps = 4;    // of a block
-  static constexpr int kOutputs = 2;  // of a warp (nt)
-  static constexpr int kUnroll = 4;   // 16-byte loads of a row of w in flight
+  static constexpr int kMaxRows = 8;       // of a at once; more are done in turns
+  static constexpr int kWarps = 4;         // of a block (nt)
+  static constexpr int kColumnWarps = 16;  // of a block (nn)
+  static constexpr int kOutputs = 2;       // of a warp (nt)
+  static constexpr int kUnroll = 4;        // 16-byte loads of a row of w in flight
 };
 
 struct GemvArgs {

@@ -183,9 +183,17 @@ template <GemvWeight kType>
 __global__ void __launch_bounds__(GemvConfig::kWarps * 32)
     gemv_nt_kernel(const __grid_constant__ GemvArgs args) {
   let_next_kernel_start();
-  wait_for_previous_kernel();
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int n = (static_cast<int>(blockIdx.x) * GemvConfig::kWarps + warp) * GemvConfig::kOutputs;
+  if (args.counts == nullptr && n < args.n) {
+    const int outputs = min(GemvConfig::kOutputs, args.n - n);
+    for (int o = 0; o < outputs; ++o)
+      prefetch_l2(static_cast<const char*>(args.w) +
+                      (blockIdx.y * args.w_batch_stride + (n + o) * args.w_row_stride) *
+                          GemvLoad<kType>::kBytes,
+                  args.k * GemvLoad<kType>::kBytes);
+  }
+  wait_for_previous_kernel();
   if (n >= args.n) return;
   const GemvBatch b = gemv_batch<GemvLoad<kType>::kBytes>(args, static_cast<int>(blockIdx.y));
   for (int row = 0; row < b.rows; row += GemvConfig::kMaxRows) {
@@ -201,23 +209,28 @@ __global__ void __launch_bounds__(GemvConfig::kWarps * 32)
   }
 }
 
-// Eight columns a thread; the four warps take K in turns and add up in order.
+// Eight columns a thread; the warps take K in turns and add up in order.
 inline constexpr int kGemvColumns = 8 * 32;
 
-__global__ void __launch_bounds__(GemvConfig::kWarps * 32)
+__global__ void __launch_bounds__(GemvConfig::kColumnWarps * 32)
     gemv_nn_kernel(const __grid_constant__ GemvArgs args) {
-  __shared__ float shared[GemvConfig::kWarps][kGemvColumns];
+  constexpr int kWarps = GemvConfig::kColumnWarps;
+  __shared__ float shared[kWarps][kGemvColumns];
   let_next_kernel_start();
-  wait_for_previous_kernel();
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int n = static_cast<int>(blockIdx.x) * kGemvColumns + lane * 8;
+  const int first_column = static_cast<int>(blockIdx.x) * kGemvColumns, n = first_column + lane * 8;
+  for (int k = warp; k < args.k; k += kWarps)
+    prefetch_l2(static_cast<const __nv_bfloat16*>(args.w) + blockIdx.y * args.w_batch_stride +
+                    k * args.w_row_stride + first_column,
+                min(kGemvColumns, args.n - first_column) * 2);
+  wait_for_previous_kernel();
   const GemvBatch b = gemv_batch<2>(args, static_cast<int>(blockIdx.y));
   const auto* w = static_cast<const __nv_bfloat16*>(b.w);
   for (int row = static_cast<int>(blockIdx.z); row < b.rows; row += static_cast<int>(gridDim.z)) {
     float sum[8] = {};
     if (n < args.n) {
 #pragma unroll 8
-      for (int k = warp; k < args.k; k += GemvConfig::kWarps) {
+      for (int k = warp; k < args.k; k += kWarps) {
         const float x = __bfloat162float(b.a[row * args.a_row_stride + k]);
         float y[8];
         unpack_bf16(__ldg(reinterpret_cast<const int4*>(w + k * args.w_row_stride + n)), y);
@@ -228,11 +241,11 @@ __global__ void __launch_bounds__(GemvConfig::kWarps * 32)
 #pragma unroll
     for (int i = 0; i < 8; ++i) shared[warp][lane * 8 + i] = sum[i];
     __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < kGemvColumns; i += GemvConfig::kWarps * 32) {
+    for (int i = static_cast<int>(threadIdx.x); i < kGemvColumns; i += kWarps * 32) {
       const int column = static_cast<int>(blockIdx.x) * kGemvColumns + i;
       float total = 0.0f;
 #pragma unroll
-      for (int part = 0; part < GemvConfig::kWarps; ++part) total += shared[part][i];
+      for (int part = 0; part < kWarps; ++part) total += shared[part][i];
       if (column < args.n) gemv_put(args, b.c_at + row * args.c_row_stride + column, total);
     }
     __syncthreads();

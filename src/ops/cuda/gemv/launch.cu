@@ -10,7 +10,8 @@ namespace {
 
 // A launch that may overlap the end of the kernel before, for which its blocks wait.
 template <class Args>
-void launch(void (*kernel)(Args), dim3 grid, const Args& args, cudaStream_t stream) {
+void launch(void (*kernel)(Args), dim3 grid, const Args& args, cudaStream_t stream,
+            int warps = GemvConfig::kWarps) {
   HADAL_CHECK(grid.y <= 65535 && grid.z <= 65535, "gemv: ", grid.y, " x ", grid.z,
               " batches are more than a CUDA grid has");
   cudaLaunchAttribute attribute{};
@@ -18,7 +19,7 @@ void launch(void (*kernel)(Args), dim3 grid, const Args& args, cudaStream_t stre
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
-  config.blockDim = dim3(GemvConfig::kWarps * 32);
+  config.blockDim = dim3(static_cast<unsigned>(warps) * 32);
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
@@ -48,7 +49,7 @@ void gemv_nn(const GemvArgs& args, cudaStream_t stream) {
   launch(gemv_nn_kernel,
          dim3(static_cast<unsigned>((args.n + kGemvColumns - 1) / kGemvColumns),
               static_cast<unsigned>(args.batches), static_cast<unsigned>(args.m)),
-         args, stream);
+         args, stream, GemvConfig::kColumnWarps);
 }
 
 void moe_few_tokens(const MoeFewArgs& args, cudaStream_t stream) {

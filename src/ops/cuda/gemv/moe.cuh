@@ -69,12 +69,16 @@ __global__ void __launch_bounds__(GemvConfig::kWarps * 32)
     moe_up_kernel(const __grid_constant__ MoeFewArgs args) {
   constexpr int kBytes = GemvLoad<kType>::kBytes;
   let_next_kernel_start();
-  wait_for_previous_kernel();
   const int task = static_cast<int>(blockIdx.y), routed = args.num_tokens * args.num_choices;
   const bool shared = task >= routed;
   const int width = shared ? args.shared_f : args.f;
   const int unit =
       static_cast<int>(blockIdx.x) * GemvConfig::kWarps + static_cast<int>(threadIdx.x) / 32;
+  if (shared && unit < width) {
+    prefetch_l2(expert_row<kBytes>(args.shared_w1, 0, unit).data, args.d * kBytes);
+    prefetch_l2(expert_row<kBytes>(args.shared_w3, 0, unit).data, args.d * kBytes);
+  }
+  wait_for_previous_kernel();
   if (unit >= width) return;
   const int token = shared ? task - routed : task / args.num_choices;
   int expert = 0;
@@ -105,11 +109,19 @@ __global__ void __launch_bounds__(GemvConfig::kWarps * 32)
     moe_down_kernel(const __grid_constant__ MoeFewArgs args) {
   constexpr int kBytes = GemvLoad<kType>::kBytes;
   let_next_kernel_start();
-  wait_for_previous_kernel();
   const int n =
       static_cast<int>(blockIdx.x) * GemvConfig::kWarps + static_cast<int>(threadIdx.x) / 32;
-  if (n >= args.d) return;
   const int token = static_cast<int>(blockIdx.y);
+  if (n < args.d && args.shared_f > 0)
+    prefetch_l2(expert_row<kBytes>(args.shared_w2, 0, n).data, args.shared_f * kBytes);
+  wait_for_previous_kernel();
+  if (n >= args.d) return;
+  // The choices were made before the kernel that this one waits for.
+  for (int choice = 0; choice < args.num_choices; ++choice) {
+    const int expert = __ldg(args.topk_idx + token * args.idx_row_stride + choice);
+    if (expert >= 0 && expert < args.num_experts)
+      prefetch_l2(expert_row<kBytes>(args.w2, expert, n).data, args.f * kBytes);
+  }
   float sum[1] = {};
   for (int choice = 0; choice < args.num_choices; ++choice) {
     const int expert = __ldg(args.topk_idx + token * args.idx_row_stride + choice);
