@@ -8,6 +8,7 @@
 #include <deque>
 #include <simgrid/s4u.hpp>
 
+#include "core/check.h"
 #include "plan/network/simulate.h"
 #include "tests/unit/random_flows.h"
 
@@ -42,14 +43,14 @@ TEST(Simulate, EndsFlowsWhenSimGridDoes) {
   std::vector<Endpoints> all;
   for (int g = 0; g < kNumGraphs; ++g) {
     const testing::RandomFlows& graph = graphs[static_cast<size_t>(g)];
-    const std::string prefix = "g" + std::to_string(g);
+    const std::string prefix = concat("g", g);
     std::vector<const sg4::Link*> links;
     for (uint32_t l = 0; l < graph.paths.num_links(); ++l)
-      links.push_back(zone->create_link(prefix + "l" + std::to_string(l), graph.paths.capacity(l))
+      links.push_back(zone->create_link(concat(prefix, "l", l), graph.paths.capacity(l))
                           ->set_latency(0)
                           ->seal());
     for (size_t f = 0; f < graph.flows.size(); ++f) {
-      const std::string id = prefix + "f" + std::to_string(f);
+      const std::string id = concat(prefix, "f", f);
       auto* from = zone->create_host(id + "a", 1e9)->seal();
       auto* to = zone->create_host(id + "b", 1e9)->seal();
       std::vector<sg4::LinkInRoute> route;
