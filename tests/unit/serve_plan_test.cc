@@ -13,11 +13,13 @@ using testing::TempDir;
 
 constexpr const char* kRates = "configs/serving/h800_rates.json";
 constexpr const char* kDay6 = "configs/serving/day6.json";
+const Config kNoModel;  // DeepSeek-V3's sizes are in the rates
 const ServeDevice kH800 = {.memory_bytes = 83.5e9, .dollars_per_hour = 2};
 
 // The inference system overview of 28 February 2025; headroom is the one fitted number.
 TEST(ServePlan, IsWithinTenPercentOfDeepSeeksDay) {
-  const ServePlan p = plan_serving({}, read_serve_rates(kRates), read_serve_load(kDay6), kH800);
+  const ServePlan p =
+      plan_serving(kNoModel, read_serve_rates(kRates), read_serve_load(kDay6), kH800);
   EXPECT_NEAR(p.prefill.input_per_node / 73700, 1.0, 0.10);
   EXPECT_NEAR(p.decode.output_per_node / 14800, 1.0, 0.10);
   EXPECT_NEAR(p.nodes() / 226.75, 1.0, 0.10);
@@ -28,12 +30,12 @@ TEST(ServePlan, IsWithinTenPercentOfDeepSeeksDay) {
 // The rates alone, against the profiles DeepSeek published: perfectly balanced, 4K.
 TEST(ServePlan, PredictsThePublishedProfiles) {
   const ServeRates rates = read_serve_rates(kRates);
-  const LayerTime prefill =
-      prefill_layer({}, rates, {.tokens = 8192, .context = 2048, .ep = 32, .compute_sms = 108});
+  const LayerTime prefill = prefill_layer(
+      kNoModel, rates, {.tokens = 8192, .context = 2048, .ep = 32, .compute_sms = 108});
   EXPECT_NEAR(8 * 8192 / (61 * std::max(prefill.compute(), prefill.exchange())) / 62713, 1.0, 0.05);
   // The one number of "other" kernels in decode comes from this profile.
   const LayerTime decode = decode_layer(
-      {}, rates, {.requests = 64, .context = 4096, .ep = 128, .experts_per_gpu = 2.25});
+      kNoModel, rates, {.requests = 64, .context = 4096, .ep = 128, .experts_per_gpu = 2.25});
   EXPECT_NEAR(8 * 64 / (61 * std::max(decode.compute(), decode.exchange())) / 18598, 1.0, 0.01);
 }
 
@@ -50,7 +52,7 @@ TEST(EpLimit, IsAsPrinted) {
 }
 
 TEST(Caches, CompareKindsOfAttention) {
-  const std::vector<CacheRow> rows = compare_caches({}, 70272e6, 1000);
+  const std::vector<CacheRow> rows = compare_caches(kNoModel, 70272e6, 1000);
   ASSERT_EQ(rows.size(), 4u);
   EXPECT_EQ(rows[3].kind, "MLA");
   EXPECT_EQ(rows[3].bytes_per_token, 70272);
@@ -64,20 +66,20 @@ TEST(Caches, CompareKindsOfAttention) {
 TEST(ServePlan, KeepsASpeedForUsersBySmallerBatches) {
   ServeLoad load = read_serve_load(kDay6);
   const ServeRates rates = read_serve_rates(kRates);
-  const ServePlan free = plan_serving({}, rates, load, kH800);
+  const ServePlan free = plan_serving(kNoModel, rates, load, kH800);
   load.user_speed = 20;
-  const ServePlan held = plan_serving({}, rates, load, kH800);
+  const ServePlan held = plan_serving(kNoModel, rates, load, kH800);
   EXPECT_LE(held.decode.step_seconds, 1.0 / 20);
   EXPECT_LT(held.decode.batch, free.decode.batch);
   EXPECT_LT(held.decode.output_per_node, free.decode.output_per_node);
   load.user_speed = 1000;
-  EXPECT_THROW(plan_serving({}, rates, load, kH800), Error);
+  EXPECT_THROW(plan_serving(kNoModel, rates, load, kH800), Error);
 }
 
 TEST(ServePlan, GainsFromRedundancy) {
   ServeLoad load = read_serve_load(kDay6);
   load.zipf_exponent = 0.8;
-  const ServePlan p = plan_serving({}, read_serve_rates(kRates), load, kH800);
+  const ServePlan p = plan_serving(kNoModel, read_serve_rates(kRates), load, kH800);
   EXPECT_LT(p.prefill.experts.redundant, 0.8 * p.prefill.experts.plain);
   EXPECT_GT(p.prefill.experts.dynamic, 0.999);
 }
@@ -96,7 +98,7 @@ TEST(ServeLoad, TakesATrace) {
   EXPECT_DOUBLE_EQ(load.cache_hit_rate, 0.25);
   EXPECT_DOUBLE_EQ(load.mean_kv_tokens, 4500);
   EXPECT_DOUBLE_EQ(load.length_cv, 0);
-  const ServePlan p = plan_serving({}, read_serve_rates(kRates), load, kH800);
+  const ServePlan p = plan_serving(kNoModel, read_serve_rates(kRates), load, kH800);
   EXPECT_EQ(p.prefill.units, 1);
   EXPECT_GT(p.prefill.ttft_mean, 0.0);
   EXPECT_LT(p.prefill.ttft_mean, p.prefill.batch_seconds);  // an idle unit serves at once
@@ -118,11 +120,11 @@ TEST(ServeLoad, RefusesWhatCannotBe) {
   EXPECT_ERROR(read_serve_rates(path), path + ": gemm_source is missing; add it");
   ServeLoad load = read_serve_load(kDay6);
   load.decode.redundant = 31;
-  EXPECT_ERROR(plan_serving({}, read_serve_rates(kRates), load, kH800),
+  EXPECT_ERROR(plan_serving(kNoModel, read_serve_rates(kRates), load, kH800),
                "decode: 256 experts and 31 redundant ones do not divide over ep 144; choose "
                "redundant so that they do");
   load = read_serve_load(kDay6);
-  EXPECT_ERROR(plan_serving({}, read_serve_rates(kRates), load,
+  EXPECT_ERROR(plan_serving(kNoModel, read_serve_rates(kRates), load,
                             {.memory_bytes = 20e9, .dollars_per_hour = 2}),
                "decode: 24.0846 GB of weights leave 0 GB of a GPU's 20 GB, and one request of 4989 "
                "tokens needs 0.350587 GB; take a larger ep or a device with more memory");
