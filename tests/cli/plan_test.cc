@@ -39,7 +39,7 @@ TEST(PlanSchedule, DrawsATimeline) {
   EXPECT_EQ(svg.rfind("<svg ", 0), 0u);
   EXPECT_NE(svg.find("xmlns=\"http://www.w3.org/2000/svg\""), std::string::npos);
   EXPECT_NE(svg.find("prefers-color-scheme:dark"), std::string::npos);
-  for (const char* text : {">rank 0<", ">rank 7<", "F0.9&amp;B1.3", "</svg>"})
+  for (const char* text : {">rank 0<", ">rank 7<", "F1.9&amp;B0.5", "</svg>"})
     EXPECT_NE(svg.find(text), std::string::npos) << text;
 }
 
