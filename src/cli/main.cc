@@ -6,6 +6,7 @@
 #include <exception>
 #include <string>
 
+#include "cli/convert.h"
 #include "cli/options.h"
 #include "core/check.h"
 #include "core/env.h"
@@ -50,10 +51,12 @@ int main(int argc, char** argv) {
   hadal::cli::add_verify_command(app);
   hadal::cli::add_info_command(app);
   hadal::cli::add_init_command(app);
+  hadal::cli::add_convert_command(app);
   hadal::cli::add_tokenizer_command(app);
   hadal::cli::add_data_command(app);
   hadal::cli::add_report_command(app);
   hadal::cli::add_plan_command(app);
+  hadal::cli::add_bench_command(app);
   hadal::cli::add_env_command(app);
   try {
     app.parse(argc, argv);
