@@ -5,6 +5,7 @@
 #include "ops/cuda/detail/launch.cuh"
 #include "ops/cuda/latent_attention_sm90.h"
 #include "ops/cuda/mla_decode/config.h"
+#include "ops/cuda/operands.h"
 
 namespace hadal::ops::cuda::sm90 {
 namespace {
@@ -13,7 +14,6 @@ using hadal::cuda::MlaDecodeArgs;
 using hadal::cuda::MlaDecodeConfig;
 using hadal::cuda::MlaDecodeSplit;
 
-bool is_aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0; }
 }  // namespace
 
 bool latent_attention(Context& ctx, const Packed& seq, double scale, const Tensor& q,
