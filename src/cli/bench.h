@@ -25,7 +25,7 @@ struct Timed {
 class Ceilings {
  public:
   explicit Ceilings(Context& ctx);
-  void measure();  // adds one sample of each, about 10 ms
+  void measure();  // adds one sample of each, about 15 ms
   nlohmann::json to_json() const;
   // Work per second of the clock, and per second of one processor.
   struct Rate {
@@ -42,7 +42,7 @@ class Ceilings {
   Context& ctx_;
   Block memory_;
   Tensor buffer_;
-  int64_t next_ = 0;
+  int64_t next_ = 0, fma_rounds_ = 1 << 12, dot_rounds_ = 1 << 12;
   std::vector<Timed> fma_, dot_, read_;
 };
 

@@ -17,7 +17,9 @@ using nlohmann::json;
 
 constexpr int64_t kBufferBytes = int64_t{256} << 20;  // beyond any cache
 constexpr int64_t kReadBytes = int64_t{32} << 20;     // of a thread in one sample
-constexpr int64_t kLoopRounds = 100000;
+constexpr double kLoopSeconds =
+    5e-3;  // at least, of one register loop: a thread takes 50 us to wake
+constexpr int64_t kMostRounds = int64_t{1} << 24;
 
 double process_seconds() {
   timespec t{};
@@ -47,6 +49,11 @@ double quantile(std::vector<double> values, double q) {
 Ceilings::Ceilings(Context& ctx) : ctx_(ctx) {
   memory_ = ctx.memory.take_tensor(DType::kE4M3, {kBufferBytes}, &buffer_);
   std::memset(buffer_.raw(), 1, static_cast<size_t>(kBufferBytes));
+  for (; fma_rounds_ < kMostRounds; fma_rounds_ *= 2)
+    if (timed([this](int) { return ops::peak::fma_loop(fma_rounds_); }).wall > kLoopSeconds) break;
+  for (; dot_rounds_ < kMostRounds; dot_rounds_ *= 2)
+    if (timed([this](int) { return ops::peak::int_dot_loop(dot_rounds_); }).wall > kLoopSeconds)
+      break;
 }
 
 Timed Ceilings::timed(const std::function<double(int)>& loop) {
@@ -62,8 +69,8 @@ Timed Ceilings::timed(const std::function<double(int)>& loop) {
 }
 
 void Ceilings::measure() {
-  fma_.push_back(timed([](int) { return ops::peak::fma_loop(kLoopRounds); }));
-  dot_.push_back(timed([](int) { return ops::peak::int_dot_loop(kLoopRounds); }));
+  fma_.push_back(timed([this](int) { return ops::peak::fma_loop(fma_rounds_); }));
+  dot_.push_back(timed([this](int) { return ops::peak::int_dot_loop(dot_rounds_); }));
   const int64_t pieces = kBufferBytes / kReadBytes;
   const auto* from = static_cast<const std::byte*>(buffer_.raw());
   read_.push_back(timed([&](int thread) {

@@ -14,9 +14,10 @@ constexpr auto peak_multiply_add = multiply_add;
 inline Vec peak_multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }
 #endif
 
-// Keeps a value in a register and hides it from the optimiser.
+// Keeps a value in a register and hides it from the optimiser. NOTE: every loop over the sums is
+// unrolled, or the compiler holds them in memory and the loops measure stores.
 template <class V>
-void keep(V& v) {
+[[gnu::always_inline]] inline void keep(V& v) {
 #if defined(__x86_64__)
   asm volatile("" : "+v"(v));
 #else
@@ -26,6 +27,7 @@ void keep(V& v) {
 
 double fma(int64_t rounds) {
   Vec sum[kChains], a = 0.5f - Vec{}, b = 0.25f - Vec{};
+#pragma GCC unroll 12
   for (Vec& s : sum) s = a;
   for (int64_t i = 0; i < rounds; ++i) {
 #pragma GCC unroll 12
@@ -38,6 +40,7 @@ double fma(int64_t rounds) {
 
 double int_dot(int64_t rounds) {
   Words sum[kChains], w = 3u + Words{}, a = 5u + Words{};
+#pragma GCC unroll 12
   for (Words& s : sum) s = a;
   for (int64_t i = 0; i < rounds; ++i) {
 #pragma GCC unroll 12
@@ -59,6 +62,7 @@ double read(const std::byte* from, int64_t bytes) {
       any[j % 4] |= v;
     }
   }
+#pragma GCC unroll 4
   for (Words& v : any) keep(v);
   return static_cast<double>(bytes);
 }
