@@ -154,7 +154,7 @@ TEST(IntProduct, EverySetGivesTheBitsOfTheDefinition) {
                                sum.data());
           set.ints->pack(bits,
                          {reinterpret_cast<const std::byte*>(c.w.data()), 4 * c.naive.words, c.N},
-                         c.naive.words, panel.data());
+                         c.naive.words, panel.data(), nullptr);
           std::fill(out.begin(), out.end(), 0.5f);
           for (int64_t g = 0; g < G; ++g)
             set.ints->multiply({.bits = bits,

@@ -35,8 +35,10 @@ struct IntKernels {
   // past K), scale[g * rows + r], sum[g * rows + r] of the q of a group.
   void (*quantise)(IntBits bits, const float* x, int64_t K, int64_t rows, int64_t r, uint32_t* q,
                    float* scale, int32_t* sum);
-  // `count` stored words of up to 32 rows -> panel[word][32].
-  void (*pack)(IntBits bits, const StoredRows& from, int64_t count, uint32_t* panel);
+  // `count` stored words of up to 32 rows -> panel[word][32]. `ahead`: as much memory that will be
+  // read next, or null.
+  void (*pack)(IntBits bits, const StoredRows& from, int64_t count, uint32_t* panel,
+               const std::byte* ahead);
   // One group: c[m][32] = fma(dot, a_scale[m] * w_scale[n], c) over `count` panel words.
   struct Group {
     IntBits bits;

@@ -14,6 +14,7 @@
 #include "ops/cpu/int_product.h"
 #include "ops/cpu/isa.h"
 #include "ops/cpu/pack.h"
+#include "ops/cpu/thin.h"
 
 namespace hadal::ops::cpu {
 
@@ -35,7 +36,10 @@ const PackKernels& pack_kernels() {
   static const PackKernels& kernels = HADAL_TABLE_OF(pack);
   return kernels;
 }
-
+const ThinKernels& thin_kernels() {
+  static const ThinKernels& kernels = HADAL_TABLE_OF(thin);
+  return kernels;
+}
 const IntKernels& int_kernels() {
 #if defined(__x86_64__)
   static const bool has_vnni = active_isa() == Isa::kAvx512 && __builtin_cpu_supports("avx512vnni");

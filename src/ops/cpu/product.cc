@@ -12,6 +12,7 @@
 #include "ops/cpu/int_product.h"
 #include "ops/cpu/pack.h"
 #include "ops/cpu/rows.h"
+#include "ops/cpu/thin.h"
 
 namespace hadal::ops::cpu {
 namespace {
@@ -19,9 +20,11 @@ namespace {
 constexpr int64_t kBandCols = 128;  // most columns of a task
 constexpr int64_t kBandRows = 512;  // most rows of a task: their k-block stays in L2
 constexpr int64_t kTasksPerThread = 4;
-constexpr int64_t kDepth = 192;      // k of a block where many rows share it
-constexpr int64_t kThinDepth = 128;  // and where few do: its panel of b stays in L1
-constexpr int64_t kThinRows = 4;
+constexpr int64_t kDepth = 192;     // k of a block: its panel of b stays in L1
+constexpr int64_t kThinBand = 256;  // most columns of a task of few rows
+constexpr int64_t kThinTasks = 2;   // and how many of them a thread gets at least
+constexpr int64_t kScaleBlock = 128;
+constexpr int64_t kPageBytes = 4096;
 constexpr int64_t kSerialElements = 65536;  // rows to pack that are not worth waking threads for
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -30,6 +33,19 @@ bool is_int(const Product& p) { return p.int_scale != nullptr; }
 IntBits bits_of(const Product& p) {
   return p.b.row_stride == words_of(IntBits::k4, p.K) ? IntBits::k4 : IntBits::k8;
 }
+
+// Whether the kernels of thin products read its operands as they lie.
+bool is_thin(const Product& p) {
+  if (is_int(p) || p.M > kThinRows || p.a.k_stride != 1) return false;
+  if (p.b.dtype == DType::kF32 || p.b.dtype == DType::kBF16) return true;
+  if (p.b.dtype != DType::kE4M3 || p.b.scale == nullptr) return false;
+  const bool by_rows = p.b.k_stride == 1;
+  return by_rows == p.b.rows_are_stored_rows &&
+         (by_rows ? p.b.stored_col % kScaleBlock == 0 && p.b.stored_row % kThinCols == 0
+                  : p.b.stored_col % kThinCols == 0);
+}
+// Whether it has few rows: bands of its columns are read once each, at the rate of memory.
+bool is_few(const Product& p) { return is_thin(p) || (is_int(p) && p.M <= kThinRows); }
 
 // The rows of one product, packed: f32 panels of mr rows, or blocks of quantised rows.
 struct PackedRows {
@@ -73,6 +89,8 @@ class Run {
       const Product& p = products_[band.product];
       if (is_int(p))
         int_band(p, rows_[band.product], band);
+      else if (is_thin(p))
+        thin_band(p, rows_[band.product], band);
       else
         float_band(p, rows_[band.product], band);
     });
@@ -86,6 +104,11 @@ class Run {
     const Product& p = products_[index];
     const PackedRows& to = rows_[index];
     const int64_t step = block_rows(p), m = block * step, rows = std::min(step, p.M - m);
+    if (is_thin(p)) {
+      for (int64_t r = m; r < m + rows; ++r)
+        read_elements(p.a.block(r, 0).data, p.a.dtype, to.f32 + r * p.K, p.K);
+      return;
+    }
     if (!is_int(p)) {
       pack_panel(p.a, m, rows, 0, p.K, kernel_.width, to.f32 + block * p.K * kernel_.width);
       return;
@@ -147,6 +170,7 @@ class Run {
   void cut() {
     const int threads = ctx_.threads.num_threads();
     const int64_t wanted = threads == 1 ? 1 : threads * kTasksPerThread;
+    if (std::all_of(products_.begin(), products_.end(), is_few)) return cut_few(threads);
     int64_t cols = kBandCols;
     const auto total = [&] {
       int64_t count = 0;
@@ -165,6 +189,17 @@ class Run {
         for (int64_t n = 0; n < p.N; n += cols)
           bands_.push_back({i, m, std::min(rows, p.M - m), n, std::min(cols, p.N - n)});
     }
+  }
+
+  // Few rows: bands as wide as there are threads for, since each is one run through memory.
+  void cut_few(int threads) {
+    int64_t total = 0;
+    for (const Product& p : products_) total += p.N;
+    const int64_t share = ceil_div(total, threads * kThinTasks);
+    const int64_t cols = std::clamp(ceil_div(share, kIntPanel) * kIntPanel, kIntPanel, kThinBand);
+    for (size_t i = 0; i < products_.size(); ++i)
+      for (int64_t n = 0; n < products_[i].N; n += cols)
+        bands_.push_back({i, 0, products_[i].M, n, std::min(cols, products_[i].N - n)});
   }
 
   // A band's result in f32: in place, or in scratch of whole panels that `finish` stores.
@@ -196,26 +231,59 @@ class Run {
            ((band.m + m) * p.c.row_stride + band.n) * static_cast<int64_t>(dtype_size(p.c.dtype));
   }
 
+  void thin_band(const Product& p, const PackedRows& a, const Band& band) const {
+    const Result r = begin(p, band);
+    const auto element_bytes = static_cast<int64_t>(dtype_size(p.b.dtype));
+    const bool by_rows = p.b.k_stride == 1;
+    const MatrixView b = p.b.block(band.n, 0);
+    ThinProduct thin{.M = p.M,
+                     .N = band.cols,
+                     .K = p.K,
+                     .a = a.f32,
+                     .lda = p.K,
+                     .dtype = b.dtype,
+                     .data = static_cast<const std::byte*>(b.data),
+                     .stride_bytes = (by_rows ? b.row_stride : b.k_stride) * element_bytes,
+                     .scale = b.scale,
+                     .scale_stride = b.scale_stride,
+                     .first_row = b.stored_row,
+                     .first_col = b.stored_col,
+                     .c = r.data,
+                     .ldc = r.ld,
+                     .start = start_,
+                     .ahead = nullptr};
+    if (by_rows) {
+      for (int64_t n = 0; n < band.cols; n += kThinCols) {
+        thin.N = std::min(kThinCols, band.cols - n);
+        thin.data = static_cast<const std::byte*>(b.data) + n * thin.stride_bytes;
+        thin.c = r.data + n;
+        thin.first_row = b.stored_row + n;
+        // Long rows are pages of their own, which the processor reads ahead in by itself.
+        const bool known = n + kThinCols >= band.cols || thin.stride_bytes >= kPageBytes;
+        thin.ahead = known ? nullptr : thin.data + kThinCols * thin.stride_bytes;
+        thin_kernels().rows(thin);
+      }
+    } else {
+      thin_kernels().columns(thin);
+    }
+    finish(p, band, r);
+  }
+
   void float_band(const Product& p, const PackedRows& a, const Band& band) const {
     const int64_t nr = kernel_.nr, mr = kernel_.mr, panels = ceil_div(band.cols, nr);
-    const int64_t most = band.rows <= kThinRows ? kThinDepth : kDepth;
     const Result r = begin(p, band);
-    // Few rows: panel by panel, so that weights stream; else k-block by k-block for all panels.
-    const int64_t together = band.rows <= kThinRows ? 1 : panels;
-    float* packed = thread_floats(1, together * nr * std::min(most, p.K));
-    for (int64_t first = 0; first < panels; first += together) {
-      for (int64_t k = 0; k < p.K; k += most) {
-        const int64_t depth = std::min(most, p.K - k);
-        const Start from = k > 0 ? Start::kOld : start_;
-        for (int64_t j = 0; j < together; ++j)
-          pack_panel(p.b, band.n + (first + j) * nr, std::min(nr, band.cols - (first + j) * nr), k,
-                     depth, nr, packed + j * depth * nr);
-        for (int64_t j = 0; j < together; ++j)
-          for (int64_t m = 0; m < band.rows; m += mr)
-            kernel_.compute(depth, a.f32 + ((band.m + m) / mr * p.K + k) * kernel_.width,
-                            packed + j * depth * nr, r.data + m * r.ld + (first + j) * nr, r.ld,
-                            std::min(mr, band.rows - m), from);
-      }
+    float* packed = thread_floats(1, panels * nr * std::min(kDepth, p.K));
+    for (int64_t k = 0; k < p.K; k += kDepth) {
+      const int64_t depth = std::min(kDepth, p.K - k);
+      const Start from = k > 0 ? Start::kOld : start_;
+      for (int64_t j = 0; j < panels; ++j)
+        pack_panel(p.b, band.n + j * nr, std::min(nr, band.cols - j * nr), k, depth, nr,
+                   packed + j * depth * nr);
+      for (int64_t j = 0; j < panels; ++j)
+        for (int64_t m = 0; m < band.rows; m += mr)
+          kernel_.compute(depth, a.f32 + ((band.m + m) / mr * p.K + k) * kernel_.width,
+                          packed + j * depth * nr, r.data + m * r.ld + j * nr, r.ld,
+                          std::min(mr, band.rows - m), from);
     }
     finish(p, band, r);
   }
@@ -244,7 +312,11 @@ class Run {
         const int64_t stored = std::min(group_words, words_of(bits, p.K) - first);
         const auto* from =
             static_cast<const std::byte*>(p.b.data) + (row * p.b.row_stride + first) * 4;
-        kernels.pack(bits, {from, p.b.row_stride * 4, count}, stored, panel);
+        const auto* ahead = n + kIntPanel < band.cols
+                                ? static_cast<const std::byte*>(p.b.data) +
+                                      ((row + kIntPanel) * p.b.row_stride + kIntPanel * first) * 4
+                                : nullptr;
+        kernels.pack(bits, {from, p.b.row_stride * 4, count}, stored, panel, ahead);
         const int64_t begin_word = g * kIntGroup / 4;
         for (int64_t m = 0; m < band.rows; m += kIntRows) {
           const int64_t block = (band.m + m) / kIntRows * kIntRows;

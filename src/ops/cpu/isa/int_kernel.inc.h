@@ -56,9 +56,8 @@ void quantise(IntBits bits, const float* x, int64_t K, int64_t rows, int64_t r, 
   }
 }
 
-constexpr int64_t kAhead = 512;  // bytes of a row to ask for before they are read
-
-void pack(IntBits bits, const StoredRows& from, int64_t count, uint32_t* panel) {
+void pack(IntBits bits, const StoredRows& from, int64_t count, uint32_t* panel,
+          const std::byte* ahead) {
   for (int64_t first = 0; first < kIntPanel; first += kLanes) {
     const std::byte* row[kLanes];
     for (int64_t r = 0; r < kLanes; ++r) {
@@ -72,8 +71,10 @@ void pack(IntBits bits, const StoredRows& from, int64_t count, uint32_t* panel) 
 #pragma GCC unroll 16
         for (int i = 0; i < kLanes; ++i) {
           __builtin_memcpy(&w[i], row[i] + k * 4, sizeof(Words));
-          __builtin_prefetch(row[i] + k * 4 + kAhead, 0, 2);
+          if (ahead != nullptr)
+            __builtin_prefetch(ahead + i * static_cast<int>(sizeof(Words)), 0, 2);
         }
+        if (ahead != nullptr) ahead += kLanes * sizeof(Words);
       } else {
         for (int i = 0; i < kLanes; ++i) {
           w[i] = Words{};

@@ -20,6 +20,9 @@ constexpr int kLanes = HADAL_VECTOR_BYTES / static_cast<int>(sizeof(T));
 template <class T>
 constexpr int64_t kWidth = sizeof(T) == 4 ? HADAL_WIDTH : HADAL_ROWS;
 
+// k of a's panel to ask L2 for before they are read; the tile below is asked for too.
+constexpr int64_t kAhead = 12;
+
 template <class T>
 Vector<T> load(const T* p) {
   Vector<T> v;
@@ -41,7 +44,10 @@ void block(int64_t K, const T* a, const T* b, T* c, int64_t ldc, Start start) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v)
       sum[m][v] = start == Start::kOld ? load(c + m * ldc + v * kLanes<T>) : Vector<T>{};
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < kVectors; ++v) __builtin_prefetch(c + (m + M) * ldc + v * kLanes<T>, 1, 3);
   for (int64_t k = 0; k < K; ++k) {
+    __builtin_prefetch(a + (k + kAhead) * kWidth<T>, 0, 3);
     Vector<T> column[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) column[v] = load(b + k * kNr + v * kLanes<T>);

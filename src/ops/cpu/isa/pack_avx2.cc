@@ -3,7 +3,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "ops/cpu/isa/words.h"
+#include "ops/cpu/isa/decode.h"
 #include "ops/cpu/pack.h"
 
 #define HADAL_TABLE pack_avx2

@@ -1,70 +1,10 @@
 // The packing kernels, compiled once per instruction set.
 //
-// The including file sets HADAL_TABLE and includes words.h.
+// The including file sets HADAL_TABLE and includes decode.h.
 // SPDX-License-Identifier: Apache-2.0
 
 namespace hadal::ops::cpu {
 namespace {
-
-typedef float Vec __attribute__((vector_size(sizeof(Words))));
-typedef int32_t Ints __attribute__((vector_size(sizeof(Words))));
-
-// How kPerWord elements of one row, stored in a 32-bit word, become floats: kLanes rows at once.
-struct F32 {
-  static constexpr int kPerWord = 1;
-  static void decode(Words w, Vec, Vec* out) { out[0] = reinterpret_cast<Vec>(w); }
-};
-struct BF16 {
-  static constexpr int kPerWord = 2;
-  static void decode(Words w, Vec, Vec* out) {
-    out[0] = reinterpret_cast<Vec>(w << 16);
-    out[1] = reinterpret_cast<Vec>(w & 0xffff0000u);
-  }
-};
-// An e4m3 byte in the top byte of a word, shifted right by 4 with its sign, is a float of the
-// element times 2^-120, exactly; the scale carries 2^120. NOTE: zeros, subnormals (which would be
-// subnormal floats, slow on many processors) and NaN go through decode_special.
-struct E4M3 {
-  static constexpr int kPerWord = 4;
-  static void decode(Words w, Vec scale, Vec* out) {
-#pragma GCC unroll 4
-    for (int b = 0; b < 4; ++b) {
-      const Ints top = reinterpret_cast<Ints>(w << (24 - 8 * b));
-      const Ints bits = (top >> 4) & static_cast<int32_t>(0x87f00000u);
-      out[b] = reinterpret_cast<Vec>(bits) * scale;
-    }
-  }
-  // The same for any byte. As if normal, a magnitude is f = (1 + m/8) 2^(e-7); where e is 0 the
-  // element is 2 f - 2^-6, which is less than f there and not less elsewhere.
-  static void decode_special(Words w, Vec scale, Vec* out) {
-    for (int b = 0; b < 4; ++b) {
-      const Words byte = w >> (8 * b);
-      const Vec f = reinterpret_cast<Vec>(((byte & 0x7fu) << 20) + (120u << 23));
-      const Vec low = (f + f) - 0x1p-6f;
-      const Words sign = (byte & 0x80u) << 24;
-      const Vec v = low < f ? low : f;
-      const Vec real = reinterpret_cast<Vec>(reinterpret_cast<Words>(v) | sign) * scale;
-      const Ints nan = (byte & 0x7fu) == 0x7fu;
-      const Ints bits = reinterpret_cast<Ints>(real);
-      out[b] = reinterpret_cast<Vec>((nan & 0x7fc00000) | (~nan & bits));
-    }
-  }
-  // Whether a byte is a zero, a subnormal or NaN: magnitude below 8, or 127.
-  static bool has_special(const Words* w) {
-    Words normal = ~Words{}, nan = {};
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) {
-      const Words magnitude = w[i] & 0x7f7f7f7fu;
-      normal &= (magnitude | 0x80808080u) - 0x08080808u;
-      nan |= magnitude + 0x01010101u;
-    }
-    const Words special = (~normal | nan) & 0x80808080u;
-    uint32_t lane[kLanes], all = 0;
-    __builtin_memcpy(lane, &special, sizeof(special));
-    for (int i = 0; i < kLanes; ++i) all |= lane[i];
-    return all != 0;
-  }
-};
 
 constexpr int64_t kScaleBlock = 128;
 constexpr int64_t kAhead = 512;  // bytes of a row to ask for before they are read
@@ -99,7 +39,7 @@ void pack_stripe(const StoredRows& from, int64_t first, int64_t lanes, int64_t K
     if constexpr (std::is_same_v<T, E4M3>) {
       const float s = scale[(k + first_k) / kScaleBlock];
       factor = s * 0x1p120f - Vec{};
-      special = s >= 128.0f || E4M3::has_special(w);  // from 2^8 on, the factor overflows
+      special = s >= 128.0f || E4M3::needs_special(w);  // from 2^8 on, the factor overflows
     }
     transpose(w);
     float* out = panel + k * width;

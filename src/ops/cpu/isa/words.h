@@ -28,30 +28,36 @@ inline __m512i quarters(__m512i a, __m512i b) {
   return _mm512_maskz_shuffle_i32x4(0xffff, a, b, kWhich);
 }
 
-inline void transpose(Words* w) {
-  __m512i t[16], u[16];
+template <int kStage>
+[[gnu::always_inline]] inline void transpose_stage(const Words* in, Words* out) {
+  const auto at = [&](int i) { return reinterpret_cast<__m512i>(in[i]); };
+  if constexpr (kStage == 0) {
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    const auto a = reinterpret_cast<__m512i>(w[2 * i]), b = reinterpret_cast<__m512i>(w[2 * i + 1]);
-    t[2 * i] = low32(a, b);
-    t[2 * i + 1] = high32(a, b);
-  }
+    for (int i = 0; i < 16; i += 2) {
+      out[i] = reinterpret_cast<Words>(low32(at(i), at(i + 1)));
+      out[i + 1] = reinterpret_cast<Words>(high32(at(i), at(i + 1)));
+    }
+  } else if constexpr (kStage == 1) {
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    u[4 * i] = low64(t[4 * i], t[4 * i + 2]);
-    u[4 * i + 1] = high64(t[4 * i], t[4 * i + 2]);
-    u[4 * i + 2] = low64(t[4 * i + 1], t[4 * i + 3]);
-    u[4 * i + 3] = high64(t[4 * i + 1], t[4 * i + 3]);
-  }
-  // u[4 i + j] holds columns j, 4 + j, 8 + j, 12 + j of rows 4 i .. 4 i + 3, one in each quarter.
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    const __m512i a = quarters<0x88>(u[j], u[4 + j]), b = quarters<0xdd>(u[j], u[4 + j]);
-    const __m512i c = quarters<0x88>(u[8 + j], u[12 + j]), d = quarters<0xdd>(u[8 + j], u[12 + j]);
-    w[j] = reinterpret_cast<Words>(quarters<0x88>(a, c));
-    w[8 + j] = reinterpret_cast<Words>(quarters<0xdd>(a, c));
-    w[4 + j] = reinterpret_cast<Words>(quarters<0x88>(b, d));
-    w[12 + j] = reinterpret_cast<Words>(quarters<0xdd>(b, d));
+    for (int i = 0; i < 16; i += 4) {
+      out[i] = reinterpret_cast<Words>(low64(at(i), at(i + 2)));
+      out[i + 1] = reinterpret_cast<Words>(high64(at(i), at(i + 2)));
+      out[i + 2] = reinterpret_cast<Words>(low64(at(i + 1), at(i + 3)));
+      out[i + 3] = reinterpret_cast<Words>(high64(at(i + 1), at(i + 3)));
+    }
+  } else {
+    // in[4 i + j] holds columns j, 4 + j, 8 + j, 12 + j of rows 4 i .. 4 i + 3, one a quarter.
+    constexpr int kFirst = kStage == 2 ? 0 : 2;
+#pragma GCC unroll 2
+    for (int j = kFirst; j < kFirst + 2; ++j) {
+      const __m512i a = quarters<0x88>(at(j), at(4 + j)), b = quarters<0xdd>(at(j), at(4 + j));
+      const __m512i c = quarters<0x88>(at(8 + j), at(12 + j)),
+                    d = quarters<0xdd>(at(8 + j), at(12 + j));
+      out[j] = reinterpret_cast<Words>(quarters<0x88>(a, c));
+      out[8 + j] = reinterpret_cast<Words>(quarters<0xdd>(a, c));
+      out[4 + j] = reinterpret_cast<Words>(quarters<0x88>(b, d));
+      out[12 + j] = reinterpret_cast<Words>(quarters<0xdd>(b, d));
+    }
   }
 }
 
@@ -60,25 +66,30 @@ inline void transpose(Words* w) {
 constexpr int kLanes = 8;
 typedef uint32_t Words __attribute__((vector_size(32)));
 
-inline void transpose(Words* w) {
-  __m256i t[8], u[8];
+template <int kStage>
+[[gnu::always_inline]] inline void transpose_stage(const Words* in, Words* out) {
+  const auto at = [&](int i) { return reinterpret_cast<__m256i>(in[i]); };
+  if constexpr (kStage == 0) {
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const auto a = reinterpret_cast<__m256i>(w[2 * i]), b = reinterpret_cast<__m256i>(w[2 * i + 1]);
-    t[2 * i] = _mm256_unpacklo_epi32(a, b);
-    t[2 * i + 1] = _mm256_unpackhi_epi32(a, b);
-  }
+    for (int i = 0; i < 8; i += 2) {
+      out[i] = reinterpret_cast<Words>(_mm256_unpacklo_epi32(at(i), at(i + 1)));
+      out[i + 1] = reinterpret_cast<Words>(_mm256_unpackhi_epi32(at(i), at(i + 1)));
+    }
+  } else if constexpr (kStage == 1) {
 #pragma GCC unroll 2
-  for (int i = 0; i < 2; ++i) {
-    u[4 * i] = _mm256_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-    u[4 * i + 1] = _mm256_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-    u[4 * i + 2] = _mm256_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-    u[4 * i + 3] = _mm256_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    w[i] = reinterpret_cast<Words>(_mm256_permute2x128_si256(u[i], u[4 + i], 0x20));
-    w[4 + i] = reinterpret_cast<Words>(_mm256_permute2x128_si256(u[i], u[4 + i], 0x31));
+    for (int i = 0; i < 8; i += 4) {
+      out[i] = reinterpret_cast<Words>(_mm256_unpacklo_epi64(at(i), at(i + 2)));
+      out[i + 1] = reinterpret_cast<Words>(_mm256_unpackhi_epi64(at(i), at(i + 2)));
+      out[i + 2] = reinterpret_cast<Words>(_mm256_unpacklo_epi64(at(i + 1), at(i + 3)));
+      out[i + 3] = reinterpret_cast<Words>(_mm256_unpackhi_epi64(at(i + 1), at(i + 3)));
+    }
+  } else {
+    constexpr int kFirst = kStage == 2 ? 0 : 2;
+#pragma GCC unroll 2
+    for (int i = kFirst; i < kFirst + 2; ++i) {
+      out[i] = reinterpret_cast<Words>(_mm256_permute2x128_si256(at(i), at(4 + i), 0x20));
+      out[4 + i] = reinterpret_cast<Words>(_mm256_permute2x128_si256(at(i), at(4 + i), 0x31));
+    }
   }
 }
 
@@ -87,18 +98,34 @@ inline void transpose(Words* w) {
 constexpr int kLanes = 4;
 typedef uint32_t Words __attribute__((vector_size(16)));
 
-inline void transpose(Words* w) {
+template <int kStage>
+inline void transpose_stage(const Words* in, Words* out) {
   constexpr Words kLow = {0, 4, 1, 5}, kHigh = {2, 6, 3, 7}, kFirst = {0, 1, 4, 5},
                   kSecond = {2, 3, 6, 7};
-  const Words a = __builtin_shuffle(w[0], w[1], kLow), b = __builtin_shuffle(w[0], w[1], kHigh);
-  const Words c = __builtin_shuffle(w[2], w[3], kLow), d = __builtin_shuffle(w[2], w[3], kHigh);
-  w[0] = __builtin_shuffle(a, c, kFirst);
-  w[1] = __builtin_shuffle(a, c, kSecond);
-  w[2] = __builtin_shuffle(b, d, kFirst);
-  w[3] = __builtin_shuffle(b, d, kSecond);
+  if constexpr (kStage == 0) {
+    out[0] = __builtin_shuffle(in[0], in[1], kLow);
+    out[1] = __builtin_shuffle(in[0], in[1], kHigh);
+    out[2] = __builtin_shuffle(in[2], in[3], kLow);
+    out[3] = __builtin_shuffle(in[2], in[3], kHigh);
+  } else if constexpr (kStage == 1) {
+    for (int i = 0; i < 4; ++i) out[i] = in[i];
+  } else {
+    constexpr int kPair = kStage - 2;
+    out[2 * kPair] = __builtin_shuffle(in[kPair], in[2 + kPair], kFirst);
+    out[2 * kPair + 1] = __builtin_shuffle(in[kPair], in[2 + kPair], kSecond);
+  }
 }
 
 #endif
+
+// The transposition of a square, in place; its stages, for code that does other things in between.
+inline void transpose(Words* w) {
+  Words t[kLanes], u[kLanes];
+  transpose_stage<0>(w, t);
+  transpose_stage<1>(t, u);
+  transpose_stage<2>(u, w);
+  transpose_stage<3>(u, w);
+}
 
 }  // namespace
 }  // namespace hadal::ops::cpu

@@ -1,0 +1,273 @@
+// The kernels of thin products, compiled once per instruction set.
+//
+// The including file includes decode.h, defines multiply_add and sets HADAL_TABLE.
+// SPDX-License-Identifier: Apache-2.0
+
+namespace hadal::ops::cpu {
+namespace {
+
+// Vectors of weight rows whose chains run beside each other: one where four bytes are one or two k.
+// More would be more pages than the processor follows; e4m3 has long chains and short rows.
+template <class T>
+constexpr int kStripes = T::kPerWord == 4 ? 2 : 1;
+constexpr int64_t kThinScaleBlock = 128;
+
+inline Vec load(const float* p) {
+  Vec v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+inline void store(float* p, const Vec& v) { __builtin_memcpy(p, &v, sizeof(v)); }
+
+// Word i of each stripe times all rows of a. kCareful: for any bytes of e4m3, and where only
+// k_count k of all words are real.
+template <class T, int M, bool kCareful>
+[[gnu::always_inline]] inline void add_word(const Words (*w)[kLanes], int i, int64_t k_count,
+                                            const float* a, int64_t lda, Vec factor,
+                                            Vec (*sum)[M]) {
+  constexpr int S = kStripes<T>;
+  Vec v[S][T::kPerWord];
+#pragma GCC unroll 2
+  for (int s = 0; s < S; ++s) {
+    if constexpr (kCareful && std::is_same_v<T, E4M3>)
+      E4M3::decode_special(w[s][i], factor, v[s]);
+    else
+      T::decode(w[s][i], factor, v[s]);
+  }
+#pragma GCC unroll 4
+  for (int e = 0; e < T::kPerWord; ++e) {
+    if (kCareful && i * T::kPerWord + e >= k_count) break;
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+      const Vec x = a[m * lda + i * T::kPerWord + e] - Vec{};
+#pragma GCC unroll 2
+      for (int s = 0; s < S; ++s) sum[s][m] = multiply_add(x, v[s][e], sum[s][m]);
+    }
+  }
+}
+
+template <class T, int M>
+inline void add_careful(const Words (*w)[kLanes], int64_t k_count, const float* a, int64_t lda,
+                        float scale, Vec (*sum)[M]) {
+  for (int i = 0; i * T::kPerWord < k_count; ++i)
+    add_word<T, M, true>(w, i, k_count, a, lda, scale - Vec{}, sum);
+}
+
+// A part of the words, one of kParts.
+template <class T, int M, int kPart, int kParts>
+[[gnu::always_inline]] inline void add_part(const Words (*w)[kLanes], const float* a, int64_t lda,
+                                            Vec factor, Vec (*sum)[M]) {
+  constexpr int kBegin = kPart * kLanes / kParts, kEnd = (kPart + 1) * kLanes / kParts;
+#pragma GCC unroll 16
+  for (int i = kBegin; i < kEnd; ++i)
+    add_word<T, M, false>(w, i, kLanes * T::kPerWord, a, lda, factor, sum);
+}
+
+// Asks for a part of the memory that is read next, one of kParts; all of it at once where there is
+// but one stripe, whose reads are far between.
+template <class T, int kPart, int kParts>
+[[gnu::always_inline]] inline void prefetch_part(const std::byte* ahead) {
+  constexpr int kLines = kStripes<T> * kLanes * static_cast<int>(sizeof(Words)) / 64;
+  constexpr bool kAtOnce = kStripes<T> == 1;
+  constexpr int kBegin = kAtOnce ? 0 : kPart * kLines / kParts;
+  constexpr int kEnd = kAtOnce ? (kPart == 0 ? kLines : 0) : (kPart + 1) * kLines / kParts;
+  if (ahead == nullptr) return;
+#pragma GCC unroll 32
+  for (int line = kBegin; line < kEnd; ++line) __builtin_prefetch(ahead + line * 64, 0, 2);
+}
+
+// What add_while_next needs beside its template's types.
+template <class T, int M>
+struct Pipe {
+  const std::byte* (*row)[kLanes];
+  const float* a;
+  int64_t lda;
+  Vec (*sum)[M];
+  Words nan;
+};
+
+// Adds the words of `w`, of k elements from p.a + k on, while those of the next chunk are read and
+// transposed into `next`: shuffles have one port, so they are spread among the multiplications.
+template <class T, int M, int kStripe>
+[[gnu::always_inline]] inline void add_while_next(Pipe<T, M>& p, int64_t k, Vec factor,
+                                                  const std::byte* ahead, const Words (*w)[kLanes],
+                                                  Words (*next)[kLanes]) {
+  constexpr int S = kStripes<T>, kPart = 4 * kStripe, kParts = 4 * S;
+  constexpr int64_t kElementBytes = 4 / T::kPerWord, kChunk = kLanes * T::kPerWord;
+  Words in[kLanes], t[kLanes];
+#pragma GCC unroll 16
+  for (int r = 0; r < kLanes; ++r) {
+    __builtin_memcpy(&in[r], p.row[kStripe][r] + (k + kChunk) * kElementBytes, sizeof(Words));
+    if constexpr (std::is_same_v<T, E4M3>) p.nan |= E4M3::nan_bits(in[r]);
+  }
+  transpose_stage<0>(in, t);
+  prefetch_part<T, kPart, kParts>(ahead);
+  add_part<T, M, kPart, kParts>(w, p.a + k, p.lda, factor, p.sum);
+  transpose_stage<1>(t, in);
+  prefetch_part<T, kPart + 1, kParts>(ahead);
+  add_part<T, M, kPart + 1, kParts>(w, p.a + k, p.lda, factor, p.sum);
+  transpose_stage<2>(in, next[kStripe]);
+  prefetch_part<T, kPart + 2, kParts>(ahead);
+  add_part<T, M, kPart + 2, kParts>(w, p.a + k, p.lda, factor, p.sum);
+  transpose_stage<3>(in, next[kStripe]);
+  prefetch_part<T, kPart + 3, kParts>(ahead);
+  add_part<T, M, kPart + 3, kParts>(w, p.a + k, p.lda, factor, p.sum);
+  if constexpr (kStripe + 1 < S) add_while_next<T, M, kStripe + 1>(p, k, factor, ahead, w, next);
+}
+
+// Columns [first, first + kStripes * kLanes); false, and nothing stored, where care is needed.
+template <class T, int M, bool kCareful>
+bool rows_group(const ThinProduct& p, int64_t first, const std::byte* ahead) {
+  constexpr int S = kStripes<T>;
+  constexpr bool kIsE4M3 = std::is_same_v<T, E4M3>;
+  constexpr int64_t kElementBytes = 4 / T::kPerWord, kChunk = kLanes * T::kPerWord;
+  constexpr int64_t kChunkBytes = S * kLanes * static_cast<int64_t>(sizeof(Words));
+  const float* scales =
+      kIsE4M3 ? p.scale + p.first_row / kThinScaleBlock * p.scale_stride : nullptr;
+  const std::byte* row[S][kLanes];
+  for (int64_t r = 0; r < S * kLanes; ++r) {
+    const int64_t n = first + r < p.N ? first + r : p.N - 1;
+    row[r / kLanes][r % kLanes] = p.data + n * p.stride_bytes;
+  }
+  // A stripe past the last column repeats it, and is stored nowhere.
+  const int real = p.N - first > kLanes ? S : 1;
+  Vec sum[S][M];
+#pragma GCC unroll 2
+  for (int s = 0; s < S; ++s)
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m)
+      sum[s][m] =
+          p.start == Start::kOld && s < real ? load(p.c + m * p.ldc + first + s * kLanes) : Vec{};
+  Pipe<T, M> pipe{.row = row, .a = p.a, .lda = p.lda, .sum = sum, .nan = {}};
+  Words words[2][S][kLanes];
+  // Words of n k from k on.
+  const auto read = [&](int64_t k, int64_t n, Words(*w)[kLanes]) {
+    for (int s = 0; s < S; ++s) {
+      for (int r = 0; r < kLanes; ++r) {
+        w[s][r] = Words{};
+        __builtin_memcpy(&w[s][r], row[s][r] + k * kElementBytes,
+                         static_cast<size_t>(n * kElementBytes));
+        if constexpr (kIsE4M3 && !kCareful) pipe.nan |= E4M3::nan_bits(w[s][r]);
+      }
+      transpose(w[s]);
+    }
+  };
+  int now = 0;
+  read(0, p.K < kChunk ? p.K : kChunk, words[now]);
+  for (int64_t k = 0; k < p.K; k += kChunk) {
+    const int64_t n = p.K - k < kChunk ? p.K - k : kChunk, next = k + kChunk;
+    float scale = 0.0f;
+    if constexpr (kIsE4M3) {
+      scale = scales[(k + p.first_col) / kThinScaleBlock];
+      // From 2^8 on, the factor overflows.
+      if (!kCareful && scale >= 128.0f) return false;
+    }
+    if (!kCareful && next + kChunk <= p.K) {
+      add_while_next<T, M, 0>(pipe, k, scale * 0x1p120f - Vec{}, ahead, words[now], words[1 - now]);
+    } else {
+      prefetch_part<T, 0, 1>(ahead);
+      if (kCareful || n < kChunk)
+        add_careful<T, M>(words[now], n, p.a + k, p.lda, scale, sum);
+      else
+        add_part<T, M, 0, 1>(words[now], p.a + k, p.lda, scale * 0x1p120f - Vec{}, sum);
+      if (next < p.K) read(next, p.K - next < kChunk ? p.K - next : kChunk, words[1 - now]);
+    }
+    if (ahead != nullptr) ahead += kChunkBytes;
+    now = 1 - now;
+  }
+  if constexpr (kIsE4M3 && !kCareful)
+    if (E4M3::any_nan(pipe.nan)) return false;
+#pragma GCC unroll 2
+  for (int s = 0; s < S; ++s)
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m)
+      if (s < real) store(p.c + m * p.ldc + first + s * kLanes, sum[s][m]);
+  return true;
+}
+
+template <class T, int M>
+void rows_of(const ThinProduct& p) {
+  constexpr int64_t kGroup = kStripes<T> * kLanes;
+  for (int64_t first = 0; first < p.N; first += kGroup) {
+    const std::byte* ahead =
+        p.ahead == nullptr ? nullptr : p.data + (first + kGroup) * p.stride_bytes;
+    if (!rows_group<T, M, false>(p, first, ahead)) rows_group<T, M, true>(p, first, nullptr);
+  }
+}
+
+// kLanes elements that lie one after the other.
+template <class T>
+inline Vec load_elements(const std::byte* from, Vec scale) {
+  if constexpr (std::is_same_v<T, F32>) {
+    return load(reinterpret_cast<const float*>(from));
+  } else if constexpr (std::is_same_v<T, BF16>) {
+    typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
+    Halves h;
+    __builtin_memcpy(&h, from, sizeof(h));
+    return reinterpret_cast<Vec>(__builtin_convertvector(h, Words) << 16);
+  } else {
+    typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+    Bytes b;
+    __builtin_memcpy(&b, from, sizeof(b));
+    return E4M3::decode_byte(__builtin_convertvector(b, Words), scale);
+  }
+}
+
+// kDeep stored rows from k on, for columns [0, N): each element's chain goes on through them.
+template <class T, int M, int kDeep>
+void columns_of(const ThinProduct& p, int64_t k) {
+  constexpr int64_t kElementBytes = 4 / T::kPerWord;
+  for (int64_t n = 0; n < p.N; n += kLanes) {
+    Vec w[kDeep];
+    std::byte tail[kLanes * kElementBytes];
+#pragma GCC unroll 4
+    for (int d = 0; d < kDeep; ++d) {
+      const std::byte* from = p.data + (k + d) * p.stride_bytes + n * kElementBytes;
+      if (p.N - n < kLanes) {
+        __builtin_memset(tail, 0, sizeof(tail));
+        __builtin_memcpy(tail, from, static_cast<size_t>((p.N - n) * kElementBytes));
+        from = tail;
+      }
+      Vec scale = {};
+      if constexpr (std::is_same_v<T, E4M3>)
+        scale = p.scale[(p.first_row + k + d) / kThinScaleBlock * p.scale_stride +
+                        (p.first_col + n) / kThinScaleBlock] -
+                Vec{};
+      w[d] = load_elements<T>(from, scale);
+    }
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+      float* c = p.c + m * p.ldc + n;
+      Vec sum = k == 0 && p.start == Start::kZero ? Vec{} : load(c);
+#pragma GCC unroll 4
+      for (int d = 0; d < kDeep; ++d) sum = multiply_add(p.a[m * p.lda + k + d] - Vec{}, w[d], sum);
+      store(c, sum);
+    }
+  }
+}
+template <class T, int M>
+void columns_of(const ThinProduct& p) {
+  int64_t k = 0;
+  for (; k + 4 <= p.K; k += 4) columns_of<T, M, 4>(p, k);
+  for (; k < p.K; ++k) columns_of<T, M, 1>(p, k);
+}
+
+template <class T, int M>
+void of_rows(const ThinProduct& p, bool by_columns) {
+  if (p.M == M) return by_columns ? columns_of<T, M>(p) : rows_of<T, M>(p);
+  if constexpr (M > 1) of_rows<T, M - 1>(p, by_columns);
+}
+void of_type(const ThinProduct& p, bool by_columns) {
+  if (p.dtype == DType::kF32) return of_rows<F32, kThinRows>(p, by_columns);
+  if (p.dtype == DType::kBF16) return of_rows<BF16, kThinRows>(p, by_columns);
+  of_rows<E4M3, kThinRows>(p, by_columns);
+}
+void rows(const ThinProduct& p) { of_type(p, false); }
+void columns(const ThinProduct& p) { of_type(p, true); }
+
+}  // namespace
+
+extern const ThinKernels HADAL_TABLE;
+const ThinKernels HADAL_TABLE = {.rows = rows, .columns = columns};
+
+}  // namespace hadal::ops::cpu

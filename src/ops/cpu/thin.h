@@ -1,0 +1,48 @@
+// Kernels of thin products: a few rows times a stored weight, with no panel in between.
+//
+//   M rows (at most kThinRows)   N columns of the result   K inner width
+//
+// Decode reads every weight for a row or two, so it runs at the rate of memory or not at all: the
+// weight is read in the order it lies, decoded and transposed in registers, and the chains over k
+// stay there too. The chains are those of the register kernel of matmul, bit for bit.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "ops/cpu/matmul.h"
+#include "ops/cpu/pack.h"
+
+namespace hadal::ops::cpu {
+
+inline constexpr int64_t kThinRows = 4;
+inline constexpr int64_t kThinCols = 32;  // columns of a call of `rows`; of any call, a multiple of
+                                          // 16 is written
+
+// c[m * ldc + n] (+)= sum over k of a[m * lda + k] w[n, k], for n < N.
+struct ThinProduct {
+  int64_t M, N, K;
+  const float* a;
+  int64_t lda;
+  DType dtype;            // of the weight: f32, bf16 or e4m3
+  const std::byte* data;  // element (n, k) = (0, 0)
+  int64_t stride_bytes;   // from one stored row to the next
+  // e4m3: scale of a stored element is scale[row / 128 * scale_stride + column / 128], where
+  // element (0, 0) is at (first_row, first_col).
+  const float* scale;
+  int64_t scale_stride, first_row, first_col;
+  float* c;
+  int64_t ldc;
+  Start start;
+  const std::byte* ahead;  // what will be read next, as much as this product reads; or null
+};
+
+struct ThinKernels {
+  // Stored rows are n: w[n, k] at data + n * stride_bytes. e4m3: in one row of blocks, first_col a
+  // multiple of 128.
+  void (*rows)(const ThinProduct& p);
+  // Stored rows are k: w[n, k] at data + k * stride_bytes. e4m3: first_col a multiple of 16.
+  void (*columns)(const ThinProduct& p);
+};
+extern const ThinKernels thin_portable, thin_avx2, thin_avx512;
+const ThinKernels& thin_kernels();  // of active_isa()
+
+}  // namespace hadal::ops::cpu
