@@ -245,6 +245,30 @@ TEST(Failure, RefusesWhatIsNotThere) {
                "no plane joins nodes 0 and 1 any more; repair one");
 }
 
+// A node's latent cache goes over its eight NICs at once; where a plane is lost, over seven.
+TEST(Collective, SendsCachesOverAllPlanes) {
+  const CollectiveSpec spec{.traffic = "kv", .num_gpus = 32, .bytes = 8e9};
+  for (const bool is_whole : {true, false}) {
+    Fabric fabric({.num_nodes = 4, .nic_bandwidth = 40e9});
+    if (!is_whole) fabric.fail_plane(2);
+    const CollectiveResult r = run_collective(fabric, spec);
+    const double planes = is_whole ? 8 : 7;
+    EXPECT_NEAR(r.seconds, 8e9 / planes / 40e9 + 2.8e-6, 1e-9);
+    EXPECT_DOUBLE_EQ(r.network_bytes_per_gpu * 32, 2 * 8e9);
+    for (size_t p = 0; p < 8; ++p)
+      EXPECT_EQ(r.plane_seconds[p] == 0.0, !is_whole && p == 2) << "plane " << p;
+  }
+  // Sources do not share links, so one transfer takes as long as two; a receiver of both would not.
+  Fabric two({.num_nodes = 2, .nic_bandwidth = 40e9});
+  EXPECT_NEAR(run_collective(two, {.traffic = "kv", .num_gpus = 16, .bytes = 8e9}).seconds,
+              8e9 / 8 / 40e9 + 2.8e-6, 1e-9);
+  Fabric three({.num_nodes = 3});
+  EXPECT_ERROR(
+      run_collective(three, {.traffic = "kv", .num_gpus = 24, .bytes = 1e9}),
+      "--traffic kv needs an even number of nodes, half to send and half to receive; there "
+      "are 3");
+}
+
 TEST(Collective, KnowsTheTimeOfAnAllReduce) {
   Fabric fabric({.num_nodes = 4});
   const std::vector<int64_t> nodes = {0, 1, 2, 3};

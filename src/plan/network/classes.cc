@@ -138,6 +138,7 @@ std::vector<uint8_t> never_full(const Paths& paths, std::span<const Flow> flows)
       return flow.pieces[last];
     };
     std::vector<uint64_t> pairs;  // end << 32 | piece
+    size_t limit = size_t{1} << 24;
     for (const Flow& flow : flows) {
       const uint32_t end = end_of(flow);
       if (end == kNoPiece || paths.hops(end).size() != 1 || paths.hops(end)[0].share != 1.0)
@@ -145,9 +146,10 @@ std::vector<uint8_t> never_full(const Paths& paths, std::span<const Flow> flows)
       is_end[paths.hops(end)[0].link] = 1;
       for (const uint32_t p : flow.pieces)
         if (p != kNoPiece && p != end) pairs.push_back(uint64_t{end} << 32 | p);
-      if (pairs.size() > (size_t{1} << 24)) {
+      if (pairs.size() > limit) {
         std::sort(pairs.begin(), pairs.end());
         pairs.erase(std::unique(pairs.begin(), pairs.end()), pairs.end());
+        limit = std::max(limit, 2 * pairs.size());
       }
     }
     std::sort(pairs.begin(), pairs.end());

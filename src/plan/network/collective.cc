@@ -59,8 +59,12 @@ void add_kv(Traffic& traffic, const Fabric& fabric, std::span<const int64_t> nod
     for (int64_t p = 0; p < G; ++p)
       traffic.over_planes(nodes[i], nodes[half + i], p, bytes / static_cast<double>(G),
                           [&](int64_t plane, double part) {
-                            traffic.add_network(fabric.gpu(nodes[i], plane),
-                                                fabric.gpu(nodes[half + i], plane), part);
+                            const uint32_t near = fabric.gpu(nodes[i], plane);
+                            const uint32_t far = fabric.gpu(nodes[half + i], plane);
+                            traffic.add_network(near, far, part);
+                            if (plane == p) return;
+                            traffic.add_nvlink(fabric.gpu(nodes[i], p), near, part);
+                            traffic.add_nvlink(far, fabric.gpu(nodes[half + i], p), part);
                           });
 }
 
