@@ -89,12 +89,15 @@ ExpertBalance balance(const Config& c, const ServeLoad& load, const ServeUnit& u
   return b;
 }
 
-// Attention work of the busiest GPU over the mean, when whole requests are given out by work and
-// every GPU takes as many tokens.
-double prefill_imbalance(const ServeLoad& load, double mean_prompt) {
+// Attention work and tokens of the busiest GPU over their means, when whole requests are given out
+// by work and every GPU takes about as many tokens.
+struct PrefillImbalance {
+  double work = 0.0, tokens = 0.0;
+};
+PrefillImbalance prefill_imbalance(const ServeLoad& load, double mean_prompt) {
   const size_t G = static_cast<size_t>(load.prefill.ep);
   Lengths lengths(load.length_cv, stream_id("plan.serve.prefill"));
-  double sum = 0.0;
+  PrefillImbalance mean;
   for (int trial = 0; trial < kTrials; ++trial) {
     const double budget = load.prefill.batch_tokens * static_cast<double>(G);
     std::vector<std::pair<double, double>> requests;  // work, tokens
@@ -116,9 +119,10 @@ double prefill_imbalance(const ServeLoad& load, double mean_prompt) {
         best = static_cast<size_t>(std::min_element(tokens.begin(), tokens.end()) - tokens.begin());
       work[best] += w, tokens[best] += t;
     }
-    sum += placement::imbalance(work);
+    mean.work += placement::imbalance(work) / kTrials;
+    mean.tokens += placement::imbalance(tokens) / kTrials;
   }
-  return sum / kTrials;
+  return mean;
 }
 
 // Cached tokens of the fullest GPU over the mean: each arriving request goes to the GPU with the
@@ -180,7 +184,7 @@ Ttft time_to_first_token(const std::vector<ServeRequest>& requests, int64_t unit
   return t;
 }
 
-// Poisson arrivals that keep one unit busy for `headroom` of its speed.
+// Poisson arrivals.
 std::vector<ServeRequest> draw_trace(const ServeLoad& load, double mean_prompt,
                                      double fresh_per_second) {
   Lengths lengths(load.length_cv, stream_id("plan.serve.trace"));
@@ -195,12 +199,18 @@ std::vector<ServeRequest> draw_trace(const ServeLoad& load, double mean_prompt,
   return requests;
 }
 
+// Units that run on average for the work of `needed` of them.
+double mean_units(const ServeLoad& load, double needed) {
+  return load.requests.empty() ? std::max(1.0, needed + 0.5) : std::ceil(needed - 1e-9);
+}
+
 PrefillPlan plan_prefill(const Config& c, const ServeRates& r, const ServeLoad& load,
                          const ServeDevice& device, double mean_prompt) {
   PrefillPlan p;
   const double hit = load.cache_hit_rate, layers = static_cast<double>(c.num_hidden_layers);
   p.experts = balance(c, load, load.prefill, device, "prefill");
-  p.attention_imbalance = prefill_imbalance(load, mean_prompt);
+  const PrefillImbalance drawn = prefill_imbalance(load, mean_prompt);
+  p.attention_imbalance = drawn.work, p.token_imbalance = drawn.tokens;
   // Long prompts hold more of the tokens: a token's prompt is (1 + cv^2) times the mean.
   p.mean_context = mean_prompt * (1 + load.length_cv * load.length_cv) * (hit + (1 - hit) / 2);
   p.layer = prefill_layer(c, r,
@@ -208,6 +218,7 @@ PrefillPlan plan_prefill(const Config& c, const ServeRates& r, const ServeLoad& 
                            .cached_per_token = hit / (1 - hit),
                            .context = p.mean_context,
                            .attention_imbalance = p.attention_imbalance,
+                           .token_imbalance = p.token_imbalance,
                            .expert_imbalance = p.experts.redundant,
                            .ep = load.prefill.ep,
                            .compute_sms = load.prefill.compute_sms});
@@ -215,17 +226,19 @@ PrefillPlan plan_prefill(const Config& c, const ServeRates& r, const ServeLoad& 
   p.batch_seconds = pair_seconds(p.layer) * layers;
   const double per_gpu = load.prefill.batch_tokens / p.batch_seconds;
   p.tokens_per_node = per_gpu * static_cast<double>(device.devices_per_node);
-  p.input_per_node = p.tokens_per_node / (1 - hit) * load.headroom;
-  p.nodes = load.input_tokens_per_day / kDay / p.input_per_node;
+  const double input_per_second = load.input_tokens_per_day / kDay;
   const double unit_nodes =
       static_cast<double>(load.prefill.ep) / static_cast<double>(device.devices_per_node);
-  p.units = static_cast<int64_t>(std::ceil(p.nodes / unit_nodes - 1e-9));
+  const double needed = input_per_second * (1 - hit) / (p.tokens_per_node * unit_nodes);
+  p.nodes = mean_units(load, needed) * unit_nodes;
+  p.units = static_cast<int64_t>(std::ceil(needed - 1e-9));
+  p.input_per_node = input_per_second / p.nodes;
   const double per_unit = per_gpu * static_cast<double>(load.prefill.ep);
   const std::vector<ServeRequest> trace =
-      load.requests.empty() ? draw_trace(load, mean_prompt, per_unit * load.headroom)
+      load.requests.empty() ? draw_trace(load, mean_prompt, input_per_second * (1 - hit))
                             : load.requests;
   const Ttft t = time_to_first_token(
-      trace, load.requests.empty() ? 1 : p.units,
+      trace, static_cast<int64_t>(std::ceil(mean_units(load, needed))),
       load.prefill.batch_tokens * static_cast<double>(load.prefill.ep), 1 / per_unit,
       static_cast<double>(cache_bytes_per_token(c, DType::kBF16, 0)) / device.nic_bandwidth);
   p.ttft_mean = t.mean, p.ttft_p99 = t.p99;
@@ -246,7 +259,11 @@ DecodePlan plan_decode(const Config& c, const ServeRates& r, const ServeLoad& lo
               std::max(0.0, free_bytes) / 1e9, " GB of a GPU's ", device.memory_bytes / 1e9,
               " GB, and one request of ", load.mean_kv_tokens, " tokens needs ", of_request / 1e9,
               " GB; take a larger ep or a device with more memory");
+  // The fullest GPU has to hold its requests.
   d.max_batch = std::floor(free_bytes / of_request);
+  while (d.max_batch > 1 &&
+         d.max_batch * decode_imbalance(load, d.max_batch) > free_bytes / of_request)
+    --d.max_batch;
   const auto step = [&](double batch) {
     d.kv_imbalance = decode_imbalance(load, batch);
     d.layer = decode_layer(c, r,
@@ -274,11 +291,13 @@ DecodePlan plan_decode(const Config& c, const ServeRates& r, const ServeLoad& lo
   }
   const double per_gpu = d.batch / d.step_seconds;
   d.tokens_per_node = per_gpu * static_cast<double>(device.devices_per_node);
-  d.output_per_node = d.tokens_per_node * load.headroom;
-  d.nodes = load.output_tokens_per_day / kDay / d.output_per_node;
-  d.units = static_cast<int64_t>(std::ceil(d.nodes * static_cast<double>(device.devices_per_node) /
-                                               static_cast<double>(load.decode.ep) -
-                                           1e-9));
+  const double output_per_second = load.output_tokens_per_day / kDay;
+  const double unit_nodes =
+      static_cast<double>(load.decode.ep) / static_cast<double>(device.devices_per_node);
+  const double needed = output_per_second / (d.tokens_per_node * unit_nodes);
+  d.nodes = mean_units(load, needed) * unit_nodes;
+  d.units = static_cast<int64_t>(std::ceil(needed - 1e-9));
+  d.output_per_node = output_per_second / d.nodes;
   return d;
 }
 

@@ -2,9 +2,13 @@
 //
 // A prefill unit runs two micro-batches at a time, the exchange of one under the compute of the
 // other; a decode unit likewise (DeepSeek's inference system overview). All GPUs of a unit wait for
-// the slowest in every layer, so imbalance of experts and of attention between them counts in full.
-// Lengths of prompts and outputs follow a Weibull distribution with a given coefficient of
-// variation.
+// the slowest in every layer, so imbalance of experts, of tokens and of attention between them
+// counts in full, and the fullest GPU's memory bounds the batch of all. Lengths of prompts and
+// outputs follow a Weibull distribution with a given coefficient of variation.
+//
+// Units are whole. A load given as rates is a mean over a day in which it moves, and is met with as
+// many units as the hour needs: on average half a unit more than its work fills. A trace is met
+// with a fixed number of units.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -35,7 +39,6 @@ struct ServeLoad {
   double user_speed = 0.0;           // tokens/s that a user is to get at least; 0: as memory allows
   double zipf_exponent = 0.0;        // expert i of a layer gets 1/i^s of the tokens
   std::vector<double> expert_loads;  // recorded, instead of Zipf
-  double headroom = 1.0;             // share of a unit's speed that is used on average
   double hit_dollars = 0.0, miss_dollars = 0.0, output_dollars = 0.0;  // for a million tokens
   ServeUnit prefill, decode;
   std::vector<ServeRequest> requests;  // a trace, instead of the rates
@@ -65,13 +68,13 @@ struct PrefillPlan {
   LayerTime layer;
   double layer_seconds = 0.0;  // of one micro-batch
   ExpertBalance experts;
-  double attention_imbalance = 1.0, mean_context = 0.0;
+  double attention_imbalance = 1.0, token_imbalance = 1.0, mean_context = 0.0;
   double tokens_per_node = 0.0;  // computed tokens/s at full speed
-  double input_per_node = 0.0;   // hits included, at the headroom
+  double input_per_node = 0.0;   // hits included, of the mean number of nodes
   double batch_seconds = 0.0;
   double ttft_mean = 0.0, ttft_p99 = 0.0;
-  double nodes = 0.0;
-  int64_t units = 0;
+  double nodes = 0.0;  // on average
+  int64_t units = 0;   // that run the mean load
 };
 
 struct DecodePlan {
@@ -80,10 +83,10 @@ struct DecodePlan {
   ExpertBalance experts;
   double kv_imbalance = 1.0;
   double weight_bytes = 0.0, cache_bytes_per_token = 0.0;
-  double max_batch = 0.0;  // requests of a GPU that memory holds
+  double max_batch = 0.0;  // mean requests of a GPU where memory holds those of the fullest
   double batch = 0.0;
   double step_seconds = 0.0;                            // TPOT
-  double tokens_per_node = 0.0, output_per_node = 0.0;  // at full speed, at the headroom
+  double tokens_per_node = 0.0, output_per_node = 0.0;  // at full speed, of the mean nodes
   double nodes = 0.0;
   int64_t units = 0;
 };

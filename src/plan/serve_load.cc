@@ -83,7 +83,6 @@ ServeLoad read_serve_load(const std::string& path) {
   if (root.has("expert_loads")) load.expert_loads = root.numbers("expert_loads");
   if (root.has("zipf_exponent")) load.zipf_exponent = within(root, "zipf_exponent", 0, 4);
   if (root.has("user_speed")) load.user_speed = within(root, "user_speed", 0.01, 1e6);
-  load.headroom = root.has("headroom") ? within(root, "headroom", 0.01, 1) : 1.0;
   if (root.has("dollars_per_million")) {
     const io::JsonObject prices = root.object("dollars_per_million");
     load.hit_dollars = prices.number("hit");

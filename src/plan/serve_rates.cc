@@ -133,10 +133,11 @@ LayerTime prefill_layer(const Config& c, const ServeRates& r, const PrefillLayer
   const double sms = static_cast<double>(l.compute_sms) / r.sms;
   const int64_t H = c.num_attention_heads, D = c.hidden_size, F = c.moe_intermediate_size;
   const double experts = static_cast<double>(c.num_experts_per_tok);
+  const double own = l.tokens * l.token_imbalance;  // of the GPU with the most
   LayerTime t;
   for (const auto& [n, k] : attention_products(c))
-    t.attention_products += product_seconds(r.gemm, l.tokens, n, k) / sms;
-  t.attention_products += product_seconds(r.gemm, l.tokens * (1 + l.cached_per_token),
+    t.attention_products += product_seconds(r.gemm, own, n, k) / sms;
+  t.attention_products += product_seconds(r.gemm, own * (1 + l.cached_per_token),
                                           H * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank) /
                           sms;
   t.attention = 2 * l.tokens * l.context *
@@ -144,18 +145,17 @@ LayerTime prefill_layer(const Config& c, const ServeRates& r, const PrefillLayer
                 r.attention_prefill_flops / sms * l.attention_imbalance;
   const int64_t S = c.shared_intermediate_size();
   if (S > 0)
-    t.shared =
-        (product_seconds(r.gemm, l.tokens, 2 * S, D) + product_seconds(r.gemm, l.tokens, D, S)) /
-        sms;
+    t.shared = (product_seconds(r.gemm, own, 2 * S, D) + product_seconds(r.gemm, own, D, S)) / sms;
   const double rows = l.tokens * experts * l.expert_imbalance;
   t.routed =
       (product_seconds(r.grouped, rows, 2 * F, D) + product_seconds(r.grouped, rows, D, F)) / sms;
-  t.other = r.prefill_other * l.tokens;
+  t.other = r.prefill_other * own;
   // Bytes as DeepEP counts them: once for each node of a token, its own included.
   const ServeRates::Exchange& e = nearest(r.normal, l.ep);
   const double nodes =
       std::min({static_cast<double>(l.ep) / 8, static_cast<double>(c.topk_group), experts});
-  const double elements = l.tokens * nodes * static_cast<double>(D) * l.expert_imbalance;
+  const double elements =
+      l.tokens * nodes * static_cast<double>(D) * std::max(l.token_imbalance, l.expert_imbalance);
   t.dispatch = elements * (1 + 4.0 / 128) / e.dispatch;
   t.combine = elements * 2 / e.combine;
   return t;

@@ -55,7 +55,7 @@ struct PrefillLayer {
   double tokens = 8192;           // T, computed
   double cached_per_token = 0.0;  // latents of the prefix up-projected for each
   double context = 2048;          // mean keys of a computed token
-  double attention_imbalance = 1.0, expert_imbalance = 1.0;
+  double attention_imbalance = 1.0, token_imbalance = 1.0, expert_imbalance = 1.0;
   int64_t ep = 32;
   int compute_sms = 132;
 };

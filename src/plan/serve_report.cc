@@ -64,6 +64,7 @@ ServeTable unit_table(const ServeReport& r) {
        {"... with the redundant experts", imbalance(p.experts.redundant),
         imbalance(d.experts.redundant)},
        {"... chosen per batch", imbalance(p.experts.dynamic), imbalance(d.experts.dynamic)},
+       {"token imbalance", imbalance(p.token_imbalance), "-"},
        {"attention imbalance", imbalance(p.attention_imbalance), imbalance(d.kv_imbalance)}}};
 }
 
@@ -170,6 +171,7 @@ io::Json serve_json(const ServeReport& r) {
            {{"layer", layer_json(p.layer)},
             {"experts", balance_json(p.experts)},
             {"attention_imbalance", p.attention_imbalance},
+            {"token_imbalance", p.token_imbalance},
             {"computed_tokens_per_node", p.tokens_per_node},
             {"input_per_node", p.input_per_node},
             {"batch_seconds", p.batch_seconds},

@@ -89,9 +89,10 @@ TEST(PlanServe, RefusesInOneSentence) {
                  "decode: 256 experts and 32 redundant ones do not divide over ep 100; choose "
                  "redundant so that they do");
   load["decode"]["ep"] = 144;
-  load["headroom"] = 2;
+  load["user_speed"] = 0;
   write_text(path, load.dump());
-  expect_refused({"plan", "serve", "--load", path}, path + ": headroom is 2; allowed: 0.01 to 1");
+  expect_refused({"plan", "serve", "--load", path},
+                 path + ": user_speed is 0; allowed: 0.01 to 1e+06");
 }
 
 }  // namespace

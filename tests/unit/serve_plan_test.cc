@@ -16,7 +16,7 @@ constexpr const char* kDay6 = "configs/serving/day6.json";
 const Config kNoModel;  // DeepSeek-V3's sizes are in the rates
 const ServeDevice kH800 = {.memory_bytes = 83.5e9, .dollars_per_hour = 2};
 
-// The inference system overview of 28 February 2025; headroom is the one fitted number.
+// The inference system overview of 28 February 2025; nothing is fitted to it.
 TEST(ServePlan, IsWithinTenPercentOfDeepSeeksDay) {
   const ServePlan p =
       plan_serving(kNoModel, read_serve_rates(kRates), read_serve_load(kDay6), kH800);
