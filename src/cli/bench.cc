@@ -59,6 +59,33 @@ void add_formats(CLI::App* command, const std::shared_ptr<Options>& o) {
       ->capture_default_str();
 }
 
+void add_rates(CLI::App& bench) {
+  struct Rates {
+    MachineOptions machine;
+    RatesOptions rates;
+  };
+  auto o = std::make_shared<Rates>();
+  auto* command = bench.add_subcommand(
+      "rates", "operations of training plans one by one: rows for configs/rates, and the step");
+  command->add_option("--plan", o->rates.plans, "plans of hadal train on one device")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--rounds", o->rates.rounds, "steps, and calls of each operation")
+      ->capture_default_str();
+  command->add_option("--source", o->rates.source, "where and when, for every row")->required();
+  command->add_option("--output", o->rates.output, "file of rates to write");
+  o->machine.add_to(*command);
+  command->footer(
+      "Example: hadal bench rates --threads 1 --source \"Xeon, today\" --output rates.json");
+  command->callback([o] {
+    HADAL_CHECK(o->rates.rounds >= 1 && o->rates.rounds <= 10000, "--rounds is ", o->rates.rounds,
+                "; allowed: 1 to 10000");
+    const auto machine = o->machine.make();
+    Context ctx = machine->context();
+    bench_rates(ctx, o->machine, o->rates);
+  });
+}
+
 }  // namespace
 
 void add_bench_command(CLI::App& app) {
@@ -100,6 +127,7 @@ void add_bench_command(CLI::App& app) {
                       bench_ops(ctx, config, format, options.samples, row);
                   });
   add_formats(ops, o);
+  add_rates(*bench);
 }
 
 }  // namespace hadal::cli

@@ -95,6 +95,13 @@ void bench_decode(Context& ctx, const BenchModel& model, int64_t depth, int64_t 
 void bench_prefill(Context& ctx, const BenchModel& model, int64_t tokens, int64_t count,
                    nlohmann::json row);
 void bench_train(Context& ctx, const std::string& config, int64_t count, nlohmann::json row);
+struct RatesOptions {
+  std::vector<std::string> plans = {"configs/plans/quickstart_cpu.json"};
+  std::string source, output;
+  int64_t rounds = 20;
+};
+// Rows of rates for configs/rates; steps run on a second machine of the same options.
+void bench_rates(Context& ctx, const MachineOptions& machine, const RatesOptions& options);
 void bench_ops(Context& ctx, const Config& config, const std::string& format, int64_t count,
                const nlohmann::json& row);
 

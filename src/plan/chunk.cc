@@ -61,9 +61,9 @@ ChunkCosts::ChunkCosts(const TrainPlan& plan) : plan_(plan) {
   const LayerShape shape = layer_shape(plan);
   for (const Pass pass : kPasses) {
     const auto i = static_cast<size_t>(pass);
-    head_[i] = time_of(head_ops(shape, pass));
-    embed_[i] = time_of(embed_ops(shape, pass));
-    mtp_[i] = time_of(mtp_projection_ops(shape, pass)) + embed_[i];
+    head_[i] = time_of(part_ops(shape, Part::kHead, pass));
+    embed_[i] = time_of(part_ops(shape, Part::kEmbed, pass));
+    mtp_[i] = time_of(part_ops(shape, Part::kMtpProjection, pass)) + embed_[i];
   }
   const double layer_total = moe_.forward() + moe_.backward_input() + moe_.backward_weight() -
                              moe_.dispatch_f - moe_.combine_f - moe_.dispatch_b - moe_.combine_b;
@@ -126,8 +126,8 @@ LayerTimes ChunkCosts::layer_times(bool is_moe) {
   for (const Pass pass : kPasses) {
     const auto i = static_cast<size_t>(pass);
     const double tp = pass == Pass::kBackwardWeight ? 0.0 : tensor_parallel_time();
-    t.attention[i] = time_of(attention_ops(shape, pass)) + tp;
-    t.mlp[i] = time_of(mlp_ops(shape, is_moe, pass)) + tp;
+    t.attention[i] = time_of(part_ops(shape, Part::kAttention, pass)) + tp;
+    t.mlp[i] = time_of(part_ops(shape, is_moe ? Part::kMoe : Part::kDense, pass)) + tp;
   }
   if (is_moe) {
     const double out = plan_.recipe == Recipe::kFp8 ? kFp8RowBytes : 2.0;

@@ -3,9 +3,9 @@
 //   T tokens of a micro-batch on this rank   D model width   F hidden width   R received routed
 //   rows
 //
-// For GPUs (recipes fp8 and bf16), after the kernels of DeepSeek's published training trace of one
-// overlapped chunk pair; recipe f32 is the CPU runtime's, in host_ops.h. Exchanges between ranks
-// are not here: chunk.h.
+// Plans of one device in recipes f32 and bf16 are runs of `hadal train`, and their lists the
+// runtime's own (runtime_ops.h). All others follow the kernels of DeepSeek's published training
+// trace of one overlapped chunk pair (trace_ops.cc). Exchanges between ranks are not here: chunk.h.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -23,6 +23,17 @@ using OpList = std::vector<OpUse>;
 enum class Pass : uint8_t { kForward, kBackwardInput, kBackwardWeight };
 inline constexpr Pass kPasses[] = {Pass::kForward, Pass::kBackwardInput, Pass::kBackwardWeight};
 
+enum class Part : uint8_t {
+  kAttention,      // norm, projections, core attention
+  kDense,          // norm and a dense MLP
+  kMoe,            // norm, router, shared and routed experts
+  kHead,           // one use of the output head, with its loss
+  kEmbed,          // the embedding
+  kMtpProjection,  // what an MTP module has beside its block
+};
+inline constexpr Part kParts[] = {Part::kAttention, Part::kDense, Part::kMoe,
+                                  Part::kHead,      Part::kEmbed, Part::kMtpProjection};
+
 // What every list depends on.
 struct LayerShape {
   const TrainPlan* plan = nullptr;
@@ -31,13 +42,10 @@ struct LayerShape {
 };
 LayerShape layer_shape(const TrainPlan& plan);
 
-// Norm, projections, core attention.
-OpList attention_ops(const LayerShape& s, Pass pass);
-// Norm, and a dense MLP or router, shared and routed experts.
-OpList mlp_ops(const LayerShape& s, bool is_moe, Pass pass);
-// One use of the output head, with its loss; the embedding; an MTP module's own projection.
-OpList head_ops(const LayerShape& s, Pass pass);
-OpList embed_ops(const LayerShape& s, Pass pass);
-OpList mtp_projection_ops(const LayerShape& s, Pass pass);
+OpList part_ops(const LayerShape& s, Part part, Pass pass);
+
+namespace trace {
+OpList part_ops(const LayerShape& s, Part part, Pass pass);
+}  // namespace trace
 
 }  // namespace hadal::plan

@@ -143,7 +143,7 @@ LayerBytes layer_bytes(const TrainPlan& plan, bool is_moe) {
   return plan.recipe == Recipe::kFp8 ? fp8_layer(plan, is_moe) : runtime_layer(plan, is_moe);
 }
 
-ParamSums::ParamSums(const Config& config) : config_(config) {
+ParamSums::ParamSums(const Config& config) : config_(config), counts_(count_params(config)) {
   // One layer of each kind.
   Config c = config;
   const bool has_dense = config.first_k_dense_replace > 0;
@@ -198,13 +198,12 @@ StageParams ParamSums::of(const Mesh& mesh, const StageRange& stage) const {
 }
 
 std::vector<RankMemory> plan_memory(const TrainPlan& p, const std::vector<StageRange>& stages,
-                                    const Schedule& schedule) {
+                                    const Schedule& schedule, const ParamSums& sums) {
   const LayerBytes dense = layer_bytes(p, false), moe = layer_bytes(p, true);
   std::vector<StageParams> params;
   std::vector<double> saved, deferred;
   const auto T = static_cast<double>(p.micro_batch_tokens());
   const auto act = static_cast<double>(dtype_size(activation_dtype(p.recipe)));
-  const ParamSums sums(p.model);
   for (const StageRange& s : stages) {
     params.push_back(sums.of(p.mesh, s));
     const double heads = s.has_head ? 1.0 + static_cast<double>(s.num_mtp) : 0.0;

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "model/bytes.h"
 #include "parallel/stages.h"
 #include "plan/train_plan.h"
 
@@ -47,11 +48,13 @@ struct StageParams {
   double experts = 0.0;   // of this rank's share of the experts
   double total() const { return matrices + plain + experts; }
 };
-// Sums model/params.h's visitor once: every layer of a kind has the same parameters.
+// Sums model/params.h's visitor once, which takes longer than all else of a plan: every layer of a
+// kind has the same parameters.
 class ParamSums {
  public:
   explicit ParamSums(const Config& config);
   StageParams of(const Mesh& mesh, const StageRange& stage) const;
+  const ParamCounts& counts() const { return counts_; }
 
  private:
   // By kind and split; `split` ones are shared out by tp, experts by ep.
@@ -59,12 +62,13 @@ class ParamSums {
     double matrices = 0.0, split_matrices = 0.0, plain = 0.0, split_plain = 0.0, experts = 0.0;
   };
   Config config_;
+  ParamCounts counts_;
   Sum embed_, head_, dense_, moe_, mtp_;
 };
 
 // [pp] of the mesh. stages: ChunkCosts::stages().
 std::vector<RankMemory> plan_memory(const TrainPlan& plan, const std::vector<StageRange>& stages,
-                                    const Schedule& schedule);
+                                    const Schedule& schedule, const ParamSums& sums);
 
 // Ranks that hold copies of a replicated parameter, and of an expert: over which ZeRO-1 shards.
 int replica_group(const TrainPlan& plan);

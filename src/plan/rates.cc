@@ -13,7 +13,14 @@
 namespace hadal::plan {
 namespace {
 
-enum class WorkKind : uint8_t { kProduct, kAttentionForward, kAttentionBackward, kFirst, kAll };
+enum class WorkKind : uint8_t {
+  kProduct,
+  kAttentionForward,
+  kAttentionBackward,
+  kFirst,
+  kFirstTwo,
+  kAll
+};
 
 // What an operation's shape means and what counts as its work.
 struct OpKind {
@@ -53,33 +60,53 @@ constexpr OpKind kKinds[] = {
     {"rest_forward", 2, "tokens x hidden", "element", WorkKind::kAll},
     {"rest_backward", 2, "tokens x hidden", "element", WorkKind::kAll},
     {"rest_weight", 2, "tokens x hidden", "element", WorkKind::kAll},
-    // Ops of the CPU runtime in f32, as bench/op_rates times them: y = x w^T, y = x w, w += x^T y.
-    {"host_gemm_nt", 3, "M x N x K", "flop", WorkKind::kProduct},
-    {"host_gemm_nn", 3, "M x N x K", "flop", WorkKind::kProduct},
-    {"host_gemm_tn", 3, "tokens x N x K", "flop", WorkKind::kProduct},
-    {"host_grouped_nt", 4, "rows x N x K x experts", "flop", WorkKind::kProduct},
-    {"host_grouped_nn", 4, "rows x N x K x experts", "flop", WorkKind::kProduct},
-    {"host_grouped_tn", 4, "rows x N x K x experts", "flop", WorkKind::kProduct},
-    {"host_attention_forward", 4, "tokens x heads x Dqk x Dv", "flop", WorkKind::kAttentionForward},
-    {"host_attention_backward", 4, "tokens x heads x Dqk x Dv", "flop",
+    // Calls of our own runtime (runtime_ops.h), as `hadal bench rates` times them.
+    {"gemm_nt", 3, "rows x N x K", "flop", WorkKind::kProduct},
+    {"gemm_nn", 3, "rows x N x K", "flop", WorkKind::kProduct},
+    {"gemm_nn_acc", 3, "rows x N x K", "flop", WorkKind::kProduct},
+    {"gemm_tn_acc", 3, "tokens x N x K", "flop", WorkKind::kProduct},
+    {"gemm_nt_f32", 3, "rows x N x K", "flop", WorkKind::kProduct},
+    {"gemm_nn_acc_f32", 3, "rows x N x K", "flop", WorkKind::kProduct},
+    {"gemm_tn_acc_f32", 3, "tokens x N x K", "flop", WorkKind::kProduct},
+    {"grouped_gemm_nt", 4, "rows x N x K x experts", "flop", WorkKind::kProduct},
+    {"grouped_gemm_nn", 4, "rows x N x K x experts", "flop", WorkKind::kProduct},
+    {"grouped_gemm_nn_acc", 4, "rows x N x K x experts", "flop", WorkKind::kProduct},
+    {"grouped_gemm_tn_acc", 4, "rows x N x K x experts", "flop", WorkKind::kProduct},
+    {"mla_attention_forward", 5, "sequences x tokens x heads x Dqk x Dv", "flop",
+     WorkKind::kAttentionForward},
+    {"mla_attention_backward", 5, "sequences x tokens x heads x Dqk x Dv", "flop",
      WorkKind::kAttentionBackward},
-    {"host_norm_forward", 2, "tokens x width", "element", WorkKind::kAll},
-    {"host_norm_recompute", 2, "tokens x width", "element", WorkKind::kAll},
-    {"host_norm_backward", 2, "tokens x width", "element", WorkKind::kAll},
-    {"host_rope", 3, "tokens x heads x width", "element", WorkKind::kAll},
-    {"host_swiglu_forward", 2, "rows x width", "element", WorkKind::kAll},
-    {"host_swiglu_backward", 2, "rows x width", "element", WorkKind::kAll},
-    {"host_gate_forward", 2, "tokens x experts", "element", WorkKind::kAll},
-    {"host_gate_backward", 2, "tokens x experts", "element", WorkKind::kAll},
-    {"host_scatter_rows", 2, "rows x width", "element", WorkKind::kAll},
-    {"host_combine_rows", 2, "rows x width", "element", WorkKind::kAll},
-    {"host_cross_entropy_forward", 2, "tokens x vocabulary", "element", WorkKind::kAll},
-    {"host_cross_entropy_backward", 2, "tokens x vocabulary", "element", WorkKind::kAll},
-    {"host_add", 1, "elements", "element", WorkKind::kFirst},
-    {"host_copy", 1, "elements", "element", WorkKind::kFirst},
-    {"host_fill", 1, "elements", "element", WorkKind::kFirst},
-    {"host_sum_squares", 1, "elements", "element", WorkKind::kFirst},
-    {"host_adamw", 1, "elements", "element", WorkKind::kFirst},
+    {"rmsnorm_forward", 2, "tokens x width", "element", WorkKind::kAll},
+    {"rmsnorm_recompute", 2, "tokens x width", "element", WorkKind::kAll},
+    {"rmsnorm_backward", 2, "tokens x width", "element", WorkKind::kAll},
+    {"rope_table", 2, "tokens x width", "element", WorkKind::kAll},
+    {"rope_apply", 3, "tokens x heads x width", "element", WorkKind::kAll},
+    {"swiglu_forward", 2, "tokens x width", "element", WorkKind::kAll},
+    {"swiglu_backward", 2, "tokens x width", "element", WorkKind::kAll},
+    {"grouped_swiglu_forward", 3, "rows x width x experts", "element", WorkKind::kFirstTwo},
+    {"grouped_swiglu_backward", 3, "rows x width x experts", "element", WorkKind::kFirstTwo},
+    {"gate_forward", 3, "tokens x experts x choices", "element", WorkKind::kFirstTwo},
+    {"gate_backward", 3, "tokens x experts x choices", "element", WorkKind::kFirstTwo},
+    {"balance_loss_forward", 3, "tokens x experts x sequences", "element", WorkKind::kFirstTwo},
+    {"balance_loss_backward", 3, "tokens x experts x sequences", "element", WorkKind::kFirstTwo},
+    {"expert_layout", 2, "rows x experts", "element", WorkKind::kFirst},
+    {"scatter_choices", 2, "rows x experts", "element", WorkKind::kFirst},
+    {"gather_choices", 2, "rows x experts", "element", WorkKind::kFirst},
+    {"count_choices", 2, "rows x experts", "element", WorkKind::kFirst},
+    {"scatter_rows", 3, "rows x width x choices", "element", WorkKind::kFirstTwo},
+    {"combine_rows", 3, "rows x width x choices", "element", WorkKind::kFirstTwo},
+    {"cross_entropy_forward", 2, "tokens x vocabulary", "element", WorkKind::kAll},
+    {"cross_entropy_backward", 2, "tokens x vocabulary", "element", WorkKind::kAll},
+    {"embed_forward", 2, "tokens x width", "element", WorkKind::kAll},
+    {"embed_backward_acc", 3, "tokens x width x table", "element", WorkKind::kFirstTwo},
+    {"add", 1, "elements", "element", WorkKind::kFirst},
+    {"add_acc", 1, "elements", "element", WorkKind::kFirst},
+    {"cast", 1, "elements", "element", WorkKind::kFirst},
+    {"cast_f32", 1, "elements", "element", WorkKind::kFirst},
+    {"fill_f32", 1, "elements", "element", WorkKind::kFirst},
+    {"sum_acc", 1, "elements", "element", WorkKind::kFirst},
+    {"sum_squares_acc", 1, "elements", "element", WorkKind::kFirst},
+    {"adamw", 1, "elements", "element", WorkKind::kFirst},
 };
 
 const OpKind* find_kind(std::string_view op) {
@@ -142,15 +169,22 @@ std::string shape_names(const std::string& op) { return std::string(kind_of(op).
 
 double work_of(const std::string& op, const OpShape& shape) {
   const auto dim = [&](size_t i) { return static_cast<double>(shape[i]); };
+  const auto last = [&](size_t i) { return dim(shape.size() - i); };
+  // Heads x tokens x tokens, of one sequence or of several.
+  const auto scores = [&] {
+    return (shape.size() == 5 ? dim(0) : 1.0) * last(3) * last(4) * last(4);
+  };
   switch (kind_of(op).work) {
     case WorkKind::kProduct:
       return 2.0 * dim(0) * dim(1) * dim(2);
     case WorkKind::kAttentionForward:
-      return dim(1) * dim(0) * dim(0) * (dim(2) + dim(3));
+      return scores() * (last(2) + last(1));
     case WorkKind::kAttentionBackward:
-      return dim(1) * dim(0) * dim(0) * (3.0 * dim(2) + 2.0 * dim(3));
+      return scores() * (3.0 * last(2) + 2.0 * last(1));
     case WorkKind::kFirst:
       return dim(0);
+    case WorkKind::kFirstTwo:
+      return dim(0) * dim(1);
     case WorkKind::kAll: {
       double all = 1.0;
       for (size_t i = 0; i < shape.size(); ++i) all *= dim(i);

@@ -1,9 +1,9 @@
 // Rates: how fast a device runs each kind of kernel, as rows of (operation, shape, rate).
 //
-// Rows come from files (configs/rates/*.json, or what `bench/op_rates` writes): published figures
-// with their source, or our own. A rate is work per second; what counts as work is the operation's
-// own, in the table of kinds in rates.cc: FLOP for products and attention, bytes for what is bound
-// by memory or links, elements for the rest.
+// Rows come from files (configs/rates/*.json, or what `hadal bench rates` writes): published
+// figures with their source, or our own. A rate is work per second; what counts as work is the
+// operation's own, in the table of kinds in rates.cc: FLOP for products and attention, bytes for
+// what is bound by memory or links, elements for the rest.
 //
 // A shape that has no row gets the rate of others of the same operation. The first dimension (of
 // tokens, rows or bytes) is interpolated linearly in its logarithm between rows that agree in all

@@ -1,5 +1,5 @@
-// Device memory of the CPU runtime's training step (recipe f32, one rank): what its Pool holds at
-// most, block by block.
+// Device memory of our own training step on one device: what its Pool holds at most, block by
+// block.
 //
 // The blocks are those that src/model and src/train take, with the sizes of model/bytes.h and the
 // Pool's rounding; tests/unit/runtime_memory_test.cc compares with a Pool's own peak.
@@ -10,7 +10,7 @@
 
 namespace hadal::plan {
 
-// REQUIRES: plan.recipe is f32 and the mesh has one rank.
+// REQUIRES: plan.is_runtime().
 RankMemory runtime_memory(const TrainPlan& plan);
 
 }  // namespace hadal::plan

@@ -110,6 +110,7 @@ class Searcher {
         for (const Recompute r : {Recompute::kNone, Recompute::kUpProjections, Recompute::kFull}) {
           // The runtime's own recipes have one choice beside full.
           if (p.recipe != Recipe::kFp8 && r == Recompute::kNone) continue;
+          if (p.is_runtime() && r != Recompute::kUpProjections) continue;
           p.recompute = r;
           consider(p);
         }
@@ -125,7 +126,7 @@ class Searcher {
       drop(floor);
       return;
     }
-    const TrainResult r = plan_totals(p, schedule_of(p.schedule_shape()));
+    const TrainResult r = plan_totals(p, schedule_of(p.schedule_shape()), sums_);
     if (!r.fits) {
       drop(r.largest_memory);
       return;

@@ -8,13 +8,16 @@
 
 #include "core/check.h"
 #include "model/bytes.h"
-#include "plan/host_ops.h"
 #include "plan/runtime_memory.h"
+#include "plan/runtime_ops.h"
 
 namespace hadal::plan {
 namespace {
 
 constexpr double kSecondsPerDay = 86400.0;
+// Of a parameter in the all-gather: bf16, whatever the weight's own format. A ZeRO-1 shard is a
+// flat range that cuts through 128 x 128 blocks, whose scales need the whole block.
+constexpr double kGatheredBytes = 2.0;
 
 // A fixed draw of a chunk from the standard normal distribution.
 double normal_of(const Chunk& c) {
@@ -120,40 +123,39 @@ double ring_seconds(const Cluster& c, int group, int stride, double bytes) {
 // Of one pipeline rank: what follows the last micro-batch.
 double optimizer_seconds(const TrainPlan& p, const std::vector<StageParams>& held, Basis& basis) {
   const Mesh& m = p.mesh;
-  if (p.recipe == Recipe::kF32) {
-    double host = 0.0;
-    for (const OpUse& use : host::optimizer_ops(p))
-      host += p.rates.seconds(use.op, use.shape, 0, basis);
-    return host;
+  if (p.is_runtime()) {
+    double own = 0.0;
+    for (const OpUse& use : runtime::optimizer_ops(p))
+      own += p.rates.seconds(use.op, use.shape, 0, basis);
+    return own;
   }
   const int dense_group = replica_group(p), expert_ranks = expert_group(p);
-  double seconds = 0.0, gradients = 0.0, shards = 0.0;
+  double seconds = 0.0, gradients = 0.0, shards = 0.0, quantised = 0.0;
   for (const StageParams& n : held) {
     const double dense = n.matrices + n.plain;
-    const double dense_weights =
-        n.matrices * weight_bytes(p.recipe, false) + n.plain * weight_bytes(p.recipe, true);
-    seconds += ring_seconds(p.cluster, dense_group, m.tp, 4.0 * dense + dense_weights);
-    seconds += ring_seconds(p.cluster, expert_ranks, m.tp * m.ep,
-                            n.experts * (4.0 + weight_bytes(p.recipe, false)));
+    seconds += ring_seconds(p.cluster, dense_group, m.tp, (4.0 + kGatheredBytes) * dense);
+    seconds +=
+        ring_seconds(p.cluster, expert_ranks, m.tp * m.ep, (4.0 + kGatheredBytes) * n.experts);
+    if (p.recipe == Recipe::kFp8) quantised += n.matrices + n.experts;
     gradients += 4.0 * n.total();
     shards += dense / dense_group + n.experts / expert_ranks;
   }
   // Cleared once; the shard is read for the norm, then gradient, master and moments are read, and
-  // master, moments and weight written.
-  const double update =
-      shards * (4.0 + 4.0 + 8.0 + 2.0 * moment_bytes(p.recipe) + weight_bytes(p.recipe, false));
+  // master, moments and the weight that is gathered written; FP8 is made of it on each rank.
+  const double update = shards * (4.0 + 4.0 + 8.0 + 2.0 * moment_bytes(p.recipe) + kGatheredBytes) +
+                        quantised * (kGatheredBytes + 1.0);
   seconds += p.rates.seconds("optimizer", {std::max<int64_t>(1, std::llround(gradients + update))},
                              0, basis);
   return seconds;
 }
 
-void add_throughput(const TrainPlan& p, TrainResult& r) {
+void add_throughput(const TrainPlan& p, const ParamCounts& counts, TrainResult& r) {
   const double devices = p.cluster.num_devices();
   r.tokens_per_second = p.tokens_per_step() / r.step_seconds;
   r.tokens_per_second_per_device = r.tokens_per_second / devices;
   r.tokens_per_day = r.tokens_per_second * kSecondsPerDay;
-  r.flops_per_token_causal = flops_per_token(p.model, p.sequence_length, true);
-  r.flops_per_token_noncausal = flops_per_token(p.model, p.sequence_length, false);
+  r.flops_per_token_causal = flops_per_token(p.model, counts, p.sequence_length, true);
+  r.flops_per_token_noncausal = flops_per_token(p.model, counts, p.sequence_length, false);
   r.tflops_causal = r.tokens_per_second_per_device * r.flops_per_token_causal / 1e12;
   r.tflops_noncausal = r.tokens_per_second_per_device * r.flops_per_token_noncausal / 1e12;
   r.mfu_causal = r.tflops_causal * 1e12 / p.cluster.device.bf16_flops;
@@ -171,9 +173,9 @@ Schedule short_schedule(const TrainPlan& p) {
   return make_schedule(shape);
 }
 
-void add_memory(const TrainPlan& p, TrainResult& r) {
-  r.memory = p.recipe == Recipe::kF32 ? std::vector<RankMemory>{runtime_memory(p)}
-                                      : plan_memory(p, r.stages, short_schedule(p));
+void add_memory(const TrainPlan& p, const ParamSums& sums, TrainResult& r) {
+  r.memory = p.is_runtime() ? std::vector<RankMemory>{runtime_memory(p)}
+                            : plan_memory(p, r.stages, short_schedule(p), sums);
   double host = 0.0;
   for (const RankMemory& m : r.memory) {
     r.largest_memory = std::max(r.largest_memory, m.device());
@@ -187,8 +189,8 @@ void add_memory(const TrainPlan& p, TrainResult& r) {
 
 }  // namespace
 
-double flops_per_token(const Config& c, int64_t sequence_length, bool is_causal) {
-  const ParamCounts n = count_params(c);
+double flops_per_token(const Config& c, const ParamCounts& n, int64_t sequence_length,
+                       bool is_causal) {
   const int64_t moe_layers = std::max<int64_t>(0, c.num_hidden_layers - c.first_k_dense_replace);
   const int64_t routers = moe_layers * c.n_routed_experts * c.hidden_size;
   const double scores = static_cast<double>(sequence_length) / (is_causal ? 2.0 : 1.0);
@@ -201,7 +203,7 @@ double flops_per_token(const Config& c, int64_t sequence_length, bool is_causal)
 namespace {
 
 void add_times(const TrainPlan& p, const ChunkCosts& costs, const Schedule& schedule,
-               TrainResult& r) {
+               const ParamSums& sums, TrainResult& r) {
   const Durations durations(p, costs);
   const StepTimes times{.step = [&](int, const ScheduleStep& step) { return durations.of(step); },
                         .message = [&](const ScheduleStep& maker, int from,
@@ -210,7 +212,6 @@ void add_times(const TrainPlan& p, const ChunkCosts& costs, const Schedule& sche
   r.pipeline_seconds = r.timeline.makespan;
   r.basis = costs.basis();
   std::vector<StageParams> params;
-  const ParamSums sums(p.model);
   for (const StageRange& s : r.stages) params.push_back(sums.of(p.mesh, s));
   for (int rank = 0; rank < p.mesh.pp; ++rank) {
     const StepParts parts = parts_of(schedule, r.timeline, rank);
@@ -229,28 +230,29 @@ void add_times(const TrainPlan& p, const ChunkCosts& costs, const Schedule& sche
   }
   r.step_seconds = r.pipeline_seconds + r.optimizer_seconds;
   r.bubble_share = r.mean.bubble / r.step_seconds;
-  add_throughput(p, r);
+  add_throughput(p, sums.counts(), r);
 }
 
 }  // namespace
 
 TrainResult plan_step(const TrainPlan& p) {
   check_train_plan(p);
+  const ParamSums sums(p.model);
   const ChunkCosts costs(p);
   TrainResult r;
   r.stages = costs.stages();
   r.schedule = make_schedule(p.schedule_shape());
-  add_memory(p, r);
-  add_times(p, costs, r.schedule, r);
+  add_memory(p, sums, r);
+  add_times(p, costs, r.schedule, sums, r);
   return r;
 }
 
-TrainResult plan_totals(const TrainPlan& p, const Schedule& schedule) {
+TrainResult plan_totals(const TrainPlan& p, const Schedule& schedule, const ParamSums& sums) {
   const ChunkCosts costs(p);
   TrainResult r;
   r.stages = costs.stages();
-  add_memory(p, r);
-  if (r.fits) add_times(p, costs, schedule, r);
+  add_memory(p, sums, r);
+  if (r.fits) add_times(p, costs, schedule, sums, r);
   r.timeline = {};
   return r;
 }

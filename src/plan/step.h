@@ -50,7 +50,8 @@ struct TrainResult {
 // counted, embedding and router not), and core attention forward and backward over a sequence.
 // Non-causal counts the whole square of scores, causal its half. This is the count that gives the
 // ISCA'25 paper's 385 and 432 TFLOPS for its 19.926 s.
-double flops_per_token(const Config& config, int64_t sequence_length, bool is_causal);
+double flops_per_token(const Config& config, const ParamCounts& counts, int64_t sequence_length,
+                       bool is_causal);
 
 // Throws an Error if the plan cannot be: a mesh that does not divide, a missing rate. A plan that
 // does not fit in memory is a result with fits = false.
@@ -58,6 +59,6 @@ TrainResult plan_step(const TrainPlan& plan);
 
 // The same for searches: no timeline, and no times at all where it does not fit. REQUIRES:
 // check_train_plan() passed, and `schedule` is that of plan.schedule_shape().
-TrainResult plan_totals(const TrainPlan& plan, const Schedule& schedule);
+TrainResult plan_totals(const TrainPlan& plan, const Schedule& schedule, const ParamSums& sums);
 
 }  // namespace hadal::plan

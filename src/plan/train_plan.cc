@@ -145,6 +145,9 @@ void check_train_plan(const TrainPlan& p) {
   HADAL_CHECK(p.recipe != Recipe::kF32 || p.cluster.num_devices() == 1,
               "recipe f32 is that of the CPU runtime on one rank; plan ", p.cluster.num_devices(),
               " devices with bf16 or fp8");
+  HADAL_CHECK(!p.is_runtime() || p.recompute == Recompute::kUpProjections, "recompute is \"",
+              recompute_name(p.recompute),
+              "\"; a run of hadal train on one device has \"up_projections\"");
   // NOTE: both ends of DualPipe hold the same stages, so its stages are as many as its ranks.
   const int64_t stages = p.schedule == ScheduleKind::kDualPipe ? 1 : stages_per_rank(shape);
   check_mesh(p.mesh, {.num_ranks = p.cluster.num_devices(),

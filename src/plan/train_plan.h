@@ -57,6 +57,10 @@ struct TrainPlan {
   double tokens = 0.0;         // of the whole run; 0: no totals
   Fitted fitted;
 
+  // What `hadal train` does today: its own operations and memory, not those of the paper's run.
+  bool is_runtime() const {
+    return recipe == Recipe::kF32 || (recipe == Recipe::kBf16 && cluster.num_devices() == 1);
+  }
   int64_t micro_batch_tokens() const { return micro_batch_sequences * sequence_length; }
   double tokens_per_step() const {
     return static_cast<double>(batch_sequences) * static_cast<double>(sequence_length);

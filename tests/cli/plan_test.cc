@@ -104,5 +104,46 @@ TEST(PlanTrain, RefusesClustersThatCannotCarryIt) {
                  "no rate of norm (bytes) in " + dir / "rates.json" + "; add a row of it");
 }
 
+// Rates of a small model, and the plan that rests on them alone.
+TEST(BenchRates, WritesRowsThatAPlanRestsOn) {
+  const TempDir dir;
+  json plan = json::parse(read_text("configs/plans/quickstart_cpu.json"));
+  plan["model"] = json::parse(read_text("configs/resume_check.json"))["model"];
+  plan["sequence_length"] = 32;
+  json cluster = json::parse(read_text("configs/clusters/cpu.json"));
+  cluster["rates"] = {"rates.json"};
+  plan["cluster"] = "cluster.json";
+  write_text(dir / "cluster.json", cluster.dump());
+  for (const std::string recipe : {"f32", "bf16"}) {
+    plan["recipe"] = recipe;
+    write_text(dir / "plan.json", plan.dump());
+    const Result r = run({"bench", "rates", "--threads", "1", "--rounds", "2", "--plan",
+                          dir / "plan.json", "--source", "a test", "--output", dir / "rates.json"});
+    ASSERT_EQ(r.status, 0) << r.err;
+    const json row = json::parse(r.out);
+    EXPECT_GT(row["step_seconds"], 0.0);
+    EXPECT_NEAR(row["memory_error"], 0.0, 0.03) << recipe;
+    const Result planned = run({"plan", "train", dir / "plan.json", "--json"});
+    ASSERT_EQ(planned.status, 0) << planned.err;
+    const json step = json::parse(planned.out);
+    EXPECT_NEAR(step["step_seconds"].get<double>() / row["planned_seconds"].get<double>(), 1.0,
+                1e-4);
+  }
+}
+
+TEST(BenchRates, RefusesInOneSentence) {
+  const auto refuse = [](std::vector<std::string> more, const std::string& message) {
+    more.insert(more.begin(), {"bench", "rates", "--source", "a test"});
+    expect_refused(more, message);
+  };
+  refuse({"--threads", "2"}, "rates of a CPU are of one thread; add --threads 1");
+  refuse({"--threads", "1", "--source", ""},
+         "--source is empty; say where and when, as rows of rates do");
+  refuse({"--threads", "1", "--rounds", "0"}, "--rounds is 0; allowed: 1 to 10000");
+  refuse({"--threads", "1", "--plan", kV3},
+         std::string(kV3) +
+             ": hadal bench rates runs plans of hadal train: one device, recipe f32 or bf16");
+}
+
 }  // namespace
 }  // namespace hadal::test

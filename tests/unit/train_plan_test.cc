@@ -73,15 +73,15 @@ TEST(TrainPlan, HasTheExactFiguresOfThePapers) {
   EXPECT_EQ(std::round(static_cast<double>(n.activated_head_only) / 1e8), 366);
   EXPECT_EQ(std::round(static_cast<double>(n.activated) / 1e7), 3755);
   // 250 GFLOP a token (ISCA'25, Table 2).
-  EXPECT_EQ(std::round(flops_per_token(p.model, 4096, true) / 1e9), 250);
+  EXPECT_EQ(std::round(flops_per_token(p.model, n, 4096, true) / 1e9), 250);
   // Table 4's own step of 19.926 s.
   const double tokens = p.tokens_per_step(), step = 19.926;
   EXPECT_EQ(tokens, 15360.0 * 4096.0);
   EXPECT_EQ(std::round(tokens / step * 86400 / 1e7), 27280);  // 272.80B tokens a day
   const double per_device = tokens / step / 2048;
   EXPECT_EQ(std::round(per_device), 1542);
-  const double causal = per_device * flops_per_token(p.model, 4096, true) / 1e12;
-  const double noncausal = per_device * flops_per_token(p.model, 4096, false) / 1e12;
+  const double causal = per_device * flops_per_token(p.model, n, 4096, true) / 1e12;
+  const double noncausal = per_device * flops_per_token(p.model, n, 4096, false) / 1e12;
   EXPECT_EQ(std::round(causal), 385);
   EXPECT_EQ(std::round(noncausal), 432);
   // 180K GPU hours a trillion tokens, 2,664K and 54.2 days in all (report, Table 1).

@@ -1,0 +1,319 @@
+// Operations of our own training step, module by module.
+//
+//   T tokens   S sequences   D model width   H heads   E experts   K choices   R routed rows
+//   F hidden width   V vocabulary
+// SPDX-License-Identifier: Apache-2.0
+#include "plan/runtime_ops.h"
+
+#include <algorithm>
+
+#include "core/check.h"
+#include "model/bytes.h"
+
+namespace hadal::plan::runtime {
+namespace {
+
+struct Lister {
+  explicit Lister(const LayerShape& s)
+      : c(s.plan->model),
+        S(s.plan->micro_batch_sequences),
+        T(s.tokens),
+        D(c.hidden_size),
+        H(c.num_attention_heads),
+        Dr(c.qk_rope_head_dim),
+        Dq(H * c.qk_head_dim()),
+        Dkv(H * (c.qk_nope_head_dim + c.v_head_dim)),
+        Do(H * c.v_head_dim),
+        Rq(c.q_lora_rank),
+        Rkv(c.kv_lora_rank),
+        E(c.n_routed_experts),
+        K(c.num_experts_per_tok),
+        R(T * K) {}
+
+  void nt(int64_t m, int64_t n, int64_t k) { add("gemm_nt", {m, n, k}); }      // [m,n] = [m,k]
+  void nn(int64_t m, int64_t n, int64_t k) { add("gemm_nn", {m, n, k}); }      // [m,n] = [m,k]
+  void tn(int64_t t, int64_t n, int64_t k) { add("gemm_tn_acc", {t, n, k}); }  // [n,k] += [t,.]
+  void add(const char* op, OpShape shape, int64_t times = 1) {
+    list.push_back({op, std::move(shape), times});
+  }
+  OpShape attention() const { return {S, s_length(), H, c.qk_head_dim(), c.v_head_dim}; }
+  int64_t s_length() const { return T / S; }
+
+  const Config& c;
+  const int64_t S, T, D, H, Dr, Dq, Dkv, Do, Rq, Rkv, E, K, R;
+  OpList list;
+};
+
+using Fill = void (*)(Lister&);
+void nothing(Lister&) {}
+
+// mla.cc: project(), rotate().
+void rotate(Lister& l) {
+  l.add("rope_apply", {l.T, l.H, l.Dr});
+  l.add("rope_apply", {l.T, 1, l.Dr});
+}
+
+void project(Lister& l) {
+  l.nt(l.T, l.Dq, l.Rq > 0 ? l.Rq : l.D);
+  l.nt(l.T, l.Dkv, l.Rkv);
+  l.add("cast", {l.T * l.Dr});
+  rotate(l);
+}
+
+void attention_forward(Lister& l) {
+  l.add("rmsnorm_forward", {l.T, l.D});
+  if (l.Rq > 0) {
+    l.nt(l.T, l.Rq, l.D);
+    l.add("rmsnorm_forward", {l.T, l.Rq});
+  }
+  l.nt(l.T, l.c.latent_dim(), l.D);
+  l.add("rmsnorm_forward", {l.T, l.Rkv});
+  project(l);
+  l.add("mla_attention_forward", l.attention());
+  l.nt(l.T, l.D, l.Do);
+  l.add("add_acc", {l.T * l.D});
+}
+
+void attention_backward(Lister& l) {
+  l.add("rmsnorm_recompute", {l.T, l.D});
+  if (l.Rq > 0) l.add("rmsnorm_recompute", {l.T, l.Rq});
+  l.add("rmsnorm_recompute", {l.T, l.Rkv});
+  project(l);
+  l.nn(l.T, l.Do, l.D);
+  l.add("mla_attention_backward", l.attention());
+  rotate(l);
+  l.nn(l.T, l.Rkv, l.Dkv);
+  l.add("rmsnorm_backward", {l.T, l.Rkv});
+  l.add("cast", {l.T * l.Dr});
+  l.nn(l.T, l.D, l.c.latent_dim());
+  if (l.Rq > 0) {
+    l.nn(l.T, l.Rq, l.Dq);
+    l.add("rmsnorm_backward", {l.T, l.Rq});
+    l.add("gemm_nn_acc", {l.T, l.D, l.Rq});
+  } else {
+    l.add("gemm_nn_acc", {l.T, l.D, l.Dq});
+  }
+  l.add("rmsnorm_backward", {l.T, l.D});
+  l.add("add_acc", {l.T * l.D});
+  l.add("cast", {l.T * l.D}, 2);  // dx of the layer above, and the block's own copy
+}
+
+void attention_weight(Lister& l) {
+  if (l.Rq > 0) {
+    l.tn(l.T, l.Rq, l.D);
+    l.tn(l.T, l.Dq, l.Rq);
+    l.add("add_acc", {l.Rq});
+  } else {
+    l.tn(l.T, l.Dq, l.D);
+  }
+  l.tn(l.T, l.c.latent_dim(), l.D);
+  l.tn(l.T, l.Dkv, l.Rkv);
+  l.tn(l.T, l.D, l.Do);
+  l.add("add_acc", {l.Rkv});
+  l.add("add_acc", {l.D});
+}
+
+// mlp.cc
+void mlp_forward(Lister& l, int64_t F) {
+  l.nt(l.T, F, l.D);
+  l.nt(l.T, F, l.D);
+  l.add("swiglu_forward", {l.T, F});
+  l.nt(l.T, l.D, F);
+}
+
+void mlp_backward(Lister& l, int64_t F) {
+  l.nn(l.T, F, l.D);
+  l.add("swiglu_backward", {l.T, F});
+  l.nn(l.T, l.D, F);
+  l.add("gemm_nn_acc", {l.T, l.D, F});
+}
+
+void mlp_weight(Lister& l, int64_t F) {
+  l.tn(l.T, F, l.D);
+  l.tn(l.T, F, l.D);
+  l.tn(l.T, l.D, F);
+  l.add("add_acc", {l.D});  // of the norm
+}
+
+// block.cc, around the MLP or the experts.
+void norm_forward(Lister& l) {
+  l.add("rmsnorm_forward", {l.T, l.D});
+  l.add("add", {l.T * l.D});
+}
+
+void norm_backward(Lister& l) {
+  l.add("rmsnorm_recompute", {l.T, l.D});
+  l.add("cast", {l.T * l.D});
+  l.add("rmsnorm_backward", {l.T, l.D});
+  l.add("add_acc", {l.T * l.D});
+}
+
+void dense_forward(Lister& l) {
+  norm_forward(l);
+  mlp_forward(l, l.c.intermediate_size);
+}
+void dense_backward(Lister& l) {
+  norm_backward(l);
+  mlp_backward(l, l.c.intermediate_size);
+}
+void dense_weight(Lister& l) { mlp_weight(l, l.c.intermediate_size); }
+
+// moe.cc, gate.cc, experts.cc, exchange.cc
+void moe_forward(Lister& l) {
+  const int64_t F = l.c.moe_intermediate_size;
+  norm_forward(l);
+  l.add("gemm_nt_f32", {l.T, l.E, l.D});
+  l.add("gate_forward", {l.T, l.E, l.K});
+  l.add("balance_loss_forward", {l.T, l.E, l.S});
+  l.add("expert_layout", {l.R, l.E});
+  l.add("scatter_rows", {l.R, l.D, l.K});
+  l.add("scatter_choices", {l.R, l.E});
+  if (l.c.n_shared_experts > 0) {
+    mlp_forward(l, l.c.shared_intermediate_size());
+    l.add("add_acc", {l.T * l.D});
+  }
+  l.add("grouped_gemm_nt", {l.R, F, l.D, l.E}, 2);
+  l.add("grouped_swiglu_forward", {l.R, F, l.E});
+  l.add("grouped_gemm_nt", {l.R, l.D, F, l.E});
+  l.add("combine_rows", {l.R, l.D, l.K});
+  l.add("count_choices", {l.R, l.E});
+}
+
+void moe_backward(Lister& l) {
+  const int64_t F = l.c.moe_intermediate_size;
+  norm_backward(l);
+  l.add("scatter_rows", {l.R, l.D, l.K});
+  if (l.c.n_shared_experts > 0) {
+    mlp_backward(l, l.c.shared_intermediate_size());
+    l.add("add_acc", {l.T * l.D});
+  }
+  l.add("grouped_gemm_nn", {l.R, F, l.D, l.E});
+  l.add("grouped_swiglu_backward", {l.R, F, l.E});
+  l.add("grouped_gemm_nn", {l.R, l.D, F, l.E});
+  l.add("grouped_gemm_nn_acc", {l.R, l.D, F, l.E});
+  l.add("combine_rows", {l.R, l.D, l.K});
+  l.add("gather_choices", {l.R, l.E});
+  l.add("gate_backward", {l.T, l.E, l.K});
+  l.add("balance_loss_backward", {l.T, l.E, l.S});
+  l.add("gemm_nn_acc_f32", {l.T, l.D, l.E});
+}
+
+void moe_weight(Lister& l) {
+  const int64_t F = l.c.moe_intermediate_size;
+  l.add("gemm_tn_acc_f32", {l.T, l.E, l.D});
+  l.add("grouped_gemm_tn_acc", {l.R, F, l.D, l.E}, 2);
+  l.add("grouped_gemm_tn_acc", {l.R, l.D, F, l.E});
+  if (l.c.n_shared_experts > 0) mlp_weight(l, l.c.shared_intermediate_size());
+}
+
+// head.cc, with the norm before it; in chunks where all logits are not kept at once.
+struct Chunks {
+  explicit Chunks(const Lister& l)
+      : tokens(std::min(l.T, loss_chunk_tokens(l.c))), count((l.T + tokens - 1) / tokens) {}
+  int64_t tokens, count;
+};
+
+void logits(Lister& l, const Chunks& chunks) {
+  l.add("gemm_nt_f32", {chunks.tokens, l.c.vocab_size, l.D}, chunks.count);
+}
+
+void head_forward(Lister& l) {
+  const Chunks chunks(l);
+  l.add("rmsnorm_forward", {l.T, l.D});
+  logits(l, chunks);
+  l.add("cross_entropy_forward", {chunks.tokens, l.c.vocab_size}, chunks.count);
+  l.add("sum_acc", {l.T});
+}
+
+void head_backward(Lister& l) {
+  const Chunks chunks(l);
+  if (chunks.count > 1) logits(l, chunks);
+  l.add("cross_entropy_backward", {chunks.tokens, l.c.vocab_size}, chunks.count);
+  l.add("gemm_nn", {chunks.tokens, l.D, l.c.vocab_size}, chunks.count);
+  l.add("rmsnorm_backward", {l.T, l.D});
+}
+
+void head_weight(Lister& l) {
+  const Chunks chunks(l);
+  if (chunks.count > 1) {
+    logits(l, chunks);
+    l.add("cross_entropy_backward", {chunks.tokens, l.c.vocab_size}, chunks.count);
+  }
+  l.add("gemm_tn_acc", {chunks.tokens, l.c.vocab_size, l.D}, chunks.count);
+  l.add("add_acc", {l.D});
+}
+
+// embed.h, and the rotation table that a batch brings.
+void embed_forward(Lister& l) {
+  l.add("rope_table", {l.T, l.Dr});
+  l.add("embed_forward", {l.T, l.D});
+}
+void embed_weight(Lister& l) { l.add("embed_backward_acc", {l.T, l.D, l.c.vocab_size}); }
+
+// mtp.cc; the norm after its block is counted with the head.
+void mtp_forward(Lister& l) {
+  l.add("embed_forward", {l.T, l.D});  // rows of the state; the embedding itself is a kEmbed
+  l.add("rmsnorm_forward", {l.T, l.D}, 2);
+  l.nt(l.T, l.D, 2 * l.D);
+}
+void mtp_backward(Lister& l) {
+  l.add("embed_forward", {l.T, l.D});
+  l.add("rmsnorm_recompute", {l.T, l.D}, 2);
+  l.nn(l.T, 2 * l.D, l.D);
+  l.add("rmsnorm_backward", {l.T, l.D}, 2);
+  l.add("embed_backward_acc", {l.T, l.D, l.T});  // rows of the state
+}
+void mtp_weight(Lister& l) {
+  l.tn(l.T, l.D, 2 * l.D);
+  l.add("add_acc", {l.D}, 2);
+}
+
+constexpr Fill kFill[][3] = {
+    {attention_forward, attention_backward, attention_weight},
+    {dense_forward, dense_backward, dense_weight},
+    {moe_forward, moe_backward, moe_weight},
+    {head_forward, head_backward, head_weight},
+    {embed_forward, nothing, embed_weight},
+    {mtp_forward, mtp_backward, mtp_weight},
+};
+
+}  // namespace
+
+OpList part_ops(const LayerShape& s, Part part, Pass pass) {
+  Lister l(s);
+  kFill[static_cast<size_t>(part)][static_cast<size_t>(pass)](l);
+  return std::move(l.list);
+}
+
+OpList optimizer_ops(const TrainPlan& plan) {
+  const ParamCounts n = count_params(plan.model);
+  const int64_t all = n.main + n.mtp;
+  OpList ops = {{"fill_f32", {all}}, {"sum_squares_acc", {all}}, {"adamw", {all}}};
+  if (plan.recipe == Recipe::kBf16) ops.push_back({"cast_f32", {all}});
+  return ops;
+}
+
+OpList all_ops(const TrainPlan& plan) {
+  const LayerShape s = layer_shape(plan);
+  const auto has = [&](Part part) {
+    return part == Part::kDense           ? plan.model.first_k_dense_replace > 0
+           : part == Part::kMoe           ? plan.model.num_moe_layers() > 0
+           : part == Part::kMtpProjection ? plan.model.num_nextn_predict_layers > 0
+                                          : true;
+  };
+  OpList all = optimizer_ops(plan);
+  for (const Part part : kParts)
+    for (const Pass pass : kPasses) {
+      const OpList ops = has(part) ? runtime::part_ops(s, part, pass) : OpList{};
+      all.insert(all.end(), ops.begin(), ops.end());
+    }
+  const auto key = [](const OpUse& use) { return std::pair(use.op, use.shape); };
+  std::sort(all.begin(), all.end(),
+            [&](const OpUse& a, const OpUse& b) { return key(a) < key(b); });
+  all.erase(std::unique(all.begin(), all.end(),
+                        [&](const OpUse& a, const OpUse& b) { return key(a) == key(b); }),
+            all.end());
+  return all;
+}
+
+}  // namespace hadal::plan::runtime
