@@ -70,7 +70,7 @@ TEST(PlanServe, PrintsTheDayBesideWhatWasPublished) {
   const Result r = run({"plan", "serve"});
   EXPECT_EQ(r.status, 0) << r.err;
   for (const char* part :
-       {"input tokens/s of a prefill node", "73700", "14800", "120.96", "FITTED", "MLA", "70272"})
+       {"input tokens/s of a prefill node", "73700", "14800", "120.96", "ASSUMED", "MLA", "70272"})
     EXPECT_NE(r.out.find(part), std::string::npos) << part << " is not in:\n" << r.out;
   const TempDir dir;
   const std::string page = dir / "serve.html";

@@ -132,13 +132,13 @@ TEST(BenchRates, WritesRowsThatAPlanRestsOn) {
 }
 
 TEST(BenchRates, RefusesInOneSentence) {
-  const auto refuse = [](std::vector<std::string> more, const std::string& message) {
-    more.insert(more.begin(), {"bench", "rates", "--source", "a test"});
+  const auto refuse = [](std::vector<std::string> more, const std::string& message,
+                         const std::string& source = "a test") {
+    more.insert(more.begin(), {"bench", "rates", "--source", source});
     expect_refused(more, message);
   };
   refuse({"--threads", "2"}, "rates of a CPU are of one thread; add --threads 1");
-  refuse({"--threads", "1", "--source", ""},
-         "--source is empty; say where and when, as rows of rates do");
+  refuse({"--threads", "1"}, "--source is empty; say where and when, as rows of rates do", "");
   refuse({"--threads", "1", "--rounds", "0"}, "--rounds is 0; allowed: 1 to 10000");
   refuse({"--threads", "1", "--plan", kV3},
          std::string(kV3) +
