@@ -42,7 +42,7 @@ EXTERNAL = [
     (re.compile(r"CLI/"), {"cli"}, "CLI11"),
     (re.compile(r"(filesystem|fstream|fcntl\.h|sys/stat\.h)$"),
      {"io", "train", "serve", "eval", "cli", "plan"}, "file access"),
-    (re.compile(r"sys/mman\.h"), {"core", "io"}, "memory mapping"),
+    (re.compile(r"sys/mman\.h"), {"core", "io", "parallel"}, "memory mapping"),
 ]
 CUDA_FILES = re.compile(r"(ops/cuda/.*|core/device_cuda\.cc)$")
 SUFFIXES = {".h", ".cc", ".cu", ".cuh"}

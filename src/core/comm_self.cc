@@ -1,6 +1,9 @@
-// Comm of a single rank: reductions are the identity, transfers are copies.
+// Comm of a single rank: reductions are the identity, exchanges are copies. And what every Comm
+// makes of its basic calls.
 // SPDX-License-Identifier: Apache-2.0
+#include <array>
 #include <cstring>
+#include <vector>
 
 #include "core/comm.h"
 
@@ -11,7 +14,8 @@ void copy(const Tensor& x, const Tensor& y) {
   HADAL_CHECK(x.dtype() == y.dtype() && x.num_elements() == y.num_elements(), "cannot copy ",
               x.str(), " to ", y.str(), " in a world of one rank");
   HADAL_CHECK(x.is_dense() && y.is_dense(), "collectives take dense tensors");
-  std::memcpy(y.raw(), x.raw(), static_cast<size_t>(x.num_bytes()));
+  if (x.raw() != y.raw() && x.num_bytes() > 0)
+    std::memmove(y.raw(), x.raw(), static_cast<size_t>(x.num_bytes()));
 }
 
 class CommSelf final : public Comm {
@@ -21,17 +25,36 @@ class CommSelf final : public Comm {
   void all_reduce(Context&, Acc) override {}
   void reduce_scatter(Context&, In x, Out y) override { copy(x, y); }
   void all_gather(Context&, In x, Out y) override { copy(x, y); }
-  void all_to_all(Context&, In x, Out y) override { copy(x, y); }
-  void send(Context&, In, int to) override {
-    HADAL_FAIL("a world of one rank cannot send to rank ", to);
+  void all_to_all_v(Context&, In x, std::span<const int64_t>, Out y,
+                    std::span<const int64_t>) override {
+    copy(x, y);
   }
-  void recv(Context&, Out, int from) override {
-    HADAL_FAIL("a world of one rank cannot receive from rank ", from);
+  void transfer(Context&, std::span<const Message> messages) override {
+    for (const Message& m : messages)
+      HADAL_FAIL("a world of one rank cannot ", m.send ? "send to" : "receive from", " rank ",
+                 m.peer);
   }
   void barrier() override {}
 };
 
 }  // namespace
+
+void Comm::all_to_all(Context& ctx, In x, Out y) {
+  HADAL_CHECK(x.rank() >= 1 && x.dim(0) % size() == 0, "all_to_all among ", size(),
+              " ranks cannot split ", x.str());
+  const std::vector<int64_t> counts(static_cast<size_t>(size()), x.dim(0) / size());
+  all_to_all_v(ctx, x, counts, y, counts);
+}
+
+void Comm::send(Context& ctx, In x, int to) {
+  const std::array<Message, 1> one{{{.send = true, .peer = to, .data = x}}};
+  transfer(ctx, one);
+}
+
+void Comm::recv(Context& ctx, Out x, int from) {
+  const std::array<Message, 1> one{{{.send = false, .peer = from, .data = x}}};
+  transfer(ctx, one);
+}
 
 std::unique_ptr<Comm> make_comm_self() { return std::make_unique<CommSelf>(); }
 

@@ -1,0 +1,261 @@
+// Comm over a World: every collective is one round or two of messages between all pairs.
+//
+//   G ranks of the group
+//
+// all_reduce is a reduce_scatter over ranges and an all_gather of them: each element is summed
+// once, by one rank, in rank order, and every rank gets the same bits.
+// SPDX-License-Identifier: Apache-2.0
+#include "parallel/comm_host.h"
+
+#include <algorithm>
+#include <cstring>
+#include <span>
+
+#include "core/check.h"
+#include "core/dtype.h"
+
+namespace hadal {
+namespace {
+
+constexpr int64_t kAddBlock = 1024;  // elements converted at once
+
+enum class Call : uint32_t { kReduce = 1, kGather, kExchange, kTransfer, kBarrier };
+
+std::byte* bytes_at(const Tensor& t, int64_t element) {
+  return static_cast<std::byte*>(t.raw()) + element * static_cast<int64_t>(dtype_size(t.dtype()));
+}
+
+void check_host_dense(const Tensor& t) {
+  HADAL_CHECK(t.num_elements() == 0 || t.is_dense(), "collectives take dense tensors, not ",
+              t.str());
+}
+
+template <class T, class Sum>
+void add_as(std::span<const std::byte* const> parts, int64_t count, std::byte* out) {
+  Sum sum[kAddBlock];
+  for (int64_t begin = 0; begin < count; begin += kAddBlock) {
+    const int64_t n = std::min(kAddBlock, count - begin);
+    for (size_t r = 0; r < parts.size(); ++r) {
+      const T* from = reinterpret_cast<const T*>(parts[r]) + begin;
+      for (int64_t i = 0; i < n; ++i) {
+        Sum value;
+        if constexpr (std::is_same_v<T, bf16>)
+          value = to_f32(from[i]);
+        else
+          value = from[i];
+        sum[i] = r == 0 ? value : sum[i] + value;
+      }
+    }
+    T* to = reinterpret_cast<T*>(out) + begin;
+    for (int64_t i = 0; i < n; ++i) {
+      if constexpr (std::is_same_v<T, bf16>)
+        to[i] = to_bf16(sum[i]);
+      else
+        to[i] = sum[i];
+    }
+  }
+}
+
+// out = sum of the parts, in their order; out may be one of them.
+void add(DType dtype, std::span<const std::byte* const> parts, int64_t count, std::byte* out) {
+  switch (dtype) {
+    case DType::kF32:
+      return add_as<float, float>(parts, count, out);
+    case DType::kF64:
+      return add_as<double, double>(parts, count, out);
+    case DType::kBF16:
+      return add_as<bf16, float>(parts, count, out);
+    case DType::kI64:
+      return add_as<int64_t, int64_t>(parts, count, out);
+    default:
+      HADAL_FAIL("reductions add f32, f64, bf16 and i64, not ", dtype_name(dtype));
+  }
+}
+
+class CommHost final : public Comm {
+ public:
+  CommHost(World& world, std::vector<int> ranks, const char* name)
+      : world_(world), ranks_(std::move(ranks)), name_(name) {
+    const auto at = std::find(ranks_.begin(), ranks_.end(), world.rank());
+    HADAL_CHECK(at != ranks_.end(), "internal error: rank ", world.rank(), " is not in group ",
+                name);
+    rank_ = static_cast<int>(at - ranks_.begin());
+  }
+  int rank() const override { return rank_; }
+  int size() const override { return static_cast<int>(ranks_.size()); }
+
+  void all_reduce(Context& ctx, Acc x) override {
+    check_host_dense(x);
+    if (size() == 1 || x.num_elements() == 0) return;
+    world_.at("all_reduce", name_);
+    const std::vector<int64_t> bounds = even_bounds(x.num_elements());
+    reduce(ctx, x, bounds, bytes_at(x, bounds[index()]));
+    gather(x, bounds);
+  }
+
+  void reduce_scatter(Context& ctx, In x, Out y) override {
+    check_host_dense(x);
+    check_host_dense(y);
+    const int64_t n = y.num_elements();
+    HADAL_CHECK(x.num_elements() == n * size() && x.dtype() == y.dtype(), "reduce_scatter among ",
+                size(), " ranks cannot make ", y.str(), " of ", x.str());
+    if (n == 0) return;
+    world_.at("reduce_scatter", name_);
+    reduce(ctx, x, bounds_of(n), bytes_at(y, 0));
+  }
+
+  void all_gather(Context&, In x, Out y) override {
+    check_host_dense(x);
+    check_host_dense(y);
+    const int64_t n = x.num_elements();
+    HADAL_CHECK(y.num_elements() == n * size() && x.dtype() == y.dtype(), "all_gather among ",
+                size(), " ranks cannot make ", y.str(), " of ", x.str());
+    if (n == 0) return;
+    world_.at("all_gather", name_);
+    std::byte* own = bytes_at(y, n * rank_);
+    if (own != x.raw()) std::memcpy(own, x.raw(), static_cast<size_t>(x.num_bytes()));
+    gather(y, bounds_of(n));
+  }
+
+  void all_to_all_v(Context&, In x, std::span<const int64_t> send, Out y,
+                    std::span<const int64_t> recv) override {
+    check_host_dense(x);
+    check_host_dense(y);
+    world_.at("all_to_all", name_);
+    const int64_t row_bytes = row_bytes_of(x, send), recv_row_bytes = row_bytes_of(y, recv);
+    HADAL_CHECK(x.dtype() == y.dtype() && (row_bytes == recv_row_bytes), "all_to_all of ", x.str(),
+                " and ", y.str(), ": their rows differ");
+    std::vector<Parcel> parcels;
+    std::byte *from = bytes_at(x, 0), *to = bytes_at(y, 0);
+    for (size_t r = 0; r < ranks_.size(); ++r) {
+      const auto out = static_cast<size_t>(send[r] * row_bytes);
+      const auto in = static_cast<size_t>(recv[r] * row_bytes);
+      if (static_cast<int>(r) == rank_) {
+        HADAL_CHECK(out == in, "all_to_all: rank ", rank_, " sends itself ", send[r],
+                    " rows and expects ", recv[r]);
+        if (out > 0) std::memcpy(to, from, out);
+      } else {
+        if (out > 0) parcels.push_back(parcel(true, r, from, out, Call::kExchange));
+        if (in > 0) parcels.push_back(parcel(false, r, to, in, Call::kExchange));
+      }
+      from += out;
+      to += in;
+    }
+    world_.exchange(parcels);
+  }
+
+  void transfer(Context&, std::span<const Message> messages) override {
+    if (messages.empty()) return;
+    world_.at("transfer", name_);
+    std::vector<Parcel> parcels;
+    for (const Message& m : messages) {
+      HADAL_CHECK(m.peer >= 0 && m.peer < size() && m.peer != rank_, "rank ", rank_, " of ", size(),
+                  " cannot exchange messages with rank ", m.peer);
+      check_host_dense(m.data);
+      parcels.push_back(parcel(m.send, static_cast<size_t>(m.peer), m.data.raw(),
+                               static_cast<size_t>(m.data.num_bytes()), Call::kTransfer));
+    }
+    world_.exchange(parcels);
+  }
+
+  void barrier() override {
+    world_.at("barrier", name_);
+    std::vector<Parcel> parcels;
+    for (size_t r = 0; r < ranks_.size(); ++r) {
+      if (static_cast<int>(r) == rank_) continue;
+      parcels.push_back(parcel(true, r, nullptr, 0, Call::kBarrier));
+      parcels.push_back(parcel(false, r, nullptr, 0, Call::kBarrier));
+    }
+    world_.exchange(parcels);
+  }
+
+ private:
+  size_t index() const { return static_cast<size_t>(rank_); }
+
+  Parcel parcel(bool send, size_t peer, void* data, size_t bytes, Call call) const {
+    return {.send = send,
+            .peer = ranks_[peer],
+            .data = data,
+            .bytes = bytes,
+            .tag = static_cast<uint32_t>(call)};
+  }
+
+  std::vector<int64_t> bounds_of(int64_t n) const {
+    std::vector<int64_t> bounds;
+    for (int64_t r = 0; r <= size(); ++r) bounds.push_back(r * n);
+    return bounds;
+  }
+  std::vector<int64_t> even_bounds(int64_t n) const {
+    std::vector<int64_t> bounds;
+    for (int64_t r = 0; r <= size(); ++r) bounds.push_back(r * n / size());
+    return bounds;
+  }
+
+  int64_t row_bytes_of(const Tensor& t, std::span<const int64_t> counts) const {
+    HADAL_CHECK(static_cast<int>(counts.size()) == size(), "all_to_all among ", size(),
+                " ranks has ", counts.size(), " counts");
+    int64_t rows = 0;
+    for (const int64_t count : counts) rows += count;
+    HADAL_CHECK(t.rank() >= 1 && rows <= t.dim(0), "all_to_all: ", t.str(), " has no ", rows,
+                " rows");
+    return t.dim(0) == 0
+               ? static_cast<int64_t>(dtype_size(t.dtype())) * (t.rank() > 1 ? t.stride(0) : 1)
+               : t.num_bytes() / t.dim(0);
+  }
+
+  // This rank's range of x, summed over the ranks, to `out`.
+  void reduce(Context& ctx, const Tensor& x, const std::vector<int64_t>& bounds, std::byte* out) {
+    const int64_t count = bounds[index() + 1] - bounds[index()];
+    const auto size_of = [&](size_t r) {
+      return static_cast<size_t>(bounds[r + 1] - bounds[r]) * dtype_size(x.dtype());
+    };
+    const size_t bytes = size_of(index());
+    const Block memory = ctx.memory.take(std::max<size_t>(1, bytes * (ranks_.size() - 1)));
+    auto* room = static_cast<std::byte*>(memory.data());
+    std::vector<Parcel> parcels;
+    std::vector<const std::byte*> parts;
+    for (size_t r = 0; r < ranks_.size(); ++r) {
+      if (r == index()) {
+        parts.push_back(bytes_at(x, bounds[r]));
+        continue;
+      }
+      parts.push_back(room);
+      if (size_of(r) > 0)
+        parcels.push_back(parcel(true, r, bytes_at(x, bounds[r]), size_of(r), Call::kReduce));
+      if (bytes > 0) parcels.push_back(parcel(false, r, room, bytes, Call::kReduce));
+      room += bytes;
+    }
+    world_.exchange(parcels);
+    if (count > 0) add(x.dtype(), parts, count, out);
+  }
+
+  // Every rank's range of y to every rank.
+  void gather(const Tensor& y, const std::vector<int64_t>& bounds) {
+    const auto size_of = [&](size_t r) {
+      return static_cast<size_t>(bounds[r + 1] - bounds[r]) * dtype_size(y.dtype());
+    };
+    std::vector<Parcel> parcels;
+    for (size_t r = 0; r < ranks_.size(); ++r) {
+      if (r == index()) continue;
+      if (size_of(index()) > 0)
+        parcels.push_back(
+            parcel(true, r, bytes_at(y, bounds[index()]), size_of(index()), Call::kGather));
+      if (size_of(r) > 0)
+        parcels.push_back(parcel(false, r, bytes_at(y, bounds[r]), size_of(r), Call::kGather));
+    }
+    world_.exchange(parcels);
+  }
+
+  World& world_;
+  std::vector<int> ranks_;
+  const char* name_;
+  int rank_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Comm> make_comm_host(World& world, std::vector<int> ranks, const char* name) {
+  return std::make_unique<CommHost>(world, std::move(ranks), name);
+}
+
+}  // namespace hadal

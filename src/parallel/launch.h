@@ -1,0 +1,24 @@
+// Launch: a process per rank on this host, and one sentence about the first that fails.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <functional>
+
+#include "parallel/world.h"
+
+namespace hadal {
+
+// Forks world.size() processes, runs body(rank) in each and waits for all of them. Throws an Error
+// with the sentence of the first rank that failed, naming rank, step and collective; the others
+// stop by themselves, and those that do not are killed after `grace_seconds`.
+//
+// While it waits, SIGTERM, SIGINT and SIGUSR1 go on to the ranks. Ranks end with this process.
+// REQUIRES: this process has one thread (fork copies no other), and nothing else waits for its
+// children.
+struct LaunchOptions {
+  double grace_seconds = 10.0;
+};
+void launch(World& world, const std::function<void(int rank)>& body,
+            const LaunchOptions& options = {});
+
+}  // namespace hadal

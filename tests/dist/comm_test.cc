@@ -1,0 +1,227 @@
+// Collectives among processes: every result is the one that the definition gives, in every group
+// size; a rank that dies, hangs or fails is named.
+// SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <csignal>
+#include <numeric>
+
+#include "core/transfer.h"
+#include "parallel/comm_host.h"
+#include "parallel/launch.h"
+
+namespace hadal {
+namespace {
+
+struct Machine {
+  ThreadPool threads{1};
+  Pool memory;
+  Context ctx{.device = {}, .stream = {}, .threads = threads, .memory = memory};
+};
+
+// Runs body(ctx, comm, world) on N processes.
+template <class Body>
+void on_ranks(int N, const Body& body, WorldOptions options = {}) {
+  options.num_ranks = N;
+  World world(options);
+  launch(world,
+         [&](int) {
+           Machine machine;
+           std::vector<int> all(static_cast<size_t>(N));
+           std::iota(all.begin(), all.end(), 0);
+           const auto comm = make_comm_host(world, all, "world");
+           body(machine.ctx, *comm, world);
+         },
+         {.grace_seconds = 1.0});
+}
+
+double value_of(int rank, int64_t i) { return std::sin(static_cast<double>(rank * 1000 + i)); }
+
+Tensor filled(Context& ctx, int rank, int64_t n, DType dtype, std::vector<Block>& keep) {
+  Tensor t;
+  keep.push_back(ctx.memory.take_tensor(dtype, {n}, &t));
+  for (int64_t i = 0; i < n; ++i) store_element(t.raw(), dtype, i, value_of(rank, i));
+  return t;
+}
+
+// Sum over ranks in rank order, in the type that sums.
+double sum_of(int N, int64_t i, DType dtype) {
+  double f64 = 0.0;
+  float f32 = 0.0f;
+  for (int r = 0; r < N; ++r) {
+    double element = 0.0;
+    store_element(&element, dtype, 0, value_of(r, i));
+    const double v = load_element(&element, dtype, 0);
+    f64 = r == 0 ? v : f64 + v;
+    f32 = r == 0 ? static_cast<float>(v) : f32 + static_cast<float>(v);
+  }
+  if (dtype == DType::kF64) return f64;
+  double rounded = 0.0;
+  store_element(&rounded, dtype, 0, f32);
+  return load_element(&rounded, dtype, 0);
+}
+
+void expect_equal(double got, double want, const char* what, int rank, int64_t i) {
+  HADAL_CHECK(got == want, what, " on rank ", rank, ", element ", i, ": ", got, ", not ", want);
+}
+
+TEST(Comm, ReductionsAddInRankOrder) {
+  for (const int N : {1, 2, 3, 5})
+    for (const DType dtype : {DType::kF32, DType::kF64, DType::kBF16})
+      // The largest does not fit a ring.
+      for (const int64_t n : {int64_t{1}, int64_t{7}, int64_t{200000}})
+        ASSERT_NO_THROW(on_ranks(N, [&](Context& ctx, Comm& comm, World&) {
+          const int me = comm.rank();
+          std::vector<Block> keep;
+          Tensor x = filled(ctx, me, n, dtype, keep);
+          comm.all_reduce(ctx, x);
+          for (int64_t i = 0; i < n; ++i)
+            expect_equal(load_element(x.raw(), dtype, i), sum_of(N, i, dtype), "all_reduce", me, i);
+          const Tensor full = filled(ctx, me, n * N, dtype, keep);
+          Tensor part = full.rows(me * n, n);
+          comm.reduce_scatter(ctx, full, part);
+          for (int64_t i = 0; i < n; ++i)
+            expect_equal(load_element(part.raw(), dtype, i), sum_of(N, me * n + i, dtype),
+                         "reduce_scatter", me, i);
+          comm.all_gather(ctx, part, Tensor(full));
+          for (int64_t i = 0; i < n * N; ++i)
+            expect_equal(load_element(full.raw(), dtype, i), sum_of(N, i, dtype), "all_gather", me,
+                         i);
+        }));
+}
+
+TEST(Comm, AllToAllMovesRowsOfAnyCount) {
+  for (const int N : {1, 2, 4})
+    ASSERT_NO_THROW(on_ranks(N, [&](Context& ctx, Comm& comm, World&) {
+      const int me = comm.rank();
+      // Rank s sends rank d (s * 3 + d * 5) % 7 rows.
+      const auto rows = [](int s, int d) { return int64_t{(s * 3 + d * 5) % 7}; };
+      std::vector<int64_t> send, recv;
+      for (int r = 0; r < N; ++r) {
+        send.push_back(rows(me, r));
+        recv.push_back(rows(r, me));
+      }
+      const int64_t out = std::accumulate(send.begin(), send.end(), int64_t{0});
+      const int64_t in = std::accumulate(recv.begin(), recv.end(), int64_t{0});
+      Tensor x, y;
+      const Block x_memory = ctx.memory.take_tensor(DType::kI32, {out, 3}, &x);
+      const Block y_memory = ctx.memory.take_tensor(DType::kI32, {in, 3}, &y);
+      int64_t at = 0;
+      for (int d = 0; d < N; ++d)
+        for (int64_t i = 0; i < 3 * rows(me, d); ++i)
+          x.data<int32_t>()[at++] = me * 10000 + d * 100 + static_cast<int32_t>(i);
+      comm.all_to_all_v(ctx, x, send, y, recv);
+      at = 0;
+      for (int s = 0; s < N; ++s)
+        for (int64_t i = 0; i < 3 * rows(s, me); ++i, ++at)
+          expect_equal(y.data<int32_t>()[at], s * 10000 + me * 100 + static_cast<int32_t>(i),
+                       "all_to_all_v", me, at);
+    }));
+}
+
+TEST(Comm, MessagesOfAGroupCrossWithoutWaitingForEachOther) {
+  ASSERT_NO_THROW(on_ranks(3, [&](Context& ctx, Comm& comm, World& world) {
+    // More than a ring holds, both ways at once between every two ranks; two in a row.
+    constexpr int64_t kMany = 300000;
+    const int me = comm.rank();
+    std::vector<Block> keep;
+    std::vector<Message> messages;
+    std::vector<Tensor> got;
+    for (int r = 0; r < 3; ++r)
+      for (int twice = 0; r != me && twice < 2; ++twice) {
+        messages.push_back({.send = true,
+                            .peer = r,
+                            .data = filled(ctx, me * 2 + twice, kMany, DType::kF64, keep)});
+        got.push_back(filled(ctx, 99, kMany, DType::kF64, keep));
+        messages.push_back({.send = false, .peer = r, .data = got.back()});
+      }
+    world.at_step(1);
+    comm.transfer(ctx, messages);
+    size_t at = 0;
+    for (int r = 0; r < 3; ++r)
+      for (int twice = 0; r != me && twice < 2; ++twice, ++at)
+        for (int64_t i = 0; i < kMany; ++i)
+          expect_equal(got[at].data<double>()[i], value_of(r * 2 + twice, i), "transfer", me, i);
+    for (int i = 0; i < 100; ++i) comm.barrier();
+  }));
+}
+
+// The sentence that launch() throws.
+template <class Body>
+std::string failure(int N, const Body& body, WorldOptions options = {}) {
+  try {
+    on_ranks(N, body, options);
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "nothing failed";
+}
+
+void reduce(Context& ctx, Comm& comm) {
+  std::vector<Block> keep;
+  Tensor x = filled(ctx, comm.rank(), 8, DType::kF32, keep);
+  comm.all_reduce(ctx, x);
+}
+
+TEST(Comm, AKilledRankIsNamedWithStepAndCollective) {
+  EXPECT_EQ(failure(3,
+                    [](Context& ctx, Comm& comm, World& world) {
+                      for (int64_t step = 1; step < 1000; ++step) {
+                        world.at_step(step);
+                        if (comm.rank() == 1 && step == 4) kill(getpid(), SIGKILL);
+                        reduce(ctx, comm);
+                      }
+                    }),
+            "rank 1 failed at step 4, in all_reduce (world): it was killed by signal 9 (Killed)");
+}
+
+TEST(Comm, AFailingRankStopsTheOthersAndIsQuoted) {
+  EXPECT_EQ(failure(3,
+                    [](Context& ctx, Comm& comm, World& world) {
+                      world.at_step(7);
+                      if (comm.rank() == 2) HADAL_FAIL("the disk is full");
+                      reduce(ctx, comm);
+                    }),
+            "rank 2 at step 7: the disk is full");
+}
+
+TEST(Comm, AStoppedRankCountsAsHung) {
+  EXPECT_EQ(failure(2,
+                    [](Context& ctx, Comm& comm, World& world) {
+                      world.at_step(5);
+                      reduce(ctx, comm);
+                      if (comm.rank() == 1) kill(getpid(), SIGSTOP);
+                      reduce(ctx, comm);
+                    },
+                    {.heartbeat_seconds = 1.5, .timeout_seconds = 600.0}),
+            "rank 1 has not beaten for 1.5 s and counts as hung; it was at step 5, in all_reduce "
+            "(world); rank 0 waited for it at step 5, in all_reduce (world)");
+}
+
+TEST(Comm, ARankThatDoesNotGetOnCountsAsHung) {
+  EXPECT_EQ(failure(2,
+                    [](Context& ctx, Comm& comm, World& world) {
+                      world.at_step(5);
+                      if (comm.rank() == 1) sleep(60);
+                      reduce(ctx, comm);
+                    },
+                    {.heartbeat_seconds = 20.0, .timeout_seconds = 1.0}),
+            "rank 1 has not got on for 1 s and counts as hung; it was at step 5; rank 0 waited for "
+            "it at step 5, in all_reduce (world)");
+}
+
+TEST(Comm, DifferentCallsAreNoticed) {
+  const std::string what = failure(2, [](Context& ctx, Comm& comm, World&) {
+    if (comm.rank() == 0)
+      reduce(ctx, comm);
+    else
+      comm.barrier();
+  });
+  EXPECT_NE(what.find("they do not make the same calls"), std::string::npos) << what;
+}
+
+}  // namespace
+}  // namespace hadal
