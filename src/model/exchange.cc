@@ -14,6 +14,7 @@ Ticket LocalExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_we
   const int64_t E = num_experts_, P = ops::max_pages(T * K, E);
   const DType stat = stat_dtype(x.dtype());
   Ticket t;
+  t.num_pages = P;
   t.memory = ctx.memory.take(ByteCount()
                                  .add(DType::kI32, {E})
                                  .add(DType::kI32, {E + 1})

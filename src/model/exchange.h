@@ -11,18 +11,28 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <memory>
+
 #include "core/context.h"
 #include "model/row_pool.h"
 #include "ops/routing.h"
 
 namespace hadal {
 
+// What an Exchange keeps with a ticket beside what the experts read.
+class Route {
+ public:
+  virtual ~Route() = default;
+};
+
 struct [[nodiscard]] Ticket {
   Block memory;
   Event ready;               // the transfer under way
   ops::ExpertLayout layout;  // rows of this rank's experts
-  Tensor row_of_choice;      // [T, K] i32
+  int64_t num_pages = 0;     // P, the capacity of `layout` and of buffers of rows
+  Tensor row_of_choice;      // [T, K] i32   T: tokens that came to this rank; -1: no expert here
   Tensor row_weight;         // [P*kPageRows]   routing weight of each row
+  std::unique_ptr<Route> route;
 };
 
 class Exchange {

@@ -13,12 +13,8 @@
 namespace hadal::moe {
 namespace {
 
-int64_t capacity(const Config& c, const Ticket& ticket) {
-  return ops::max_pages(ticket.row_of_choice.num_elements(), c.n_routed_experts);
-}
-
-experts::Rows rows_of(const Config& c, const Ticket& t) {
-  return {.layout = t.layout, .row_weight = t.row_weight, .num_pages = capacity(c, t)};
+experts::Rows rows_of(const Ticket& t) {
+  return {.layout = t.layout, .row_weight = t.row_weight, .num_pages = t.num_pages};
 }
 
 Saved dispatch(Context& ctx, Exchange& exchange, gate::Saved&& choice, In x) {
@@ -38,7 +34,7 @@ Saved dispatch_forward(Context& ctx, const Config& c, const Weights& w, Exchange
 void mlp_forward(Context& ctx, const Config& c, const Weights& w, Exchange& exchange, In x,
                  Saved& s) {
   const auto [T, D] = HADAL_SHAPE(x, 2);
-  const Shape rows_shape{capacity(c, s.ticket), ops::kPageRows, D};
+  const Shape rows_shape{s.ticket.num_pages, ops::kPageRows, D};
   ByteCount bytes;
   bytes.add(x.dtype(), rows_shape);
   if (c.n_shared_experts > 0) bytes.add(x.dtype(), {T, D});
@@ -49,7 +45,7 @@ void mlp_forward(Context& ctx, const Config& c, const Weights& w, Exchange& exch
     s.shared = mlp::forward(ctx, w.shared, x, s.y_shared);  // [T, D]
   }
   exchange.dispatch_finish(ctx, s.ticket);
-  experts::forward(ctx, c, w.experts, rows_of(c, s.ticket), s.experts, s.y_rows);  // [rows, D]
+  experts::forward(ctx, c, w.experts, rows_of(s.ticket), s.experts, s.y_rows);  // [rows, D]
   exchange.combine_start(ctx, s.ticket, s.y_rows);
 }
 
@@ -89,7 +85,7 @@ void decode(Context& ctx, const Config& c, const Weights& w, Exchange& exchange,
 
 Deferred combine_backward(Context& ctx, const Config& c, Exchange& exchange, Saved& s, In dy) {
   Deferred d;
-  d.experts = experts::make_deferred(ctx, c, s.ticket.layout, capacity(c, s.ticket), dy.dtype());
+  d.experts = experts::make_deferred(ctx, c, s.ticket.layout, s.ticket.num_pages, dy.dtype());
   exchange.combine_backward_start(ctx, s.ticket, dy, d.experts.dy);  // [rows, D]
   return d;
 }
@@ -97,7 +93,7 @@ Deferred combine_backward(Context& ctx, const Config& c, Exchange& exchange, Sav
 void mlp_backward(Context& ctx, const Config& c, const Weights& w, Exchange& exchange, Saved& s,
                   In x, In dy, Deferred& d) {
   const auto [T, D] = HADAL_SHAPE(x, 2);
-  const int64_t P = capacity(c, s.ticket);
+  const int64_t P = s.ticket.num_pages;
   const DType act = x.dtype(), stat = stat_dtype(act);
   ByteCount bytes;
   bytes.add(act, {P, ops::kPageRows, D}).add(stat, {P * ops::kPageRows});
@@ -111,7 +107,7 @@ void mlp_backward(Context& ctx, const Config& c, const Weights& w, Exchange& exc
     d.shared = mlp::backward_input(ctx, w.shared, std::move(s.shared), x, dy, d.dx_shared);
   }
   exchange.combine_backward_finish(ctx, s.ticket);
-  experts::backward_input(ctx, c, w.experts, rows_of(c, s.ticket), std::move(s.experts), d.experts,
+  experts::backward_input(ctx, c, w.experts, rows_of(s.ticket), std::move(s.experts), d.experts,
                           d.dx_rows, d.drow_weight);  // [rows, D]
   exchange.dispatch_backward_start(ctx, s.ticket, d.dx_rows, d.drow_weight);
 }
@@ -121,7 +117,7 @@ void dispatch_backward(Context& ctx, const Config& c, const Weights& w, Exchange
   Saved s = std::move(saved);
   Tensor dtopk_weight;
   const Block memory =
-      ctx.memory.take_tensor(stat_dtype(x.dtype()), s.ticket.row_of_choice.shape(), &dtopk_weight);
+      ctx.memory.take_tensor(stat_dtype(x.dtype()), s.gate.topk_weight.shape(), &dtopk_weight);
   exchange.dispatch_backward_finish(ctx, s.ticket, d.dx_rows, d.drow_weight, dx, dtopk_weight);
   if (d.has_shared) ops::add_acc(ctx, d.dx_shared, Acc(dx));  // [T, D]
   d.gate = gate::backward_input(ctx, c, w.gate, std::move(s.gate), x, dtopk_weight, balance_scale,

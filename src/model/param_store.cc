@@ -12,54 +12,133 @@ namespace hadal {
 namespace {
 
 constexpr int64_t kPad = 64;  // elements
-constexpr int kNumGroups = 4;
+enum Group : size_t { kExperts, kMatrices, kGates, kNorms, kBuffers };
 
-int group_of(const ParamInfo& info) {
-  if (info.kind == ParamKind::kBuffer) return 3;
-  if (info.kind == ParamKind::kNorm) return 2;
-  return info.name.ends_with("gate.weight") ? 1 : 0;
+Group group_of(const ParamInfo& info) {
+  if (info.kind == ParamKind::kBuffer) return kBuffers;
+  if (info.kind == ParamKind::kNorm) return kNorms;
+  if (info.expert >= 0) return kExperts;
+  return info.name.ends_with("gate.weight") ? kGates : kMatrices;
 }
 
-int64_t padded(const Shape& shape) { return (shape.num_elements() + kPad - 1) / kPad * kPad; }
+Group last_group(ParamStore::Extent extent) {
+  switch (extent) {
+    case ParamStore::Extent::kAll:
+      return kBuffers;
+    case ParamStore::Extent::kTrained:
+    case ParamStore::Extent::kShare:
+      return kNorms;
+    case ParamStore::Extent::kMatrices:
+      return kMatrices;
+  }
+  HADAL_UNREACHABLE("extent");
+}
+
+int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 }  // namespace
 
-ParamStore::ParamStore(Context& ctx, const Config& config, DType dtype, Extent extent) {
-  const int last_group = extent == Extent::kAll ? 3 : extent == Extent::kTrained ? 2 : 0;
+FlatRange intersect(const FlatRange& a, const FlatRange& b) {
+  const int64_t begin = std::max(a.begin, b.begin), end = std::min(a.end(), b.end());
+  return {.begin = begin, .count = std::max<int64_t>(0, end - begin)};
+}
+
+ParamStore::ParamStore(Context& ctx, const Config& config, DType dtype, Extent extent,
+                       const Placement& placement)
+    : extent_(extent), placement_(placement) {
   resize(config, tree);
-  int64_t size[kNumGroups] = {0, 0, 0, 0};
-  for_each_param(
-      config, [&](const ParamInfo& info, Tensor&) { size[group_of(info)] += padded(info.shape); },
-      tree);
-  int64_t next[kNumGroups], total = 0;
-  for (int g = 0; g < kNumGroups; ++g) {
+  std::array<int64_t, kNumGroups> size{}, next{};
+  const auto holds = [&](const ParamInfo& info) {
+    return !placement_.holds || placement_.holds(info);
+  };
+  for_each_param(config, [&](const ParamInfo& info) {
+    if (holds(info)) size[group_of(info)] += rounded_up(info.shape.num_elements(), kPad);
+  });
+  size[kExperts] = rounded_up(size[kExperts], kPad * placement_.expert_ways);
+  const int64_t dense = size[kMatrices] + size[kGates] + size[kNorms];
+  size[kNorms] += rounded_up(dense, kPad * placement_.dense_ways) - dense;
+  int64_t total = 0;
+  for (size_t g = 0; g < kNumGroups; ++g) {
     next[g] = total;
-    if (g <= last_group) total += size[g];
+    if (g <= last_group(extent)) total += size[g];
     end_[g] = total;
   }
-  memory_ = ctx.memory.take_tensor(dtype, {total}, &flat_);
+  const int64_t elements =
+      is_whole() ? total : share(Region::kExperts).count + share(Region::kDense).count;
+  memory_ = ctx.memory.take_tensor(dtype, {elements}, &flat_);
   ops::fill(ctx, 0.0, flat_);
+  const FlatRange shares[] = {share(Region::kExperts), share(Region::kDense)};
   for_each_param(
       config,
       [&](const ParamInfo& info, Tensor& leaf) {
-        const int g = group_of(info);
-        if (g > last_group) return;
-        leaf = flat_.rows(next[g], info.shape.num_elements()).view(info.shape);
-        next[g] += padded(info.shape);
+        const Group g = group_of(info);
+        if (g > last_group(extent) || !holds(info)) return;
+        const FlatRange range{.begin = next[g], .count = info.shape.num_elements()};
+        next[g] += rounded_up(range.count, kPad);
+        places_.push_back({.name = info.name, .range = range});
+        if (is_whole() || intersect(range, shares[0]) == range ||
+            intersect(range, shares[1]) == range)
+          leaf = slice(range).view(info.shape);
       },
       tree);
 }
 
-Tensor ParamStore::matrices() const { return flat_.rows(0, end_[0]); }
-Tensor ParamStore::decayed() const { return flat_.rows(0, end_[1]); }
-Tensor ParamStore::norms() const { return flat_.rows(end_[1], end_[2] - end_[1]); }
-Tensor ParamStore::trained() const { return flat_.rows(0, end_[2]); }
+FlatRange ParamStore::region(Region region) const {
+  return region == Region::kExperts
+             ? FlatRange{.begin = 0, .count = end_[kExperts]}
+             : FlatRange{.begin = end_[kExperts], .count = end_[kNorms] - end_[kExperts]};
+}
+
+FlatRange ParamStore::share(Region r) const {
+  const FlatRange all = region(r);
+  const bool experts = r == Region::kExperts;
+  const int64_t count = all.count / (experts ? placement_.expert_ways : placement_.dense_ways);
+  const int index = experts ? placement_.expert_share : placement_.dense_share;
+  return {.begin = all.begin + index * count, .count = count};
+}
+
+FlatRange ParamStore::range_of(const std::string& name) const {
+  for (const Place& place : places_)
+    if (place.name == name) return place.range;
+  return {};
+}
+
+Tensor ParamStore::slice(const FlatRange& range) const {
+  if (is_whole()) return flat_.rows(range.begin, range.count);
+  int64_t before = 0;
+  for (const Region r : kRegions) {
+    const FlatRange mine = share(r);
+    if (intersect(range, mine) == range)
+      return flat_.rows(before + range.begin - mine.begin, range.count);
+    before += mine.count;
+  }
+  HADAL_UNREACHABLE("the range is not in this share");
+}
+
+void ParamStore::for_each_piece(const Config& config, const VisitPiece& visit) const {
+  auto place = places_.begin();
+  for_each_param(config, [&](const ParamInfo& info) {
+    if (place == places_.end() || place->name != info.name) return;
+    const FlatRange range = place++->range;
+    if (is_whole()) return visit(info, 0, slice(range));
+    for (const Region r : kRegions) {
+      const FlatRange mine = intersect(range, share(r));
+      if (mine.count > 0) visit(info, mine.begin - range.begin, slice(mine));
+    }
+  });
+}
+
+Tensor ParamStore::matrices() const { return flat_.rows(0, end_[kMatrices]); }
+Tensor ParamStore::decayed() const { return flat_.rows(0, end_[kGates]); }
+Tensor ParamStore::norms() const { return flat_.rows(end_[kGates], end_[kNorms] - end_[kGates]); }
+Tensor ParamStore::trained() const { return flat_.rows(0, end_[kNorms]); }
 
 void init_params(Context& ctx, const Config& config, uint64_t seed, ModelParams<Tensor>& tree) {
   constexpr int64_t kTask = int64_t{1} << 16;  // elements
   for_each_param(
       config,
       [&](const ParamInfo& info, Tensor& leaf) {
+        if (leaf.empty()) return;
         const int64_t n = leaf.num_elements();
         const Rng rng(seed, stream_id("init." + info.name));
         HostWrite values(ctx, leaf);
@@ -97,6 +176,7 @@ Weights weights_of(const Config& config, ModelParams<Tensor>& masters,
   };
   for_each_param(config, fill, weights, masters);
   if (copies != nullptr) for_each_param(config, fill, weights, *copies);
+  drop_absent_experts(weights);
   return weights;
 }
 

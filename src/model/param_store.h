@@ -1,42 +1,91 @@
 // ParamStore: one tree of parameters in one block, so that the optimizer sees flat ranges.
 //
 // Elements are laid out in groups, each parameter at a multiple of 64 elements (padding is zero):
-//   matrices and embeddings | gate weights | norms | buffers
-// The first two take weight decay, the first three are trained, the first alone has a bf16 copy.
-// Offsets depend on the config only, so stores of different types line up element by element.
+//   experts | matrices and embeddings | gate weights | norms | buffers
+// The first three take weight decay, the first four are trained, the first two have a bf16 copy.
+// The experts are one region and the rest of what is trained, "dense", another: their gradients are
+// summed over different groups of ranks, and each is cut into equal shares of its group's ranks.
+// Offsets depend on the config and the placement only, so stores of different types line up element
+// by element.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+
+#include <array>
+#include <functional>
+#include <vector>
 
 #include "core/transfer.h"
 #include "model/params.h"
 
 namespace hadal {
 
+// Elements [begin, begin + count) of the flat layout.
+struct FlatRange {
+  int64_t begin = 0, count = 0;
+  int64_t end() const { return begin + count; }
+  bool operator==(const FlatRange&) const = default;
+};
+FlatRange intersect(const FlatRange& a, const FlatRange& b);
+
+// What one rank holds of a model, and its share of the optimizer's state (ZeRO-1).
+struct Placement {
+  std::function<bool(const ParamInfo&)> holds = {};  // none: everything
+  int expert_ways = 1, expert_share = 0;  // shares of the experts, and which is this rank's
+  int dense_ways = 1, dense_share = 0;
+};
+
 class ParamStore {
  public:
   enum class Extent : uint8_t {
     kAll,       // masters: buffers included
-    kTrained,   // gradients and moments
+    kTrained,   // gradients
     kMatrices,  // low-precision copies of matrices and embeddings
+    kShare,     // moments: this rank's shares of what is trained
   };
   // Zero-filled.
-  ParamStore(Context& ctx, const Config& config, DType dtype, Extent extent);
+  ParamStore(Context& ctx, const Config& config, DType dtype, Extent extent,
+             const Placement& placement = {});
 
-  ModelParams<Tensor> tree;              // leaves outside the extent are empty
+  ModelParams<Tensor> tree;              // leaves that are not held, or not whole, are empty
   Tensor flat() const { return flat_; }  // [n] everything
-  Tensor matrices() const;               // [n] first group
-  Tensor decayed() const;                // [n] first two groups
-  Tensor norms() const;                  // [n] third group
-  Tensor trained() const;                // [n] first three groups
+  Tensor matrices() const;               // [n] first two groups
+  Tensor decayed() const;                // [n] first three groups
+  Tensor norms() const;                  // [n] fourth group
+  Tensor trained() const;                // [n] first four groups
+
+  enum class Region : uint8_t { kExperts, kDense };
+  static constexpr std::array<Region, 2> kRegions = {Region::kExperts, Region::kDense};
+  FlatRange region(Region region) const;
+  FlatRange share(Region region) const;  // this rank's
+  FlatRange decayed_range() const { return {.begin = 0, .count = end_[2]}; }
+  // Where a parameter lies; count 0 if it is not held.
+  FlatRange range_of(const std::string& name) const;
+  Tensor slice(const FlatRange& range) const;  // REQUIRES: it is in this store
+
+  // Calls visit(info, begin, piece) for each parameter that this store has elements of: `piece` [n]
+  // is elements [begin, begin + n) of it.
+  using VisitPiece = std::function<void(const ParamInfo&, int64_t begin, Tensor piece)>;
+  void for_each_piece(const Config& config, const VisitPiece& visit) const;
 
  private:
+  static constexpr size_t kNumGroups = 5;
+  struct Place {
+    std::string name;
+    FlatRange range;
+  };
+
+  bool is_whole() const { return extent_ != Extent::kShare; }
+
+  Extent extent_;
+  Placement placement_;
   Block memory_;
   Tensor flat_;
-  int64_t end_[4] = {0, 0, 0, 0};  // where each group ends, in elements
+  std::vector<Place> places_;              // of held parameters, in the order of for_each_param
+  std::array<int64_t, kNumGroups> end_{};  // where each group ends, in elements
 };
 
 // Normal(0, initializer_range) matrices, unit norms, zero biases: element i of parameter NAME is a
-// function of (seed, NAME, i) alone.
+// function of (seed, NAME, i) alone. Empty leaves are left out.
 void init_params(Context& ctx, const Config& config, uint64_t seed, ModelParams<Tensor>& tree);
 
 // A tree's contents in host memory, to be saved: the tree itself on the CPU, else copies.
@@ -50,7 +99,7 @@ class HostTree {
 };
 
 // The tree as modules read it: matrices from `copies` where given (bf16 compute), the rest from
-// `masters`.
+// `masters`; experts that are not held are left out.
 Weights weights_of(const Config& config, ModelParams<Tensor>& masters, ModelParams<Tensor>* copies);
 
 }  // namespace hadal

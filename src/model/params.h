@@ -110,6 +110,8 @@ struct ParamInfo {
   Shape shape;
   ParamKind kind;
   ParamShard shard;
+  int64_t layer = -1;   // MTP module k: num_hidden_layers + k; -1: of no layer
+  int64_t expert = -1;  // routed expert; -1: of none
   bool decay() const { return shape.rank >= 2; }  // weight decay on matrices only
   bool trained() const { return kind != ParamKind::kBuffer; }
 };
@@ -122,6 +124,11 @@ void resize(const Config& config, ModelParams<Leaf>& tree);
 // trees of the same shape at once: weights, gradients and moments together.
 template <class Visit, class... Trees>
 void for_each_param(const Config& config, Visit&& visit, Trees&... trees);
+
+// Of a tree whose absent parameters are empty leaves: leaves the experts that are there, in order,
+// as modules compute with them. NOTE: for_each_param() does not fit such a tree any more.
+template <class Leaf>
+void drop_absent_experts(ModelParams<Leaf>& tree);
 
 // ---- implementation ----------------------------------------------------------------------------
 
@@ -144,12 +151,12 @@ void resize(const Config& config, ModelParams<Leaf>& tree) {
 namespace detail {
 
 template <class Visit, class... Blocks>
-void visit_block(const Config& c, const std::string& prefix, bool is_moe, Visit& visit,
+void visit_block(const Config& c, const std::string& prefix, int64_t layer, Visit& visit,
                  Blocks&... b) {
   const int64_t D = c.hidden_size, H = c.num_attention_heads;
   const int64_t Dq = H * c.qk_head_dim(), Dkv = H * (c.qk_nope_head_dim + c.v_head_dim);
   const auto at = [&](const char* name, Shape shape, ParamKind kind, ParamShard shard) {
-    return ParamInfo{prefix + name, shape, kind, shard};
+    return ParamInfo{prefix + name, shape, kind, shard, layer};
   };
   using K = ParamKind;
   using S = ParamShard;
@@ -172,7 +179,7 @@ void visit_block(const Config& c, const std::string& prefix, bool is_moe, Visit&
     visit(at((base + "w3").c_str(), {F, D}, K::kMatrix, S::kRows), m.w3...);
     visit(at((base + "w2").c_str(), {D, F}, K::kMatrix, S::kColumns), m.w2...);
   };
-  if (!is_moe) {
+  if (!c.is_moe_layer(layer)) {
     visit_mlp("ffn", c.intermediate_size, b.mlp...);
     return;
   }
@@ -181,10 +188,15 @@ void visit_block(const Config& c, const std::string& prefix, bool is_moe, Visit&
   visit(at("ffn.gate.bias", {c.n_routed_experts}, K::kBuffer, S::kReplicated), b.moe.gate.bias...);
   const int64_t F = c.moe_intermediate_size;
   for (size_t e = 0; e < static_cast<size_t>(c.n_routed_experts); ++e) {
-    const std::string base = concat("ffn.experts.", e, ".");
-    visit(at((base + "w1").c_str(), {F, D}, K::kMatrix, S::kExpert), b.moe.experts.w1[e]...);
-    visit(at((base + "w3").c_str(), {F, D}, K::kMatrix, S::kExpert), b.moe.experts.w3[e]...);
-    visit(at((base + "w2").c_str(), {D, F}, K::kMatrix, S::kExpert), b.moe.experts.w2[e]...);
+    const auto of_expert = [&](const char* name, Shape shape) {
+      ParamInfo info =
+          at(concat("ffn.experts.", e, ".", name).c_str(), shape, K::kMatrix, S::kExpert);
+      info.expert = static_cast<int64_t>(e);
+      return info;
+    };
+    visit(of_expert("w1", {F, D}), b.moe.experts.w1[e]...);
+    visit(of_expert("w3", {F, D}), b.moe.experts.w3[e]...);
+    visit(of_expert("w2", {D, F}), b.moe.experts.w2[e]...);
   }
   if (c.n_shared_experts > 0)
     visit_mlp("ffn.shared_experts", c.shared_intermediate_size(), b.moe.shared...);
@@ -199,19 +211,32 @@ void for_each_param(const Config& c, Visit&& visit, Trees&... trees) {
   const int64_t D = c.hidden_size, V = c.vocab_size;
   visit(ParamInfo{"embed", {V, D}, K::kPlain, S::kRows}, trees.embed...);
   for (size_t l = 0; l < static_cast<size_t>(c.num_hidden_layers); ++l)
-    detail::visit_block(c, concat("layers.", l, "."), c.is_moe_layer(static_cast<int64_t>(l)),
-                        visit, trees.layers[l]...);
+    detail::visit_block(c, concat("layers.", l, "."), static_cast<int64_t>(l), visit,
+                        trees.layers[l]...);
   visit(ParamInfo{"norm", {D}, K::kNorm, S::kReplicated}, trees.norm...);
   if (!c.tie_word_embeddings) visit(ParamInfo{"head", {V, D}, K::kPlain, S::kRows}, trees.head...);
   for (size_t k = 0; k < static_cast<size_t>(c.num_nextn_predict_layers); ++k) {
     const std::string prefix = concat("mtp.", k, ".");
-    visit(ParamInfo{prefix + "enorm", {D}, K::kNorm, S::kReplicated}, trees.mtp[k].enorm...);
-    visit(ParamInfo{prefix + "hnorm", {D}, K::kNorm, S::kReplicated}, trees.mtp[k].hnorm...);
-    visit(ParamInfo{prefix + "eh_proj", {D, 2 * D}, K::kPlain, S::kReplicated},
-          trees.mtp[k].eh_proj...);
-    detail::visit_block(c, prefix + "block.", true, visit, trees.mtp[k].block...);
-    visit(ParamInfo{prefix + "norm", {D}, K::kNorm, S::kReplicated}, trees.mtp[k].norm...);
+    const int64_t layer = c.num_hidden_layers + static_cast<int64_t>(k);
+    const auto at = [&](const char* name, Shape shape, K kind) {
+      return ParamInfo{prefix + name, shape, kind, S::kReplicated, layer};
+    };
+    visit(at("enorm", {D}, K::kNorm), trees.mtp[k].enorm...);
+    visit(at("hnorm", {D}, K::kNorm), trees.mtp[k].hnorm...);
+    visit(at("eh_proj", {D, 2 * D}, K::kPlain), trees.mtp[k].eh_proj...);
+    detail::visit_block(c, prefix + "block.", layer, visit, trees.mtp[k].block...);
+    visit(at("norm", {D}, K::kNorm), trees.mtp[k].norm...);
   }
+}
+
+template <class Leaf>
+void drop_absent_experts(ModelParams<Leaf>& tree) {
+  const auto drop = [](block::Params<Leaf>& b) {
+    for (auto* leaves : {&b.moe.experts.w1, &b.moe.experts.w3, &b.moe.experts.w2})
+      std::erase_if(*leaves, [](const Leaf& leaf) { return leaf.empty(); });
+  };
+  for (auto& layer : tree.layers) drop(layer);
+  for (auto& module : tree.mtp) drop(module.block);
 }
 
 }  // namespace hadal

@@ -150,27 +150,34 @@ Stage whole_model(const Config& config, const hadal::Weights& w, Exchange& excha
 }
 
 Meter make_meter(Context& ctx, const Stage& s) {
-  const int64_t M = num_moe_layers(s), E = s.config.n_routed_experts;
+  const int64_t M = num_moe_layers(s), E = s.config.n_routed_experts, depths = s.num_mtp;
   Meter meter;
-  meter.memory = ctx.memory.take(ByteCount()
-                                     .add(DType::kF64, {1})
-                                     .add(DType::kF64, {s.num_mtp})
-                                     .add(DType::kF64, {M})
-                                     .add(DType::kI64, {M, E})
-                                     .total());
-  meter.main = meter.memory.tensor(DType::kF64, {1});
-  meter.mtp = meter.memory.tensor(DType::kF64, {s.num_mtp});
-  meter.balance = meter.memory.tensor(DType::kF64, {M});
+  meter.memory = ctx.memory.take(
+      ByteCount().add(DType::kF64, {1 + depths + M}).add(DType::kI64, {M, E}).total());
+  meter.sums = meter.memory.tensor(DType::kF64, {1 + depths + M});
+  meter.main = meter.sums.rows(0, 1);
+  meter.mtp = meter.sums.rows(1, depths);
+  meter.balance = meter.sums.rows(1 + depths, M);
   meter.counts = meter.memory.tensor(DType::kI64, {M, E});
   reset(ctx, meter);
   return meter;
 }
 
 void reset(Context& ctx, Meter& meter) {
-  ops::fill(ctx, 0.0, meter.main);
-  ops::fill(ctx, 0.0, meter.mtp);
-  ops::fill(ctx, 0.0, meter.balance);
+  ops::fill(ctx, 0.0, meter.sums);
   ops::fill(ctx, 0.0, meter.counts);
+}
+
+Meter part_of(const Meter& whole, const Stage& s) {
+  int64_t before = 0;
+  for (int64_t l = 0; l < s.first_layer; ++l) before += s.config.is_moe_layer(l) ? 1 : 0;
+  const int64_t M = num_moe_layers(s);
+  Meter part;
+  part.main = whole.main;
+  part.mtp = whole.mtp.rows(0, s.num_mtp);
+  part.balance = whole.balance.rows(before, M);
+  part.counts = whole.counts.rows(before, M);
+  return part;
 }
 
 Saved forward(Context& ctx, const Stage& stage, const Batch& batch, In x_in, Meter& meter) {

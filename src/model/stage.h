@@ -43,6 +43,7 @@ struct LossScale {
 // What a step adds up over its micro-batches. MoE layers in order, MTP blocks last.
 struct Meter {
   Block memory;
+  Tensor sums;     // [1+Dm+M] f64   main, mtp and balance
   Tensor main;     // [1] f64      sum of losses over targets
   Tensor mtp;      // [Dm] f64
   Tensor balance;  // [M] f64      sum over sequences, without alpha
@@ -50,6 +51,8 @@ struct Meter {
 };
 Meter make_meter(Context& ctx, const Stage& stage);
 void reset(Context& ctx, Meter& meter);
+// The rows of `stage` in a meter of the whole model. REQUIRES: the meter outlives it.
+Meter part_of(const Meter& whole, const Stage& stage);
 
 struct [[nodiscard]] Saved {
   Block memory;

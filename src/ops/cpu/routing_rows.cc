@@ -19,7 +19,12 @@ int64_t checked_expert(const Tensor& topk_idx, int64_t t, int64_t k, int64_t E) 
   return expert;
 }
 
-// Calls fn(choice, row) for the T*K values; both are addresses of R.
+bool is_left_out(const Tensor& t, int64_t token, int64_t k) {
+  return choices_of(t, token)[k] == -1;
+}
+
+// Calls fn(choice, row) for the T*K values; both are addresses of R, the row's null where the
+// choice is left out.
 template <class R, class Fn>
 void for_choices(Context& ctx, const Tensor& choice_value, const Tensor& row_of_choice,
                  const Tensor& row_value, const Fn& fn) {
@@ -28,9 +33,14 @@ void for_choices(Context& ctx, const Tensor& choice_value, const Tensor& row_of_
     for (int64_t t = begin; t < end; ++t) {
       for (int64_t k = 0; k < K; ++k) {
         const int64_t row = choices_of(row_of_choice, t)[k];
+        R* choice = choice_value.data<R>() + t * choice_value.stride(0) + k;
+        if (row == -1) {
+          fn(choice, static_cast<R*>(nullptr));
+          continue;
+        }
         HADAL_CHECK(row >= 0 && row < num_rows, "choice ", k, " of token ", t, " is row ", row,
                     ", but row_value has ", num_rows, " rows");
-        fn(choice_value.data<R>() + t * choice_value.stride(0) + k, row_value.data<R>() + row);
+        fn(choice, row_value.data<R>() + row);
       }
     }
   });
@@ -53,7 +63,8 @@ void expert_layout(Context& ctx, In topk_idx, const ExpertLayout& layout, Out ro
   // Count the rows of each expert.
   std::fill(counts, counts + E, 0);
   for (int64_t t = 0; t < T; ++t) {
-    for (int64_t k = 0; k < K; ++k) ++counts[checked_expert(topk_idx, t, k, E)];
+    for (int64_t k = 0; k < K; ++k)
+      if (!is_left_out(topk_idx, t, k)) ++counts[checked_expert(topk_idx, t, k, E)];
   }
   page_begin[0] = 0;
   for (int64_t e = 0; e < E; ++e) {
@@ -68,7 +79,8 @@ void expert_layout(Context& ctx, In topk_idx, const ExpertLayout& layout, Out ro
   for (int64_t e = 0; e < E; ++e) next_row[e] = page_begin[e] * static_cast<int32_t>(kPageRows);
   for (int64_t t = 0; t < T; ++t) {
     int32_t* rows = row_of_choice.data<int32_t>() + t * row_of_choice.stride(0);
-    for (int64_t k = 0; k < K; ++k) rows[k] = next_row[choices_of(topk_idx, t)[k]]++;
+    for (int64_t k = 0; k < K; ++k)
+      rows[k] = is_left_out(topk_idx, t, k) ? -1 : next_row[choices_of(topk_idx, t)[k]]++;
   }
 }
 
@@ -83,6 +95,7 @@ void scatter_rows(Context& ctx, In x, In row_of_choice, const PagedRows& rows) {
         if (!same_type) from = read_row(x, t * x.stride(0), D, scratch.row(thread, 0));
         const DType from_dtype = same_type ? x.dtype() : DTypeOf<R>::value;
         for (int64_t k = 0; k < K; ++k) {
+          if (is_left_out(row_of_choice, t, k)) continue;
           void* to = address(rows.slab, row_offset(rows, choices_of(row_of_choice, t)[k]));
           if (from_dtype == rows.slab.dtype()) {
             std::memcpy(to, from, static_cast<size_t>(D) * dtype_size(from_dtype));
@@ -105,6 +118,7 @@ void combine_rows(Context& ctx, const PagedRows& rows, In row_of_choice, Out y) 
         R* sum = begin_row(y, t * y.stride(0), scratch.row(thread, 0));
         std::fill(sum, sum + D, R(0));
         for (int64_t k = 0; k < K; ++k) {
+          if (is_left_out(row_of_choice, t, k)) continue;
           const int64_t at = row_offset(rows, choices_of(row_of_choice, t)[k]);
           kernels.add(sum, read_row(rows.slab, at, D, scratch.row(thread, 1)), sum, D);
         }
@@ -116,15 +130,16 @@ void combine_rows(Context& ctx, const PagedRows& rows, In row_of_choice, Out y) 
 
 void scatter_choices(Context& ctx, In choice_value, In row_of_choice, Out row_value) {
   with_arithmetic({row_value.dtype()}, [&]<class R>(R) {
-    for_choices<R>(ctx, choice_value, row_of_choice, row_value,
-                   [](const R* choice, R* row) { *row = *choice; });
+    for_choices<R>(ctx, choice_value, row_of_choice, row_value, [](const R* choice, R* row) {
+      if (row != nullptr) *row = *choice;
+    });
   });
 }
 
 void gather_choices(Context& ctx, In row_value, In row_of_choice, Out choice_value) {
   with_arithmetic({row_value.dtype()}, [&]<class R>(R) {
     for_choices<R>(ctx, choice_value, row_of_choice, row_value,
-                   [](R* choice, const R* row) { *choice = *row; });
+                   [](R* choice, const R* row) { *choice = row == nullptr ? R(0) : *row; });
   });
 }
 
