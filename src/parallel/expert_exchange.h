@@ -1,0 +1,71 @@
+// ExpertExchange: the Exchange of CPU ranks, over one hop or two.
+//
+//   T tokens of this rank   R tokens that came here   K choices   D model width
+//
+// One hop: each token goes once to every rank that has one of its experts. Two hops, where the
+// expert group spans several nodes (report, 3.2.2): each token goes once to every node that has one
+// of its experts, to the rank of the same index there, and from it to the ranks inside the node; so
+// what crosses between nodes is at most topk_group rows a token. The last rank gives a token a row
+// for each of its experts; on the way back rows are summed at every stop, in f32 (f64 in f64), and
+// travel in the type of the activations. Experts are in rank order, so every sum runs over
+// ascending experts. Backward mirrors it.
+//
+// The exchange is done when its _start returns; a device's may run until _finish.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <vector>
+
+#include "model/exchange.h"
+#include "parallel/expert_hop.h"
+
+namespace hadal {
+
+// Of this rank, since the last reset.
+struct ExchangeCounters {
+  int64_t tokens = 0;       // dispatched, once for each MoE layer
+  int64_t rank_visits = 0;  // ranks that have one of their experts, this one included
+  int64_t node_visits = 0;  // nodes, likewise
+  int64_t most_nodes = 0;   // of one token
+  int64_t node_bytes = 0;   // sent to other ranks of this rank's node, backward included
+  int64_t link_bytes = 0;   // sent to other nodes
+};
+
+class ExpertExchange final : public Exchange {
+ public:
+  struct Groups {
+    Comm& inner;          // ranks of this rank's node that share the node's experts
+    Comm* outer;          // ranks of the same index in other nodes; none: there is one node
+    int64_t num_experts;  // of the layer
+  };
+  // REQUIRES: the comms and the pool outlive it.
+  ExpertExchange(const Groups& groups, RowPool& pool);
+
+  Ticket dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight, RowLease* rows) override;
+  void dispatch_finish(Context&, Ticket&) override {}
+  void combine_start(Context& ctx, Ticket& ticket, const ops::PagedRows& rows) override;
+  void combine_finish(Context& ctx, Ticket& ticket, const ops::PagedRows& rows, Out y) override;
+  void combine_backward_start(Context& ctx, Ticket& ticket, In dy,
+                              const ops::PagedRows& drows) override;
+  void combine_backward_finish(Context&, Ticket&) override {}
+  void dispatch_backward_start(Context& ctx, Ticket& ticket, const ops::PagedRows& drows,
+                               In drow_weight) override;
+  void dispatch_backward_finish(Context& ctx, Ticket& ticket, const ops::PagedRows& drows,
+                                In drow_weight, Out dx, Out dtopk_weight) override;
+
+  ExchangeCounters counters() const;
+  void reset_counters();
+
+ private:
+  struct HostRoute;
+  void count_visits(In topk_idx);
+  Ticket place_rows(Context& ctx, const ExpertHop::Tokens& tokens, RowLease* rows);
+
+  RowPool& pool_;
+  std::vector<ExpertHop> hops_;
+  bool has_outer_;
+  int64_t experts_of_rank_, experts_of_node_;
+  ExchangeCounters counters_;
+};
+
+}  // namespace hadal

@@ -1,0 +1,68 @@
+// ExpertHop: one trip of tokens to the ranks that lead to their experts, and back.
+//
+//   G ranks of the hop's group   T tokens here   R tokens that come here   K choices of a token
+//   N copies that leave: a token and one of its ranks   D model width
+//
+// Rank g of the group leads to experts [g*n, (g+1)*n): it has them, or the next hop starts there. A
+// token goes once to each rank that it needs, with the ids (counted from that rank's first expert;
+// -1 where a choice is elsewhere) and weights of its choices. On the way back a token's copies are
+// summed in rank order, in f32 (f64 in f64).
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <vector>
+
+#include "core/comm.h"
+#include "ops/routing.h"
+
+namespace hadal {
+
+// Room for rows of one width, as pages in order and as a matrix.
+struct RowBuffer {
+  RowBuffer() = default;
+  RowBuffer(Context& ctx, DType dtype, int64_t num_rows, int64_t width);
+  Block memory;
+  ops::PagedRows paged;
+  Tensor rows;  // [num_rows, W]
+};
+
+class ExpertHop {
+ public:
+  // REQUIRES: comm outlives it.
+  ExpertHop(Comm& comm, int64_t experts_of_rank) : comm_(comm), experts_of_rank_(experts_of_rank) {}
+
+  // Where the tokens of one dispatch went.
+  struct Route {
+    Block memory;
+    std::vector<int64_t> send, recv;  // [G]   rows to and from each rank
+    int64_t num_tokens = 0, num_send = 0, num_recv = 0;
+    Tensor copy_of_rank;    // [T, min(K, G)] i32   copy for each of a token's ranks, ascending; -1
+    Tensor copy_of_choice;  // [T, K] i32           copy that carries a choice; -1
+  };
+  struct Tokens {
+    RowBuffer x, ids, weights;  // [R, D]  [R, K] i32  [R, K]
+  };
+
+  Tokens dispatch(Context& ctx, In x, In ids, In weights, Route* route);
+  RowBuffer go(Context& ctx, const Route& route, In x);         // [T, D] -> [R, D]
+  RowBuffer come_back(Context& ctx, const Route& route, In x);  // [R, W] -> [N, W]
+  void sum(Context& ctx, const Route& route, const RowBuffer& back,
+           Out y) const;  // [N, D] -> [T, D]
+  // [N, K] -> [T, K], 0 where there is no choice
+  void pick(const Route& route, const RowBuffer& back, Out values) const;
+
+  // Sent to other ranks since the last reset.
+  int64_t bytes() const { return bytes_; }
+  void reset_bytes() { bytes_ = 0; }
+
+ private:
+  void choose_ranks(Context& ctx, In ids, Route& route);
+  RowBuffer send(Context& ctx, const std::vector<int64_t>& to, const std::vector<int64_t>& from,
+                 int64_t num_rows, In x);
+
+  Comm& comm_;
+  int64_t experts_of_rank_;
+  int64_t bytes_ = 0;
+};
+
+}  // namespace hadal

@@ -1,0 +1,67 @@
+// ParallelConfig: stages and checks.
+// SPDX-License-Identifier: Apache-2.0
+#include "parallel/parallel_config.h"
+
+#include <numeric>
+
+#include "core/check.h"
+
+namespace hadal {
+
+ScheduleShape schedule_shape(const ParallelConfig& p, int64_t num_microbatches) {
+  return {.kind = p.schedule,
+          .num_ranks = p.mesh.pp,
+          .num_microbatches = static_cast<int>(num_microbatches),
+          .stages_per_rank = p.stages_per_rank};
+}
+
+int num_stages(const ParallelConfig& p) {
+  // Both directions of DualPipe go through the same stages.
+  return p.schedule == ScheduleKind::kDualPipe ? p.mesh.pp
+                                               : p.mesh.pp * stages_per_rank(schedule_shape(p, 1));
+}
+
+std::vector<StageRange> stage_ranges(const ParallelConfig& p, const Config& model) {
+  const int S = num_stages(p);
+  if (p.layers.empty()) return split_stages(model, S, {});
+  const int64_t total = std::accumulate(p.layers.begin(), p.layers.end(), int64_t{0});
+  HADAL_CHECK(static_cast<int>(p.layers.size()) == S, "parallel.layers has ", p.layers.size(),
+              " numbers for ", S, " stages");
+  HADAL_CHECK(total == model.num_hidden_layers, "parallel.layers add up to ", total,
+              ", and the model has ", model.num_hidden_layers, " layers");
+  std::vector<StageRange> ranges;
+  int64_t first = 0;
+  for (const int64_t n : p.layers) {
+    HADAL_CHECK(n >= 1, "parallel.layers gives a stage ", n, " layers; it needs at least 1");
+    ranges.push_back({.first_layer = first, .num_layers = n});
+    first += n;
+  }
+  ranges.front().has_embed = true;
+  ranges.back().has_head = true;
+  ranges.back().num_mtp = model.num_nextn_predict_layers;
+  return ranges;
+}
+
+void check_parallel(const ParallelConfig& p, const Config& model, int64_t batch_sequences,
+                    int64_t micro_batch_sequences) {
+  const Mesh& m = p.mesh;
+  HADAL_CHECK(m.tp == 1, "parallel.tp is ", m.tp,
+              "; tensor parallelism is not built yet: set it to 1 and use dp, ep or pp");
+  // DualPipe's stages are held twice, but there are only pp of them.
+  check_mesh(m, {.num_ranks = m.num_ranks(),
+                 .num_layers = model.num_hidden_layers,
+                 .num_experts = model.n_routed_experts,
+                 .num_heads = model.num_attention_heads,
+                 .num_stages_per_rank = num_stages(p) / m.pp,
+                 .batch_sequences = batch_sequences});
+  HADAL_CHECK(m.ep == 1 || model.num_moe_layers() > 0, "mesh: ep is ", m.ep,
+              ", but the model has no routed experts; set it to 1");
+  HADAL_CHECK(p.ranks_per_node == 0 || p.ranks_per_node % m.ep == 0 || m.ep % p.ranks_per_node == 0,
+              "parallel.ranks_per_node = ", p.ranks_per_node, " and ep = ", m.ep,
+              ": one has to divide the other, so that nodes have the same share of the experts");
+  const int64_t of_rank = batch_sequences / m.dp;
+  check_schedule(schedule_shape(p, (of_rank + micro_batch_sequences - 1) / micro_batch_sequences));
+  stage_ranges(p, model);
+}
+
+}  // namespace hadal

@@ -1,0 +1,34 @@
+// ParallelConfig: how a run is split over ranks, as its config says.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "model/config.h"
+#include "parallel/mesh.h"
+#include "parallel/schedule.h"
+#include "parallel/stages.h"
+
+namespace hadal {
+
+struct ParallelConfig {
+  Mesh mesh;
+  ScheduleKind schedule = ScheduleKind::k1F1B;
+  int stages_per_rank = 2;           // of interleaved alone
+  std::vector<int64_t> layers = {};  // of each stage; empty: as even as can be
+  int ranks_per_node = 0;            // ranks that count as one node; 0: all
+  double heartbeat_seconds = 20.0;   // of silence until a rank counts as hung
+  double timeout_seconds = 600.0;    // without progress, likewise
+};
+
+ScheduleShape schedule_shape(const ParallelConfig& parallel, int64_t num_microbatches);
+int num_stages(const ParallelConfig& parallel);
+std::vector<StageRange> stage_ranges(const ParallelConfig& parallel, const Config& model);
+
+// Throws an Error that names the number that does not fit. batch_sequences of a step are cut into
+// micro-batches of micro_batch_sequences on each data-parallel rank.
+void check_parallel(const ParallelConfig& parallel, const Config& model, int64_t batch_sequences,
+                    int64_t micro_batch_sequences);
+
+}  // namespace hadal

@@ -1,0 +1,175 @@
+// Pipeline: the program of a rank, step by step.
+//
+//   T tokens of a micro-batch   D model width
+// SPDX-License-Identifier: Apache-2.0
+#include "parallel/pipeline.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/check.h"
+
+namespace hadal {
+
+Pipeline::Pipeline(const ScheduleShape& shape, int rank, Comm& comm, std::vector<Local> stages,
+                   DType act)
+    : shape_(shape), rank_(rank), comm_(comm), stages_(std::move(stages)), act_(act) {
+  schedule_.num_microbatches = 0;
+}
+
+int Pipeline::most_live(const ScheduleShape& shape, int rank) {
+  return live_chunks(make_schedule(shape), rank).with_deferred;
+}
+
+const stage::Stage& Pipeline::model_of(int stage) const {
+  for (const Local& local : stages_)
+    if (local.stage == stage) return local.model;
+  HADAL_UNREACHABLE(concat("rank ", rank_, " of the pipeline does not hold stage ", stage));
+}
+
+int Pipeline::index_of(const Chunk& chunk) const {
+  return chunk.microbatch + chunk.direction * (schedule_.num_microbatches / 2);
+}
+
+const Batch& Pipeline::batch_of(const Job& job, const Chunk& chunk) {
+  const int index = index_of(chunk);
+  auto found = batches_.find(index);
+  if (found == batches_.end()) {
+    int users = 0;
+    for (const Local& local : stages_)
+      if (is_here(chunk.direction, local.stage)) ++users;
+    found = batches_.emplace(index, Shared{.batch = job.batch(index), .users = users}).first;
+  }
+  return found->second.batch;
+}
+
+void Pipeline::release_batch(const Chunk& chunk) {
+  const auto found = batches_.find(index_of(chunk));
+  if (--found->second.users == 0) batches_.erase(found);
+}
+
+Tensor Pipeline::state(Context& ctx, int64_t num_tokens, Block* memory) const {
+  Tensor t;
+  *memory =
+      ctx.memory.take_tensor(act_, {num_tokens, stages_.front().model.config.hidden_size}, &t);
+  return t;
+}
+
+void Pipeline::transfer(Context& ctx, const Job& job, const std::vector<Transfer>& transfers) {
+  if (transfers.empty()) return;
+  std::vector<Message> messages;
+  std::vector<Key> sent;
+  for (const Transfer& t : transfers) {
+    const Chunk& c = t.chunk;
+    const Key key{c.direction, c.stage, c.microbatch};
+    const bool is_gradient = t.what == Transfer::What::kGradient;
+    Tensor data;
+    if (t.send && is_gradient) {
+      sent.push_back({c.direction, c.stage + 1, c.microbatch});
+      data = input_grads_.at(sent.back()).dx;
+    } else if (t.send) {
+      data = live_.at({c.direction, c.stage - 1, c.microbatch}).saved.x.back();
+    } else {
+      const int64_t T = batch_of(job, c).seq.num_tokens;
+      Live& live = live_[key];
+      (is_gradient ? live.dy : live.in) =
+          state(ctx, T, is_gradient ? &live.dy_memory : &live.in_memory);
+      data = is_gradient ? live.dy : live.in;
+    }
+    messages.push_back({.send = t.send, .peer = t.peer, .data = data});
+  }
+  comm_.transfer(ctx, messages);
+  for (const Key& key : sent) input_grads_.erase(key);
+}
+
+void Pipeline::forward(Context& ctx, const Job& job, const Chunk& c) {
+  const stage::Stage& model = model_of(c.stage);
+  const Batch& batch = batch_of(job, c);
+  Live& live = live_[{c.direction, c.stage, c.microbatch}];
+  stage::Meter meter = stage::part_of(job.meter, model);
+  Tensor in = live.in;
+  if (!model.is_first() && is_here(c.direction, c.stage - 1))
+    in = live_.at({c.direction, c.stage - 1, c.microbatch}).saved.x.back();
+  live.saved = stage::forward(ctx, model, batch, in, meter);
+  live.in_memory = Block();
+}
+
+void Pipeline::backward(Context& ctx, const Job& job, const Chunk& c, Work work) {
+  const stage::Stage& model = model_of(c.stage);
+  const Batch& batch = batch_of(job, c);
+  const Key key{c.direction, c.stage, c.microbatch}, after{c.direction, c.stage + 1, c.microbatch};
+  Live& live = live_.at(key);
+  Tensor dy = live.dy;
+  const bool from_here = !model.is_last() && is_here(c.direction, c.stage + 1);
+  if (from_here) dy = input_grads_.at(after).dx;
+  InputGrad grad;
+  if (!model.is_first()) grad.dx = state(ctx, batch.seq.num_tokens, &grad.memory);
+  const stage::BackwardArgs args{
+      .batch = batch, .scale = job.scale(index_of(c)), .dy_in = dy, .dx_out = grad.dx};
+  if (work == Work::kBackwardInput)
+    live.deferred = stage::backward_input(ctx, model, std::move(live.saved), args);
+  else
+    stage::backward(ctx, model, std::move(live.saved), args, job.grads);
+  if (from_here) input_grads_.erase(after);
+  live.dy_memory = Block();
+  if (!model.is_first()) input_grads_[key] = std::move(grad);
+  if (work == Work::kBackwardInput) return;
+  live_.erase(key);
+  release_batch(c);
+}
+
+void Pipeline::backward_weight(Context& ctx, const Job& job, const Chunk& c) {
+  const auto found = live_.find({c.direction, c.stage, c.microbatch});
+  stage::backward_weight(ctx, model_of(c.stage), batch_of(job, c),
+                         std::move(found->second.deferred), job.grads);
+  live_.erase(found);
+  release_batch(c);
+}
+
+void Pipeline::run(Context& ctx, const Job& job) {
+  if (schedule_.num_microbatches != job.num_microbatches) {
+    shape_.num_microbatches = job.num_microbatches;
+    schedule_ = make_schedule(shape_);
+  }
+  const auto rank = static_cast<size_t>(rank_);
+  for (const ScheduleStep& step : schedule_.steps[rank]) {
+    transfer(ctx, job, step.transfers);
+    if (step.has_forward()) forward(ctx, job, step.forward);
+    if (step.has_backward_input()) backward(ctx, job, step.backward, step.work);
+    if (step.work == Work::kBackwardWeight) backward_weight(ctx, job, step.backward);
+  }
+  transfer(ctx, job, schedule_.last_transfers[rank]);
+  HADAL_CHECK(live_.empty() && input_grads_.empty() && batches_.empty(),
+              "internal error: a schedule left work undone");
+}
+
+void Pipeline::measure(Context& ctx, int num_microbatches, const std::function<Batch(int)>& batch,
+                       const stage::Meter& meter) {
+  Schedule owners;
+  owners.kind = shape_.kind;
+  owners.num_ranks = shape_.num_ranks;
+  owners.num_stages = shape_.kind == ScheduleKind::kDualPipe
+                          ? shape_.num_ranks
+                          : shape_.num_ranks * stages_per_rank(shape_);
+  for (int i = 0; i < num_microbatches; ++i) {
+    const Batch b = batch(i);
+    Tensor x;  // [T, D]   what the stage before left
+    Block memory;
+    stage::Saved saved;
+    for (int s = 0; s < owners.num_stages; ++s) {
+      if (owners.rank_of(0, s) != rank_) continue;
+      const stage::Stage& model = model_of(s);
+      if (s > 0 && owners.rank_of(0, s - 1) != rank_) {
+        x = state(ctx, b.seq.num_tokens, &memory);
+        comm_.recv(ctx, x, owners.rank_of(0, s - 1));
+      }
+      stage::Meter part = stage::part_of(meter, model);
+      saved = stage::forward(ctx, model, b, x, part);
+      x = saved.x.back();
+      if (!model.is_last() && owners.rank_of(0, s + 1) != rank_)
+        comm_.send(ctx, x, owners.rank_of(0, s + 1));
+    }
+  }
+}
+
+}  // namespace hadal

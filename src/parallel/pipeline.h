@@ -1,0 +1,97 @@
+// Pipeline: executes a schedule over the stages of this rank: the only caller of a stage's forward,
+// backward and backward_weight in training.
+//
+//   T tokens of a micro-batch   D model width
+//
+// It follows the rank's program to the letter: posts each step's transfers as one group, then runs
+// the step's work. Between two stages of the same rank nothing is sent. A rank alone runs the same
+// code: forward, backward, micro-batch by micro-batch.
+//
+// Micro-batches are numbered over both directions: direction 0 has the first half. NOTE: an
+// overlapped pair runs one after the other here; overlapping is for devices with streams.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <compare>
+#include <functional>
+#include <map>
+#include <vector>
+
+#include "core/comm.h"
+#include "model/stage.h"
+#include "parallel/schedule.h"
+
+namespace hadal {
+
+class Pipeline {
+ public:
+  // A stage that this rank holds. Under DualPipe the rank runs one of them in each direction.
+  struct Local {
+    int stage = 0;
+    stage::Stage model;
+  };
+  // REQUIRES: comm (the pipeline's ranks, in order) and what the stages refer to outlive it.
+  Pipeline(const ScheduleShape& shape, int rank, Comm& comm, std::vector<Local> stages, DType act);
+
+  struct Job {
+    int num_microbatches = 0;
+    std::function<Batch(int microbatch)> batch;  // made when it is first needed here
+    std::function<const stage::LossScale&(int microbatch)> scale;
+    const stage::Meter& meter;  // of the whole model: += ...
+    Grads& grads;               // += ...
+  };
+  void run(Context& ctx, const Job& job);
+  // Losses and counts alone; any number of micro-batches, all in direction 0.
+  void measure(Context& ctx, int num_microbatches, const std::function<Batch(int)>& batch,
+               const stage::Meter& meter);
+
+  // Most micro-batches that hold what MoE layers save, over this rank's stages, for that many.
+  static int most_live(const ScheduleShape& shape, int rank);
+
+ private:
+  struct Key {
+    int direction = 0, stage = 0, microbatch = 0;
+    auto operator<=>(const Key&) const = default;
+  };
+  // A chunk between its first and last work.
+  struct Live {
+    stage::Saved saved;
+    stage::Deferred deferred;
+    Block in_memory, dy_memory;
+    Tensor in, dy;  // [T, D]  [T, D]   received
+  };
+  // The gradient of a chunk's input, until the stage before has it.
+  struct InputGrad {
+    Block memory;
+    Tensor dx;  // [T, D]
+  };
+  struct Shared {
+    Batch batch;
+    int users = 0;  // chunks of this rank that will read it
+  };
+
+  const stage::Stage& model_of(int stage) const;
+  int index_of(const Chunk& chunk) const;  // over both directions
+  bool is_here(int direction, int stage) const {
+    return schedule_.rank_of(direction, stage) == rank_;
+  }
+  const Batch& batch_of(const Job& job, const Chunk& chunk);
+  void release_batch(const Chunk& chunk);
+  Tensor state(Context& ctx, int64_t num_tokens, Block* memory) const;  // [T, D]
+  void transfer(Context& ctx, const Job& job, const std::vector<Transfer>& transfers);
+  void forward(Context& ctx, const Job& job, const Chunk& chunk);
+  void backward(Context& ctx, const Job& job, const Chunk& chunk, Work work);
+  void backward_weight(Context& ctx, const Job& job, const Chunk& chunk);
+
+  ScheduleShape shape_;
+  int rank_;
+  Comm& comm_;
+  std::vector<Local> stages_;
+  DType act_;
+  Schedule schedule_;
+  std::map<Key, Live> live_;
+  std::map<Key, InputGrad> input_grads_;
+  std::map<int, Shared> batches_;
+};
+
+}  // namespace hadal

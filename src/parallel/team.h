@@ -1,0 +1,78 @@
+// Team: this rank's place in the mesh, what it holds of the model, and the groups it talks to.
+//
+// Gradients of dense parameters are summed over the ranks that hold the same stage, those of
+// experts over the ranks among them that hold the same experts. Under DualPipe a stage is on two
+// pipeline ranks, r and P-1-r, which hold exactly the same parameters: both belong to these groups.
+// Otherwise only the embedding (shared with the MTP modules, or with a tied head) may be on two
+// pipeline ranks; they form the pair `embed`.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "core/comm.h"
+#include "model/param_store.h"
+#include "parallel/parallel_config.h"
+#include "parallel/world.h"
+
+namespace hadal {
+
+class Team {
+ public:
+  // world: none for a world of one. REQUIRES: check_parallel() passed; the world outlives the team.
+  Team(const ParallelConfig& parallel, const Config& model, World* world);
+
+  const ParallelConfig& parallel() const { return parallel_; }
+  const Mesh& mesh() const { return parallel_.mesh; }
+  int rank() const { return rank_; }
+  bool is_first() const { return rank_ == 0; }
+  const MeshCoord& at() const { return at_; }
+  // Data-parallel rank whose micro-batches this rank computes.
+  int data_rank() const { return at_.dp; }
+
+  struct LocalStage {
+    int stage = 0;
+    StageRange range;
+  };
+  const std::vector<LocalStage>& stages() const { return stages_; }  // ascending
+  // What this rank holds, and its shares of the optimizer's state.
+  Placement placement() const;
+  // Experts [first, first + count) of every MoE layer.
+  int64_t num_local_experts() const { return num_local_experts_; }
+  int64_t first_expert() const { return first_expert_; }
+  // The embedding is also on an earlier pipeline rank, which counts and saves it.
+  bool embed_is_copy() const { return embed_ != nullptr && at_.pp != 0; }
+
+  Comm& world() { return *world_; }
+  Comm& pipeline() { return *pipeline_; }
+  Comm& expert() { return *expert_; }                   // ranks that share one set of all experts
+  Comm& in_node() { return *in_node_; }                 // those of them on this rank's node
+  Comm* across_nodes() { return across_nodes_.get(); }  // those of its index; none: one node
+  Comm& dense() { return *dense_; }                     // ranks that sum dense gradients
+  Comm& experts() { return *experts_; }  // ranks that sum the same experts' gradients
+  Comm* embed() { return embed_.get(); }
+  // Tells the others where this rank is.
+  void at_step(int64_t step) {
+    if (host_ != nullptr) host_->at_step(step);
+  }
+  void maybe_die(const char* fault) const {
+    if (host_ != nullptr) host_->maybe_die(fault);
+  }
+
+ private:
+  std::unique_ptr<Comm> make(std::vector<int> ranks, const char* name);
+
+  ParallelConfig parallel_;
+  Config model_;
+  World* host_;
+  int rank_ = 0;
+  MeshCoord at_;
+  std::vector<StageRange> ranges_;
+  std::vector<LocalStage> stages_;
+  int64_t first_expert_ = 0, num_local_experts_ = 0;
+  std::unique_ptr<Comm> world_, pipeline_, expert_, in_node_, across_nodes_;
+  std::unique_ptr<Comm> dense_, experts_, embed_;
+};
+
+}  // namespace hadal
