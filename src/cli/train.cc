@@ -2,12 +2,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "cli/options.h"
 #include "core/check.h"
+#include "parallel/launch.h"
+#include "parallel/team.h"
 #include "train/checkpoint.h"
 #include "train/trainer.h"
 
@@ -37,17 +41,24 @@ std::string resume_command(const Options& o) {
   return command + " --resume";
 }
 
-// False if it was stopped.
-bool run_one(const Options& o, const train::RunConfig& config, bool resume) {
-  fmt::print("{}\n", train::to_json(config).dump(2));
-  Machine machine(static_cast<int>(config.train.threads),
+// Threads of each of `ranks` processes on this machine.
+int threads_of(const train::RunConfig& config, int ranks) {
+  if (config.train.threads > 0 || ranks == 1) return static_cast<int>(config.train.threads);
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / ranks);
+}
+
+// The run as one rank sees it; `team` is none where it is alone. False if it was stopped.
+bool run_rank(const Options& o, const train::RunConfig& config, bool resume, Team* team) {
+  Machine machine(threads_of(config, config.parallel.mesh.num_ranks()),
                   parse_device(config.train.device, "train.device"));
   Context ctx = machine.context();
   const train::TrainReport report =
       train::run_training(ctx, config,
                           {.resume = resume,
+                           .team = team,
                            .should_stop = [] { return stop_requested.load(); },
                            .should_report = [] { return report_requested.exchange(false); }});
+  if (team != nullptr && !team->is_first()) return report.finished;
   if (!report.finished) {
     fmt::print("stopped after step {}; go on with: {}\n", report.steps, resume_command(o));
     return false;
@@ -55,6 +66,23 @@ bool run_one(const Options& o, const train::RunConfig& config, bool resume) {
   fmt::print("trained {} steps in {:.0f} s: {:.4f} bits per byte held out, MaxVio {:.3f}\n",
              report.steps, report.seconds, report.held_out_bits_per_byte, report.max_violation);
   return true;
+}
+
+// False if it was stopped.
+bool run_one(const Options& o, const train::RunConfig& config, bool resume) {
+  fmt::print("{}\n", train::to_json(config).dump(2));
+  const ParallelConfig& parallel = config.parallel;
+  if (parallel.mesh.num_ranks() == 1) return run_rank(o, config, resume, nullptr);
+  fmt::print("{} ranks: {}, schedule {}\n", parallel.mesh.num_ranks(), to_string(parallel.mesh),
+             schedule_name(parallel.schedule));
+  World world({.num_ranks = parallel.mesh.num_ranks(),
+               .heartbeat_seconds = parallel.heartbeat_seconds,
+               .timeout_seconds = parallel.timeout_seconds});
+  launch(world, [&](int) {
+    Team team(parallel, config.model, &world);
+    run_rank(o, config, resume, &team);
+  });
+  return train::is_finished(config);
 }
 
 void run(const Options& o) {
@@ -83,7 +111,7 @@ void run(const Options& o) {
 void add_train_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
   auto* command = app.add_subcommand("train", "train a model, or go on training");
-  command->add_option("config", o->config, "run config: model, data, train")->required();
+  command->add_option("config", o->config, "run config: model, data, train, parallel")->required();
   command->add_option("--set", o->assignments, "override a value: train.steps=100");
   command->add_flag("--resume", o->resume, "go on from the newest checkpoint of the run");
   command->footer(

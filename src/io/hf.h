@@ -7,6 +7,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -49,8 +50,8 @@ enum class WeightFormat : uint8_t {
 // REQUIRES: the checkpoint and the block outlive `out`, which is read-only.
 Block load_weights(Context& ctx, const HfCheckpoint& checkpoint, WeightFormat format, Weights& out);
 
-// Decodes into tensors that the caller owns (f32, f64 or bf16), for training. The tree has the
-// checkpoint's config; f32 buffers stay f32.
+// Decodes into tensors that the caller owns (f32, f64 or bf16), for training; empty leaves are left
+// out. The tree has the checkpoint's config; f32 buffers stay f32.
 void read_weights(Context& ctx, const HfCheckpoint& checkpoint, ModelParams<Tensor>& tree);
 
 struct SaveFormat {
@@ -66,5 +67,19 @@ void save_checkpoint(const std::string& dir, const Config& config, const ModelPa
                      const SaveFormat& format);
 void save_checkpoint(const std::string& dir, const Config& config, const Weights& weights,
                      const SaveFormat& format);
+
+// A checkpoint written by several processes, each the parameters that it `saves`, as one part of
+// `count`; then one of them, once all parts are there, finishes it. The same bytes as
+// save_checkpoint() where there is one part.
+struct CheckpointPart {
+  size_t index = 0, count = 1;
+  std::function<bool(const ParamInfo&)> saves = {};  // of what its tree holds; none: all
+  bool saves_copies = true;                          // of embedding and head for the MTP layers
+};
+void save_checkpoint_part(const std::string& dir, const Config& config,
+                          const ModelParams<Tensor>& tree, const SaveFormat& format,
+                          const CheckpointPart& part);
+void finish_checkpoint(const std::string& dir, const Config& config, const SaveFormat& format,
+                       size_t num_parts);
 
 }  // namespace hadal::io

@@ -370,9 +370,11 @@ void read_weights(Context& ctx, const HfCheckpoint& checkpoint, ModelParams<Tens
   for_each_param(
       checkpoint.config,
       [&](const ParamInfo& info, Tensor& leaf) {
+        const HfParam& from = *param++;
+        if (leaf.empty()) return;
         HADAL_CHECK(leaf.shape() == info.shape && leaf.is_dense(), "tensor for ", info.name, " is ",
                     leaf.str(), "; a dense ", info.shape.str(), " is needed");
-        add_decodings(*param++, leaf, decodings);
+        add_decodings(from, leaf, decodings);
       },
       tree);
   run(ctx, decodings);

@@ -110,7 +110,9 @@ class Sources {
     list_.push_back(plain_source(name, operand, dtype));
   }
 
-  // The copies of embedding and head in each MTP layer; a tied head has no copy.
+  // What was added; the second with the copies of embedding and head in each MTP layer; a tied head
+  // has no copy.
+  std::vector<TensorSource> take() { return std::move(list_); }
   std::vector<TensorSource> with_copies(const Operand& embed, const Operand& head) {
     for (int64_t k = 0; k < config_.num_nextn_predict_layers; ++k) {
       list_.push_back(plain_source(hf_mtp_embed_name(config_, k), embed, format_.dtype));
@@ -126,6 +128,11 @@ class Sources {
   std::vector<TensorSource> list_;
 };
 
+void write_configs(const std::string& dir, const Config& config, const SaveFormat& format) {
+  write_json(dir + "/config.json", hf_config_to_json(config, format.dtype, format.quantization));
+  write_json(dir + "/generation_config.json", generation_config_to_json(config));
+}
+
 template <class Tree>
 void save(const std::string& dir, const Config& config, const Tree& tree,
           const SaveFormat& format) {
@@ -135,8 +142,7 @@ void save(const std::string& dir, const Config& config, const Tree& tree,
   for_each_param(
       config, [&](const ParamInfo& info, const auto& leaf) { sources.add(info, Operand(leaf)); },
       tree);
-  write_json(dir + "/config.json", hf_config_to_json(config, format.dtype, format.quantization));
-  write_json(dir + "/generation_config.json", generation_config_to_json(config));
+  write_configs(dir, config, format);
   write_safetensors_dir(dir, sources.with_copies(Operand(tree.embed), Operand(tree.head)),
                         format.max_shard_bytes);
 }
@@ -151,6 +157,28 @@ void save_checkpoint(const std::string& dir, const Config& config, const ModelPa
 void save_checkpoint(const std::string& dir, const Config& config, const Weights& weights,
                      const SaveFormat& format) {
   save(dir, config, weights, format);
+}
+
+void save_checkpoint_part(const std::string& dir, const Config& config,
+                          const ModelParams<Tensor>& tree, const SaveFormat& format,
+                          const CheckpointPart& part) {
+  Sources sources(config, format);
+  for_each_param(
+      config,
+      [&](const ParamInfo& info, const Tensor& leaf) {
+        if (!part.saves || (!leaf.empty() && part.saves(info))) sources.add(info, Operand(leaf));
+      },
+      tree);
+  std::vector<TensorSource> list =
+      part.saves_copies ? sources.with_copies(tree.embed, tree.head) : sources.take();
+  if (part.count == 1) return write_safetensors_dir(dir, std::move(list), format.max_shard_bytes);
+  write_safetensors(dir + "/" + part_name("model", part.index, part.count), std::move(list));
+}
+
+void finish_checkpoint(const std::string& dir, const Config& config, const SaveFormat& format,
+                       size_t num_parts) {
+  write_configs(dir, config, format);
+  if (num_parts > 1) write_safetensors_index(dir, num_parts);
 }
 
 }  // namespace hadal::io

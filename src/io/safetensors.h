@@ -116,5 +116,10 @@ void write_safetensors(const std::string& path, std::vector<TensorSource> tensor
 // given.
 void write_safetensors_dir(const std::string& dir, std::vector<TensorSource> tensors,
                            size_t max_shard_bytes);
+// The same written by several processes: each its part, dir/STEM.safetensors where there is one
+// part, else dir/STEM-00001-of-00002.safetensors; then one of them the index of all parts (of
+// models).
+std::string part_name(const std::string& stem, size_t part, size_t num_parts);
+void write_safetensors_index(const std::string& dir, size_t num_parts);
 
 }  // namespace hadal::io

@@ -19,13 +19,6 @@ namespace {
 constexpr const char* kIndexName = "model.safetensors.index.json";
 constexpr const char* kSingleName = "model.safetensors";
 
-// "model-00002-of-00005.safetensors"
-std::string shard_name(size_t shard, size_t count) {
-  char name[64];
-  std::snprintf(name, sizeof(name), "model-%05zu-of-%05zu.safetensors", shard + 1, count);
-  return name;
-}
-
 bool is_weight_file(const std::string& name) {
   return name == kSingleName || name == kIndexName ||
          (name.starts_with("model-") && name.ends_with(".safetensors"));
@@ -42,6 +35,31 @@ void remove_stale(const std::string& dir, const std::set<std::string>& written) 
 }
 
 }  // namespace
+
+std::string part_name(const std::string& stem, size_t part, size_t num_parts) {
+  if (num_parts == 1) return stem + ".safetensors";
+  char numbers[64];
+  std::snprintf(numbers, sizeof(numbers), "-%05zu-of-%05zu.safetensors", part + 1, num_parts);
+  return stem + numbers;
+}
+
+void write_safetensors_index(const std::string& dir, size_t num_parts) {
+  if (num_parts == 1) return;
+  Json index = {{"metadata", {{"total_size", 0}}}, {"weight_map", Json::object()}};
+  size_t total = 0;
+  for (size_t i = 0; i < num_parts; ++i) {
+    const std::string name = part_name("model", i, num_parts);
+    const SafetensorsFile file(dir + "/" + name);
+    for (const auto& [tensor, stored] : file.tensors()) {
+      HADAL_CHECK(!index["weight_map"].contains(tensor), file.path(), ": tensor ", tensor,
+                  " is in another part too");
+      index["weight_map"][tensor] = name;
+      total += stored.bytes;
+    }
+  }
+  index["metadata"]["total_size"] = total;
+  write_json(dir + "/" + kIndexName, index);
+}
 
 size_t TensorSource::bytes() const {
   size_t bytes = stored_type_size(type);
@@ -118,7 +136,7 @@ void write_safetensors_dir(const std::string& dir, std::vector<TensorSource> ten
   } else {
     Json index = {{"metadata", {{"total_size", total}}}, {"weight_map", Json::object()}};
     for (size_t i = 0; i < shards.size(); ++i) {
-      const std::string name = shard_name(i, shards.size());
+      const std::string name = part_name("model", i, shards.size());
       for (const TensorSource& tensor : shards[i]) index["weight_map"][tensor.name] = name;
       write_safetensors(dir + "/" + name, std::move(shards[i]));
       written.insert(name);

@@ -10,12 +10,13 @@
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
-#include <set>
+#include <numeric>
 
 #include "core/check.h"
 #include "core/transfer.h"
 #include "io/atomic.h"
 #include "io/hf.h"
+#include "train/optimizer_state.h"
 
 namespace hadal::train {
 namespace {
@@ -27,31 +28,6 @@ constexpr const char* kTokenizerFiles[] = {"tokenizer.json", "tokenizer_config.j
 std::string checkpoints_dir(const std::string& output) { return output + "/checkpoints"; }
 
 std::string step_name(int64_t step) { return fmt::format("step_{:08}", step); }
-
-std::vector<io::TensorSource> optimizer_tensors(const Config& config, HostTree& first,
-                                                HostTree& second) {
-  std::vector<io::TensorSource> tensors;
-  for_each_param(
-      config,
-      [&](const ParamInfo& info, Tensor& m, Tensor& v) {
-        if (!info.trained()) return;
-        tensors.push_back(io::source_of("m." + info.name, m));
-        tensors.push_back(io::source_of("v." + info.name, v));
-      },
-      first.tree, second.tree);
-  return tensors;
-}
-
-void read_moment(Context& ctx, const io::SafetensorsFile& file, const std::string& key,
-                 const Tensor& to) {
-  const io::StoredTensor& from = file.at(key);
-  HADAL_CHECK(
-      from.type == io::to_stored_type(to.dtype()) && from.shape == io::source_of(key, to).shape,
-      file.path(), ": tensor ", key, " is ", io::stored_type_name(from.type), " ",
-      io::shape_text(from.shape), ", this run needs ", to.str(),
-      "; resume with the config that wrote it");
-  upload(ctx, from.data, to);
-}
 
 int64_t count_of(const io::JsonObject& saved, const char* key) {
   const int64_t value = saved.integer(key);
@@ -93,9 +69,45 @@ void remove_old(const std::string& dir, int64_t keep, int64_t step) {
     fs::remove_all(dir + "/" + step_name(steps[i]));
 }
 
-// config.json, weights and the tokenizer's files, as any tool reads them.
-void save_model(const std::string& dir, const RunConfig& run, const ModelParams<Tensor>& tree) {
-  io::save_checkpoint(dir, run.model, tree, {.dtype = DType::kF32, .quantization = {}});
+constexpr io::SaveFormat kFormat{.dtype = DType::kF32, .quantization = {}};
+
+// What this rank writes of the weights: each parameter is written by the first that holds it.
+io::CheckpointPart part_of(Learner& learner) {
+  Team& team = learner.team();
+  Context& ctx = learner.context();
+  const bool dense = team.dense().rank() == 0, experts = team.experts().rank() == 0;
+  const bool has_mtp = team.stages().back().range.num_mtp > 0;
+  // Which ranks write at all.
+  Tensor writers;
+  const int num_ranks = team.mesh().num_ranks();
+  const Block memory = ctx.memory.take_tensor(DType::kI64, {num_ranks}, &writers);
+  std::vector<int64_t> flags(static_cast<size_t>(num_ranks));
+  flags[static_cast<size_t>(team.rank())] = dense || experts ? 1 : 0;
+  upload(ctx, flags, writers);
+  team.world().all_reduce(ctx, writers);
+  flags = download<int64_t>(ctx, writers);
+  const auto me = flags.begin() + team.rank();
+  return {.index = static_cast<size_t>(std::accumulate(flags.begin(), me, int64_t{0})),
+          .count = static_cast<size_t>(std::accumulate(flags.begin(), flags.end(), int64_t{0})),
+          .saves =
+              [&team, dense, experts](const ParamInfo& info) {
+                if (info.name == "embed" && team.embed_is_copy()) return false;
+                return info.expert >= 0 ? experts : dense;
+              },
+          .saves_copies = dense && has_mtp};
+}
+
+// config.json, weights and the tokenizer's files, as any tool reads them. Collective.
+void save_model(const std::string& dir, const RunConfig& run, Learner& learner, ParamStore& store) {
+  Team& team = learner.team();
+  const io::CheckpointPart part = part_of(learner);
+  if (team.dense().rank() == 0 || team.experts().rank() == 0) {
+    const HostTree host(learner.context(), run.model, store.tree);
+    io::save_checkpoint_part(dir, run.model, host.tree, kFormat, part);
+  }
+  team.world().barrier();
+  if (!team.is_first()) return;
+  io::finish_checkpoint(dir, run.model, kFormat, part.count);
   for (const char* file : kTokenizerFiles) {
     const std::string from = run.data.tokenizer + "/" + file;
     if (!run.data.tokenizer.empty() && fs::exists(from))
@@ -143,36 +155,39 @@ void go_back_to(const std::string& output, int64_t step) {
 void save_run_checkpoint(const RunConfig& run, Learner& learner, const TrainerState& state) {
   const std::string dir = checkpoints_dir(run.train.output), name = step_name(state.step);
   const std::string temporary = dir + "/." + name + ".tmp";
-  fs::remove_all(temporary);
-  make_dir(temporary);
+  Team& team = learner.team();
+  const bool has_average = learner.average() != nullptr;
   try {
-    Context& ctx = learner.context();
-    const HostTree masters(ctx, run.model, learner.masters().tree);
-    HostTree m(ctx, run.model, learner.first_moment().tree);
-    HostTree v(ctx, run.model, learner.second_moment().tree);
-    save_model(temporary, run, masters.tree);
-    io::write_safetensors(temporary + "/optimizer.safetensors", optimizer_tensors(run.model, m, v));
-    if (learner.average() != nullptr) {
-      make_dir(temporary + "/ema");
-      const HostTree average(ctx, run.model, learner.average()->tree);
-      save_model(temporary + "/ema", run, average.tree);
+    if (team.is_first()) {
+      fs::remove_all(temporary);
+      make_dir(temporary + (has_average ? "/ema" : ""));
     }
-    io::write_json(temporary + "/trainer.json", {{"format", 2},
-                                                 {"step", state.step},
-                                                 {"updates", state.updates},
-                                                 {"position", state.position},
-                                                 {"tokens", state.tokens},
-                                                 {"feed", io::Json::parse(state.feed)},
-                                                 {"guard", io::Json::parse(state.guard)},
-                                                 {"run", to_json(run)}});
+    team.world().barrier();
+    save_model(temporary, run, learner, learner.masters());
+    if (has_average) save_model(temporary + "/ema", run, learner, *learner.average());
+    team.maybe_die("die_in_checkpoint");
+    save_optimizer_state(temporary, learner);
+    team.world().barrier();
+    if (team.is_first())
+      io::write_json(temporary + "/trainer.json", {{"format", 2},
+                                                   {"step", state.step},
+                                                   {"updates", state.updates},
+                                                   {"position", state.position},
+                                                   {"tokens", state.tokens},
+                                                   {"feed", io::Json::parse(state.feed)},
+                                                   {"guard", io::Json::parse(state.guard)},
+                                                   {"run", to_json(run)}});
   } catch (...) {
     std::error_code ignored;
-    fs::remove_all(temporary, ignored);
+    if (team.is_first()) fs::remove_all(temporary, ignored);
     throw;
   }
-  io::rename_dir_atomic(temporary, dir + "/" + name);
-  point_latest(dir, name);
-  remove_old(dir, run.train.keep_checkpoints, state.step);
+  if (team.is_first()) {
+    io::rename_dir_atomic(temporary, dir + "/" + name);
+    point_latest(dir, name);
+    remove_old(dir, run.train.keep_checkpoints, state.step);
+  }
+  team.world().barrier();
 }
 
 TrainerState load_run_checkpoint(Context& ctx, const std::string& dir, const RunConfig& run,
@@ -201,23 +216,7 @@ TrainerState load_run_checkpoint(Context& ctx, const std::string& dir, const Run
     io::read_weights(ctx, io::open_checkpoint(dir + "/ema"), learner.average()->tree);
   else
     learner.start_average();
-  const io::SafetensorsFile file(dir + "/optimizer.safetensors");
-  std::set<std::string> wanted;
-  const auto read = [&](const std::string& key, const Tensor& to) {
-    read_moment(ctx, file, key, to);
-    wanted.insert(key);
-  };
-  for_each_param(
-      learner.config(),
-      [&](const ParamInfo& info, Tensor& m, Tensor& v) {
-        if (!info.trained()) return;
-        read("m." + info.name, m);
-        read("v." + info.name, v);
-      },
-      learner.first_moment().tree, learner.second_moment().tree);
-  for (const auto& [name, tensor] : file.tensors())
-    HADAL_CHECK(wanted.contains(name), file.path(), ": tensor ", name,
-                " is not of this run's model; resume with the config that wrote it");
+  load_optimizer_state(dir, learner);
   return state;
 }
 

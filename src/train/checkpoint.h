@@ -2,13 +2,16 @@
 //
 // OUTPUT/checkpoints/step_00000040/
 //   config.json generation_config.json model.safetensors tokenizer.json   as any tool reads them
-//   optimizer.safetensors    m.NAME and v.NAME of every trained parameter
+//   optimizer.safetensors    m.NAME and v.NAME of every trained parameter (optimizer_state.h)
 //   trainer.json             step, data position, guard, run config
 //   ema/                     the moving average of the weights, a checkpoint of its own
 // OUTPUT/checkpoints/latest -> step_00000040
 //
 // Written under a temporary name, synced, renamed, and only then pointed to: kill -9 or a full disk
 // at any moment leaves the previous checkpoint as it was.
+//
+// Of a team every rank writes a part: model-00001-of-00004.safetensors ... with an index, still one
+// Hugging Face checkpoint, and optimizer-00001-of-00008.safetensors ... Any other team reads it.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -41,6 +44,7 @@ bool is_finished(const RunConfig& run);
 // Points `latest` to the checkpoint of `step` and removes those of later steps.
 void go_back_to(const std::string& output, int64_t step);
 
+// Collective; saving and loading need every rank of the learner's team.
 void save_run_checkpoint(const RunConfig& run, Learner& learner, const TrainerState& state);
 
 // Weights, moments, average and state. An Error if the checkpoint belongs to a run whose model

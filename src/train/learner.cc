@@ -16,9 +16,24 @@
 namespace hadal::train {
 namespace {
 
-// Pages for the MoE layers of one micro-batch, all saved at once.
-int64_t pool_pages(const Config& c, int64_t max_tokens) {
-  return std::max<int64_t>(1, c.num_moe_layers() * experts::max_pages(c, max_tokens));
+// Pages for what the MoE layers of this rank save, in all chunks that are live at once.
+int64_t pool_pages(const Config& c, const Team& team, int64_t max_tokens, int64_t micro_batches) {
+  int64_t layers = 0;  // of the stage with most of them
+  for (const Team::LocalStage& s : team.stages()) {
+    int64_t of_stage = s.range.num_mtp;
+    for (int64_t l = 0; l < s.range.num_layers; ++l)
+      of_stage += c.is_moe_layer(s.range.first_layer + l) ? 1 : 0;
+    layers = std::max(layers, of_stage);
+  }
+  const int64_t local = team.num_local_experts(), ep = team.mesh().ep;
+  // Worst case: every token of the expert group chooses this rank's experts.
+  const int64_t rows =
+      ep * max_tokens * std::min(c.num_experts_per_tok, std::max<int64_t>(1, local));
+  const int64_t of_layer =
+      ep == 1 ? experts::max_pages(c, max_tokens) : ops::max_pages(rows, local);
+  const int live =
+      Pipeline::most_live(schedule_shape(team.parallel(), micro_batches), team.at().pp);
+  return std::max<int64_t>(1, live * layers * of_layer);
 }
 
 std::vector<std::vector<int64_t>> read_counts(Context& ctx, const Tensor& counts) {
@@ -93,24 +108,62 @@ Learner::Learner(Context& ctx, const Config& config, DType compute, int64_t max_
       config_(config),
       compute_(compute),
       ema_decay_(options.ema_decay),
-      masters_(ctx, config, stat_dtype(compute), ParamStore::Extent::kAll),
-      grads_(ctx, config, stat_dtype(compute), ParamStore::Extent::kTrained),
-      m_(ctx, config, options.moments.value_or(stat_dtype(compute)), ParamStore::Extent::kTrained),
-      v_(ctx, config, options.moments.value_or(stat_dtype(compute)), ParamStore::Extent::kTrained),
-      copies_(compute == DType::kBF16 ? std::make_unique<ParamStore>(ctx, config, compute,
-                                                                     ParamStore::Extent::kMatrices)
-                                      : nullptr),
+      alone_(options.team != nullptr ? nullptr
+                                     : std::make_unique<Team>(ParallelConfig{}, config, nullptr)),
+      team_(options.team != nullptr ? options.team : alone_.get()),
+      masters_(ctx, config, stat_dtype(compute), ParamStore::Extent::kAll, team_->placement()),
+      grads_(ctx, config, stat_dtype(compute), ParamStore::Extent::kTrained, team_->placement()),
+      m_(ctx, config, options.moments.value_or(stat_dtype(compute)), ParamStore::Extent::kShare,
+         team_->placement()),
+      v_(ctx, config, options.moments.value_or(stat_dtype(compute)), ParamStore::Extent::kShare,
+         team_->placement()),
+      copies_(compute == DType::kBF16
+                  ? std::make_unique<ParamStore>(ctx, config, compute,
+                                                 ParamStore::Extent::kMatrices, team_->placement())
+                  : nullptr),
       average_(options.ema_decay > 0.0
                    ? std::make_unique<ParamStore>(ctx, config, stat_dtype(compute),
-                                                  ParamStore::Extent::kAll)
+                                                  ParamStore::Extent::kAll, team_->placement())
                    : nullptr),
       weights_(weights_of(config_, masters_.tree, copies_ ? &copies_->tree : nullptr)),
-      rows_(ctx, config_, compute, pool_pages(config_, max_tokens)),
-      exchange_(rows_, config_.n_routed_experts),
-      stage_(stage::whole_model(config_, weights_, exchange_, config_.num_nextn_predict_layers)),
-      meter_(stage::make_meter(ctx, stage_)) {
+      module_grads_(grads_.tree),
+      rows_(ctx, config_, compute,
+            pool_pages(config_, *team_, max_tokens, options.max_micro_batches)) {
   HADAL_CHECK(compute == DType::kF64 || compute == DType::kF32 || compute == DType::kBF16,
               "training computes in f64, f32 or bf16, not ", dtype_name(compute));
+  drop_absent_experts(module_grads_);
+  make_stages();
+}
+
+void Learner::make_stages() {
+  const Team& team = *team_;
+  if (team.mesh().ep == 1) {
+    exchange_ = std::make_unique<LocalExchange>(rows_, config_.n_routed_experts);
+  } else {
+    exchange_ = std::make_unique<ExpertExchange>(
+        ExpertExchange::Groups{.inner = team_->in_node(),
+                               .outer = team_->across_nodes(),
+                               .num_experts = config_.n_routed_experts},
+        rows_);
+  }
+  std::vector<Pipeline::Local> stages;
+  for (const Team::LocalStage& s : team.stages())
+    stages.push_back({.stage = s.stage,
+                      .model = {.config = config_,
+                                .w = weights_,
+                                .exchange = *exchange_,
+                                .first_layer = s.range.first_layer,
+                                .last_layer = s.range.first_layer + s.range.num_layers,
+                                .num_mtp = s.range.num_mtp}});
+  pipeline_ = std::make_unique<Pipeline>(schedule_shape(team.parallel(), 1), team.at().pp,
+                                         team_->pipeline(), std::move(stages), compute_);
+  meter_ = stage::make_meter(
+      ctx_, stage::whole_model(config_, weights_, *exchange_, config_.num_nextn_predict_layers));
+}
+
+ExchangeCounters Learner::exchange_counters() const {
+  const auto* expert = dynamic_cast<const ExpertExchange*>(exchange_.get());
+  return expert == nullptr ? ExchangeCounters{} : expert->counters();
 }
 
 void Learner::masters_changed() {
@@ -123,26 +176,45 @@ void Learner::start_average() {
 
 StepResult Learner::compute_gradients(const std::vector<std::vector<Sequence>>& micro_batches,
                                       const Recipe& recipe) {
-  const int64_t depths = stage_.num_mtp;
+  const int64_t depths = config_.num_nextn_predict_layers;
+  const int dp = team_->mesh().dp, count = static_cast<int>(micro_batches.size()) / dp;
+  HADAL_CHECK(static_cast<int>(micro_batches.size()) == dp * count, "dp = ", dp,
+              " does not divide the ", micro_batches.size(), " micro-batches of a step");
   const Totals totals = count_totals(micro_batches, depths);
+  const double balance_alpha =
+      recipe.balance_alpha * (env::sabotage() == "balance_by_ranks" ? dp : 1.0);
   stage::LossScale scale;
   scale.main = share(1.0, totals.targets[0]);
-  scale.balance = share(recipe.balance_alpha, totals.sequences[0]);
+  scale.balance = share(balance_alpha, totals.sequences[0]);
   for (size_t k = 1; k < totals.targets.size(); ++k) {
     scale.mtp.push_back(share(recipe.mtp_weight / static_cast<double>(depths), totals.targets[k]));
-    scale.mtp_balance.push_back(share(recipe.balance_alpha, totals.sequences[k]));
+    scale.mtp_balance.push_back(share(balance_alpha, totals.sequences[k]));
   }
+  stage::LossScale nothing = scale;
+  nothing.main = nothing.balance = 0.0;
+  std::fill(nothing.mtp.begin(), nothing.mtp.end(), 0.0);
+  std::fill(nothing.mtp_balance.begin(), nothing.mtp_balance.end(), 0.0);
+  const bool drop_last = env::sabotage() == "microbatch";
 
   stage::reset(ctx_, meter_);
   ops::fill(ctx_, 0.0, grads_.flat());
-  const bool drop_last = env::sabotage() == "microbatch";
-  for (size_t i = 0; i < micro_batches.size(); ++i) {
-    const Batch batch = make_batch(ctx_, config_, micro_batches[i], depths, compute_);
-    stage::Saved saved = stage::forward(ctx_, stage_, batch, In(), meter_);
-    if (drop_last && i + 1 == micro_batches.size()) continue;
-    stage::backward(ctx_, stage_, std::move(saved),
-                    {.batch = batch, .scale = scale, .dy_in = In(), .dx_out = Out()}, grads_.tree);
-  }
+  if (auto* expert = dynamic_cast<ExpertExchange*>(exchange_.get())) expert->reset_counters();
+  const auto first = static_cast<size_t>(team_->data_rank() * count);
+  pipeline_->run(ctx_, {.num_microbatches = count,
+                        .batch =
+                            [&](int i) {
+                              return make_batch(ctx_, config_,
+                                                micro_batches[first + static_cast<size_t>(i)],
+                                                depths, compute_);
+                            },
+                        .scale = [&](int i) -> const stage::LossScale& {
+                          return drop_last && i + 1 == count ? nothing : scale;
+                        },
+                        .meter = meter_,
+                        .grads = module_grads_});
+  team_->maybe_die("die_in_step");
+  reduce_meter(meter_);
+  reduce_gradients();
 
   StepResult result;
   result.num_targets = totals.targets[0];
@@ -157,12 +229,96 @@ StepResult Learner::compute_gradients(const std::vector<std::vector<Sequence>>& 
         share(balance[static_cast<size_t>(m)],
               totals.sequences[static_cast<size_t>(std::max<int64_t>(0, m - main_moe + 1))]);
   result.counts = read_counts(ctx_, meter_.counts);
+  if (team_->mesh().ep > 1) result.exchange = reduce_counters();
+  result.grad_norm = gradient_norm();
+  return result;
+}
+
+// What every rank measured, on every rank. Each stage and micro-batch is on one rank alone.
+void Learner::reduce_meter(stage::Meter& meter) {
+  team_->world().all_reduce(ctx_, meter.sums);
+  if (env::sabotage() != "local_counts") team_->world().all_reduce(ctx_, meter.counts);
+}
+
+ExchangeCounters Learner::reduce_counters() {
+  const ExchangeCounters mine = exchange_counters();
+  const int num_ranks = team_->mesh().num_ranks();
+  Tensor sums, most;
+  const Block sums_memory = ctx_.memory.take_tensor(DType::kI64, {5}, &sums);
+  const Block most_memory = ctx_.memory.take_tensor(DType::kI64, {num_ranks}, &most);
+  upload(ctx_,
+         std::vector<int64_t>{mine.tokens, mine.rank_visits, mine.node_visits, mine.node_bytes,
+                              mine.link_bytes},
+         sums);
+  Tensor own = most.rows(team_->rank(), 1);
+  upload(ctx_, std::vector<int64_t>{mine.most_nodes}, own);
+  team_->world().all_reduce(ctx_, sums);
+  team_->world().all_gather(ctx_, own, most);
+  const std::vector<int64_t> all = download<int64_t>(ctx_, sums);
+  const std::vector<int64_t> nodes = download<int64_t>(ctx_, most);
+  return {.tokens = all[0],
+          .rank_visits = all[1],
+          .node_visits = all[2],
+          .most_nodes = *std::max_element(nodes.begin(), nodes.end()),
+          .node_bytes = all[3],
+          .link_bytes = all[4]};
+}
+
+// Sums over the ranks that hold the same parameters, each rank its shares.
+void Learner::reduce_gradients() {
+  using Region = ParamStore::Region;
+  if (team_->embed() != nullptr) team_->embed()->all_reduce(ctx_, grads_.tree.embed);
+  const Tensor experts = grads_.slice(grads_.region(Region::kExperts));
+  const Tensor dense = grads_.slice(grads_.region(Region::kDense));
+  if (env::sabotage() == "expert_group") team_->expert().all_reduce(ctx_, Tensor(experts));
+  team_->experts().reduce_scatter(ctx_, experts, grads_.slice(grads_.share(Region::kExperts)));
+  team_->dense().reduce_scatter(ctx_, dense, grads_.slice(grads_.share(Region::kDense)));
+}
+
+// Over all ranks, every element once.
+double Learner::gradient_norm() {
   Tensor norm;
   const Block memory = ctx_.memory.take_tensor(DType::kF64, {1}, &norm);
   ops::fill(ctx_, 0.0, norm);
-  ops::sum_squares_acc(ctx_, grads_.flat(), norm);
-  result.grad_norm = std::sqrt(download<double>(ctx_, norm)[0]);
-  return result;
+  const FlatRange copy = team_->embed_is_copy() ? grads_.range_of("embed") : FlatRange{};
+  for (const ParamStore::Region region : ParamStore::kRegions) {
+    const FlatRange mine = grads_.share(region), out = intersect(mine, copy);
+    const FlatRange parts[] = {
+        {.begin = mine.begin, .count = out.count > 0 ? out.begin - mine.begin : mine.count},
+        {.begin = out.end(), .count = out.count > 0 ? mine.end() - out.end() : 0}};
+    for (const FlatRange& part : parts)
+      if (part.count > 0) ops::sum_squares_acc(ctx_, grads_.slice(part), norm);
+  }
+  team_->world().all_reduce(ctx_, norm);
+  return std::sqrt(download<double>(ctx_, norm)[0]);
+}
+
+// AdamW on this rank's shares.
+void Learner::apply(const ops::AdamW& rule) {
+  const FlatRange decayed = masters_.decayed_range();
+  ops::AdamW undecayed = rule;
+  undecayed.weight_decay = 0.0;
+  for (const ParamStore::Region region : ParamStore::kRegions) {
+    const FlatRange mine = masters_.share(region), with = intersect(mine, decayed);
+    const FlatRange without{.begin = with.count > 0 ? with.end() : mine.begin,
+                            .count = mine.count - with.count};
+    const auto update_range = [&](const ops::AdamW& r, const FlatRange& range) {
+      if (range.count > 0)
+        ops::adamw(ctx_, r, grads_.slice(range), masters_.slice(range), m_.slice(range),
+                   v_.slice(range));
+    };
+    update_range(rule, with);
+    update_range(undecayed, without);
+  }
+}
+
+void Learner::gather_masters() {
+  using Region = ParamStore::Region;
+  for (const Region region : ParamStore::kRegions) {
+    Comm& group = region == Region::kExperts ? team_->experts() : team_->dense();
+    const Tensor share = masters_.slice(masters_.share(region));
+    group.all_gather(ctx_, share, masters_.slice(masters_.region(region)));
+  }
 }
 
 void Learner::update(const Recipe& recipe, int64_t step, const StepResult& measured) {
@@ -177,9 +333,8 @@ void Learner::update(const Recipe& recipe, int64_t step, const StepResult& measu
                   .grad_scale = 1.0};
   if (recipe.clip_norm > 0.0)
     rule.grad_scale = std::min(1.0, recipe.clip_norm / (measured.grad_norm + 1e-6));
-  ops::adamw(ctx_, rule, grads_.decayed(), masters_.decayed(), m_.decayed(), v_.decayed());
-  rule.weight_decay = 0.0;
-  ops::adamw(ctx_, rule, grads_.norms(), masters_.norms(), m_.norms(), v_.norms());
+  apply(rule);
+  gather_masters();
   masters_changed();
   if (recipe.bias_gamma > 0.0) move_biases(recipe.bias_gamma);
   if (!average_) return;
@@ -193,7 +348,8 @@ void Learner::move_biases(double gamma) {
   if (env::sabotage() == "counts") round_counts_to_bf16(ctx_, meter_.counts);
   int64_t moe_idx = 0;
   const auto move_bias = [&](block::Params<Tensor>& b) {
-    ops::bias_update(ctx_, meter_.counts.row(moe_idx++), gamma, b.moe.gate.bias);
+    const Tensor counts = meter_.counts.row(moe_idx++);
+    if (!b.moe.gate.bias.empty()) ops::bias_update(ctx_, counts, gamma, b.moe.gate.bias);
   };
   for (int64_t l = 0; l < config_.num_hidden_layers; ++l)
     if (config_.is_moe_layer(l)) move_bias(masters_.tree.layers[static_cast<size_t>(l)]);
@@ -208,15 +364,26 @@ StepResult Learner::step(const std::vector<std::vector<Sequence>>& micro_batches
 }
 
 Learner::Evaluation Learner::evaluate(const std::vector<std::vector<Sequence>>& micro_batches) {
-  stage::Meter meter = stage::make_meter(ctx_, stage_);
+  stage::Meter meter = stage::make_meter(
+      ctx_, stage::whole_model(config_, weights_, *exchange_, config_.num_nextn_predict_layers));
+  const int64_t depths = config_.num_nextn_predict_layers;
+  const auto dp = static_cast<size_t>(team_->mesh().dp);
+  const auto me = static_cast<size_t>(team_->data_rank());
+  const size_t rounds = (micro_batches.size() + dp - 1) / dp;
+  const std::vector<Sequence> none;  // for ranks without a micro-batch in the last round
+  pipeline_->measure(
+      ctx_, static_cast<int>(rounds),
+      [&](int i) {
+        const size_t at = static_cast<size_t>(i) * dp + me;
+        return make_batch(ctx_, config_, at < micro_batches.size() ? micro_batches[at] : none,
+                          depths, compute_);
+      },
+      meter);
+  reduce_meter(meter);
+  const Totals totals = count_totals(micro_batches, depths);
   Evaluation e;
-  e.mtp_targets.resize(static_cast<size_t>(stage_.num_mtp));
-  for (const auto& sequences : micro_batches) {
-    const Batch batch = make_batch(ctx_, config_, sequences, stage_.num_mtp, compute_);
-    static_cast<void>(stage::forward(ctx_, stage_, batch, In(), meter));
-    e.num_targets += batch.num_targets;
-    for (size_t k = 0; k < batch.mtp.size(); ++k) e.mtp_targets[k] += batch.mtp[k].num_targets;
-  }
+  e.num_targets = totals.targets[0];
+  e.mtp_targets.assign(totals.targets.begin() + 1, totals.targets.end());
   e.main_sum = download<double>(ctx_, meter.main)[0];
   e.mtp_sum = download<double>(ctx_, meter.mtp);
   e.counts = read_counts(ctx_, meter.counts);

@@ -7,6 +7,12 @@
 // bf16 compute reads a bf16 copy of matrices and embeddings made after each step. Sums over
 // micro-batches, clipping and the bias update see the whole step, so the result depends on how it
 // is cut only through rounding.
+//
+// In a team every rank has a learner of what it holds, and all make the same calls with the same
+// arguments: each computes the micro-batches of its data-parallel rank, in the order of the
+// pipeline's schedule. Gradients are summed into shares, the moments exist as shares alone
+// (ZeRO-1), and the masters that a rank updated go to the ranks that hold them too. What a step
+// measured is the same on every rank, bit for bit.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -16,6 +22,10 @@
 
 #include "model/param_store.h"
 #include "model/stage.h"
+#include "ops/optim.h"
+#include "parallel/expert_exchange.h"
+#include "parallel/pipeline.h"
+#include "parallel/team.h"
 
 namespace hadal::train {
 
@@ -37,6 +47,7 @@ struct StepResult {
   double grad_norm = 0.0;                    // before clipping
   std::vector<std::vector<int64_t>> counts;  // [M][E]
   int64_t num_targets = 0;
+  ExchangeCounters exchange;     // of all ranks; zeros without expert parallelism
   double max_violation() const;  // mean over layers of max(count) / mean(count) - 1
 };
 
@@ -44,11 +55,15 @@ struct StepResult {
 struct LearnerOptions {
   std::optional<DType> moments = {};  // stored type of AdamW's moments; none: the masters'
   double ema_decay = 0.0;             // of a moving average of the weights; 0: none
+  Team* team = nullptr;               // this rank among others; none: alone. Outlives the learner
+  int64_t max_micro_batches = 1;      // most of a step on one data-parallel rank
 };
 
 class Learner {
  public:
   // compute: f64, f32 or bf16. max_tokens: most tokens of a micro-batch.
+  // REQUIRES: the pipeline's schedule fits every number of micro-batches up to max_micro_batches
+  // that a step has.
   Learner(Context& ctx, const Config& config, DType compute, int64_t max_tokens,
           const LearnerOptions& options = {});
 
@@ -61,24 +76,29 @@ class Learner {
   ParamStore& second_moment() { return v_; }
   // The moving average of the masters, router biases as they are; null if there is none.
   ParamStore* average() { return average_.get(); }
-  const Weights& weights() const { return weights_; }
-  Exchange& exchange() { return exchange_; }
+  Team& team() { return *team_; }
+  // What this rank's exchange of tokens counted since the last step began; zeros where all experts
+  // are here.
+  ExchangeCounters exchange_counters() const;
 
   // After the masters were changed from outside (loaded, initialised): refreshes the bf16 copy.
   void masters_changed();
   // The average begins at the masters.
   void start_average();
 
-  // One step: gradients of all micro-batches, then the update. step is 1 for the first.
+  // One step: gradients of all micro-batches, then the update. step is 1 for the first. In a team:
+  // of all data-parallel ranks, rank by rank, as many for each.
   StepResult step(const std::vector<std::vector<Sequence>>& micro_batches, const Recipe& recipe,
                   int64_t step);
-  // The first half alone: gradients of the objective into grads(), losses and counts measured.
+  // The first half alone: gradients of the objective into grads(), losses and counts measured. In a
+  // team, of grads() this rank's shares are whole.
   StepResult compute_gradients(const std::vector<std::vector<Sequence>>& micro_batches,
                                const Recipe& recipe);
   // The second half alone; an Error if the gradient norm is not finite (nothing is changed then).
   void update(const Recipe& recipe, int64_t step, const StepResult& measured);
 
-  // Losses without gradients: sums over targets of the main model and of each depth.
+  // Losses without gradients: sums over targets of the main model and of each depth. In a team
+  // micro-batches go to the data-parallel ranks in turns.
   struct Evaluation {
     double main_sum = 0.0;
     int64_t num_targets = 0;
@@ -89,20 +109,30 @@ class Learner {
   Evaluation evaluate(const std::vector<std::vector<Sequence>>& micro_batches);
 
  private:
+  void make_stages();
+  void reduce_meter(stage::Meter& meter);
+  void reduce_gradients();
+  ExchangeCounters reduce_counters();
+  double gradient_norm();
+  void apply(const ops::AdamW& rule);
+  void gather_masters();
   void move_biases(double gamma);
 
   Context& ctx_;
   Config config_;
   DType compute_;
   double ema_decay_;
+  std::unique_ptr<Team> alone_;  // where no team was given
+  Team* team_;
   ParamStore masters_, grads_, m_, v_;
   std::unique_ptr<ParamStore> copies_;   // bf16 compute only
   std::unique_ptr<ParamStore> average_;  // with ema_decay
-  Weights weights_;
+  Weights weights_;                      // as modules read them
+  Grads module_grads_;                   // as modules add to them
   RowPool rows_;
-  LocalExchange exchange_;
-  stage::Stage stage_;
-  stage::Meter meter_;
+  std::unique_ptr<Exchange> exchange_;
+  std::unique_ptr<Pipeline> pipeline_;
+  stage::Meter meter_;  // of the whole model
 };
 
 }  // namespace hadal::train

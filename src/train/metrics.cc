@@ -21,6 +21,10 @@
 namespace hadal::train {
 namespace {
 
+double mean(int64_t sum, int64_t count) {
+  return static_cast<double>(sum) / static_cast<double>(count);
+}
+
 constexpr double kSmooth = 0.05;      // weight of the newest step in the average step time
 constexpr double kShowEvery = 0.25;   // seconds between redraws of the bar
 constexpr double kPlainEvery = 10.0;  // seconds between lines where stdout is not a terminal
@@ -114,6 +118,12 @@ void Metrics::step(const StepLine& s, const StepResult& r, const Recipe& recipe)
                     {{"seconds", run_.seconds()},
                      {"unix", unix_seconds()},
                      {"tokens_per_second", static_cast<double>(s.tokens) / seconds}}}};
+  if (const ExchangeCounters& e = r.exchange; e.tokens > 0)
+    line["exchange"] = {{"ranks_per_token", mean(e.rank_visits, e.tokens)},
+                        {"nodes_per_token", mean(e.node_visits, e.tokens)},
+                        {"most_nodes", e.most_nodes},
+                        {"node_bytes", e.node_bytes},
+                        {"link_bytes", e.link_bytes}};
   if (s.skipped) line["skipped"] = true;
   write(line);
   show(s, r, bits);

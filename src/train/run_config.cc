@@ -178,6 +178,32 @@ TrainConfig read_train(const io::JsonObject& o) {
   return t;
 }
 
+int axis_of(const io::JsonObject& o, const char* key) {
+  const int64_t value = o.integer(key, 1);
+  check_integer(o.where(), key, value, 1, 512);
+  return static_cast<int>(value);
+}
+
+ParallelConfig read_parallel(const io::JsonObject& o) {
+  ParallelConfig p;
+  p.mesh = {.pp = axis_of(o, "pp"),
+            .dp = axis_of(o, "dp"),
+            .ep = axis_of(o, "ep"),
+            .tp = axis_of(o, "tp")};
+  p.schedule = parse_schedule(o.string("schedule", schedule_name(p.schedule)));
+  p.stages_per_rank = static_cast<int>(o.integer("stages_per_rank", p.stages_per_rank));
+  p.ranks_per_node = static_cast<int>(o.integer("ranks_per_node", p.ranks_per_node));
+  p.heartbeat_seconds = o.number("heartbeat_seconds", p.heartbeat_seconds);
+  p.timeout_seconds = o.number("timeout_seconds", p.timeout_seconds);
+  if (o.has("layers")) p.layers = o.integers("layers");
+  o.check_no_unknown();
+  check_integer(o.where(), "stages_per_rank", p.stages_per_rank, 1, 64);
+  check_integer(o.where(), "ranks_per_node", p.ranks_per_node, 0, 512);
+  check_number(o.where(), "heartbeat_seconds", p.heartbeat_seconds, 1.0, 30.0);
+  check_number(o.where(), "timeout_seconds", p.timeout_seconds, 1.0, 1e6);
+  return p;
+}
+
 }  // namespace
 
 RunConfig run_config_of(const io::JsonObject& object) {
@@ -185,6 +211,7 @@ RunConfig run_config_of(const io::JsonObject& object) {
   run.model = io::model_from_json(object.object("model"));
   if (object.has("data")) run.data = read_data(object.object("data"));
   run.train = read_train(object.object("train"));
+  if (object.has("parallel")) run.parallel = read_parallel(object.object("parallel"));
   object.check_no_unknown();
   HADAL_CHECK(run.train.sequence_length <= run.model.max_position_embeddings, object.where(),
               ": train.sequence_length is ", run.train.sequence_length,
@@ -193,6 +220,12 @@ RunConfig run_config_of(const io::JsonObject& object) {
       run.train.sequence_length > run.model.num_nextn_predict_layers, object.where(),
       ": train.sequence_length is ", run.train.sequence_length,
       "; it must be above model.num_nextn_predict_layers = ", run.model.num_nextn_predict_layers);
+  check_parallel(run.parallel, run.model, run.train.batch_of({}, run.parallel.mesh.dp),
+                 run.train.micro_batch_sequences);
+  HADAL_CHECK(run.parallel.mesh.num_ranks() == 1 || run.train.device == "cpu", object.where(),
+              ": train.device is ", run.train.device, " and parallel asks for ",
+              run.parallel.mesh.num_ranks(),
+              " ranks; several ranks run on the CPU alone so far: set train.device to cpu");
   return run;
 }
 
@@ -230,10 +263,11 @@ RunConfig read_run_config(const std::string& path, const std::vector<std::string
   return std::move(phases[0].run);
 }
 
-int64_t TrainConfig::batch_of(Moment begin) const {
+int64_t TrainConfig::batch_of(Moment begin, int64_t dp) const {
   const auto value = static_cast<int64_t>(batch_sequences.at(begin, begin));
   if (batch_sequences.pieces.empty()) return value;
-  return std::max<int64_t>(1, value / micro_batch_sequences) * micro_batch_sequences;
+  const int64_t unit = micro_batch_sequences * dp;
+  return std::max<int64_t>(1, value / unit) * unit;
 }
 
 namespace {
@@ -245,6 +279,20 @@ io::Json to_json(const DataConfig& data) {
                                {"weight", s.weight},
                                {"packing", s.packing == Packing::kStream ? "stream" : "whole"},
                                {"cross_document_attention", s.cross_document_attention}});
+  return json;
+}
+
+io::Json to_json(const ParallelConfig& p) {
+  io::Json json = {{"pp", p.mesh.pp},
+                   {"dp", p.mesh.dp},
+                   {"ep", p.mesh.ep},
+                   {"tp", p.mesh.tp},
+                   {"schedule", schedule_name(p.schedule)},
+                   {"stages_per_rank", p.stages_per_rank},
+                   {"ranks_per_node", p.ranks_per_node},
+                   {"heartbeat_seconds", p.heartbeat_seconds},
+                   {"timeout_seconds", p.timeout_seconds}};
+  if (!p.layers.empty()) json["layers"] = p.layers;
   return json;
 }
 
@@ -286,9 +334,11 @@ io::Json to_json(const RunConfig& run) {
                       {"window", t.guard.window},
                       {"max_skips", t.guard.max_skips},
                       {"max_rollbacks", t.guard.max_rollbacks}};
-  return {{"model", io::hf_config_to_json(run.model, DType::kF32, {})},
-          {"data", to_json(run.data)},
-          {"train", std::move(train)}};
+  io::Json json = {{"model", io::hf_config_to_json(run.model, DType::kF32, {})},
+                   {"data", to_json(run.data)},
+                   {"train", std::move(train)}};
+  if (run.parallel.mesh.num_ranks() > 1) json["parallel"] = to_json(run.parallel);
+  return json;
 }
 
 }  // namespace hadal::train

@@ -1,4 +1,4 @@
-// RunConfig: one JSON file that describes a training run completely: model, data, train.
+// RunConfig: one JSON file that describes a training run completely: model, data, train, parallel.
 //
 // Parsed once; unknown keys are errors that suggest the nearest known one. `--set train.steps=100`
 // overrides. The resolved config is printed at the start and stored in every checkpoint.
@@ -11,6 +11,7 @@
 #include "core/dtype.h"
 #include "io/json.h"
 #include "model/config.h"
+#include "parallel/parallel_config.h"
 #include "train/guard.h"
 #include "train/schedule.h"
 #include "train/token_source.h"
@@ -51,8 +52,8 @@ struct TrainConfig {
   int64_t keep_checkpoints = 2;  // newest ones kept; 0: all
 
   // Sequences of the step that begins at `begin`: a batch that grows is a whole number of
-  // micro-batches.
-  int64_t batch_of(Moment begin) const;
+  // micro-batches on each of `dp` data-parallel ranks.
+  int64_t batch_of(Moment begin, int64_t dp = 1) const;
   bool is_over(Moment done) const {
     return tokens > 0 ? done.tokens >= tokens : done.steps >= steps;
   }
@@ -62,6 +63,7 @@ struct RunConfig {
   Config model;
   DataConfig data;
   TrainConfig train;
+  ParallelConfig parallel = {};  // one rank where the file has no "parallel"
 };
 
 // A run, or one of several that follow each other: each begins with the weights of the one before.

@@ -14,6 +14,7 @@
 
 #include "core/env.h"
 #include "core/timer.h"
+#include "core/transfer.h"
 #include "io/atomic.h"
 #include "io/hf.h"
 #include "train/checkpoint.h"
@@ -27,16 +28,27 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Cuts sequences into micro-batches of at most `size`.
-std::vector<std::vector<Sequence>> cut(std::vector<Sequence> sequences, int64_t size) {
+// Cuts sequences into micro-batches of at most `size`, those of each of `dp` data-parallel ranks
+// after the other's.
+std::vector<std::vector<Sequence>> cut(std::vector<Sequence> sequences, int64_t size, int dp = 1) {
   std::vector<std::vector<Sequence>> batches;
-  for (size_t i = 0; i < sequences.size(); i += static_cast<size_t>(size)) {
-    const size_t end = std::min(sequences.size(), i + static_cast<size_t>(size));
-    batches.emplace_back(
-        std::make_move_iterator(sequences.begin() + static_cast<std::ptrdiff_t>(i)),
-        std::make_move_iterator(sequences.begin() + static_cast<std::ptrdiff_t>(end)));
-  }
+  const size_t of_rank = sequences.size() / static_cast<size_t>(dp);
+  for (size_t begin = 0; begin < sequences.size(); begin += of_rank)
+    for (size_t i = begin; i < begin + of_rank; i += static_cast<size_t>(size)) {
+      const size_t end = std::min(begin + of_rank, i + static_cast<size_t>(size));
+      batches.emplace_back(
+          std::make_move_iterator(sequences.begin() + static_cast<std::ptrdiff_t>(i)),
+          std::make_move_iterator(sequences.begin() + static_cast<std::ptrdiff_t>(end)));
+    }
   return batches;
+}
+
+// Most micro-batches of a step on one data-parallel rank.
+int64_t most_micro_batches(const RunConfig& run) {
+  const auto of_rank =
+      static_cast<int64_t>(run.train.batch_sequences.largest()) / run.parallel.mesh.dp;
+  const int64_t size = run.train.micro_batch_sequences;
+  return std::max<int64_t>(1, (of_rank + size - 1) / size);
 }
 
 double mean(double sum, int64_t count) {
@@ -78,7 +90,11 @@ class Run {
         feed_(run),
         learner_(ctx, run.model, run.train.dtype,
                  run.train.micro_batch_sequences * run.train.sequence_length,
-                 {.moments = run.train.moments, .ema_decay = run.train.ema_decay}),
+                 {.moments = run.train.moments,
+                  .ema_decay = run.train.ema_decay,
+                  .team = options.team,
+                  .max_micro_batches = most_micro_batches(run)}),
+        team_(learner_.team()),
         guard_(run.train.guard) {}
 
   TrainReport go();
@@ -92,6 +108,8 @@ class Run {
   void evaluate(bool all);
   void checkpoint();
   Moment now() const { return {.steps = state_.step, .tokens = state_.tokens}; }
+  // Whether any rank says yes.
+  bool any_rank(bool yes);
   bool due(int64_t every) const { return every > 0 && state_.step % every == 0; }
 
   Context& ctx_;
@@ -99,11 +117,20 @@ class Run {
   const TrainOptions& options_;
   Feed feed_;
   Learner learner_;
+  Team& team_;
   Guard guard_;
   TrainerState state_;
-  std::unique_ptr<Metrics> metrics_;
+  std::unique_ptr<Metrics> metrics_;  // of the first rank
   TrainReport report_;
 };
+
+bool Run::any_rank(bool yes) {
+  Tensor sum;
+  const Block memory = ctx_.memory.take_tensor(DType::kI64, {1}, &sum);
+  upload(ctx_, std::vector<int64_t>{yes ? 1 : 0}, sum);
+  team_.world().all_reduce(ctx_, sum);
+  return download<int64_t>(ctx_, sum)[0] > 0;
+}
 
 // Random, or those of another checkpoint.
 void Run::init_weights() {
@@ -127,7 +154,7 @@ void Run::resume(const std::string& checkpoint) {
   state_ = load_run_checkpoint(ctx_, checkpoint, run_, learner_);
   feed_.restore(io::JsonObject::parse(state_.feed, checkpoint + "/trainer.json: feed"));
   guard_.restore(io::JsonObject::parse(state_.guard, checkpoint + "/trainer.json: guard"));
-  fmt::print("resuming from {}\n", checkpoint);
+  if (team_.is_first()) fmt::print("resuming from {}\n", checkpoint);
   // Planted faults, to show that scripts/resume_check.sh notices them.
   if (env::sabotage() == "rng") feed_.sabotage_seed();
   if (env::sabotage() == "position") feed_.sabotage_position();
@@ -141,11 +168,13 @@ void Run::start() {
               "); add --resume to go on with it, or choose another train.output");
   HADAL_CHECK(newest || !options_.resume, t.output,
               " has no checkpoint to resume from; start the run without --resume");
-  for (const std::string& line : feed_.describe()) fmt::print("{}\n", line);
+  if (team_.is_first())
+    for (const std::string& line : feed_.describe()) fmt::print("{}\n", line);
   if (newest)
     resume(*newest);
   else
     init_weights();
+  if (!team_.is_first()) return;
   // Only now, so that a start that is refused changes nothing.
   std::error_code error;
   fs::create_directories(t.output, error);
@@ -156,14 +185,18 @@ void Run::start() {
 
 Verdict Run::one_step() {
   const TrainConfig& t = run_.train;
-  const int64_t count = t.batch_of(now());
+  const int dp = team_.mesh().dp;
+  const int64_t count = t.batch_of(now(), dp);
+  HADAL_CHECK(count % dp == 0, "parallel.dp = ", dp, " does not divide the ", count,
+              " sequences of step ", state_.step + 1);
+  team_.at_step(state_.step + 1);
   std::vector<Sequence> sequences = feed_.next(count);
   if (env::sabotage() == "spike") plant_spike(sequences, state_.position);
   const int64_t tokens = count_tokens(sequences);
   const Moment after{.steps = state_.step + 1, .tokens = state_.tokens + tokens};
   const Recipe recipe = recipe_of(t, now(), after);
   const StepResult result =
-      learner_.compute_gradients(cut(std::move(sequences), t.micro_batch_sequences), recipe);
+      learner_.compute_gradients(cut(std::move(sequences), t.micro_batch_sequences, dp), recipe);
   const Verdict verdict =
       t.guard.enabled ? guard_.judge(after.steps, result.main, result.grad_norm) : Verdict::kGood;
   if (verdict == Verdict::kGood) learner_.update(recipe, ++state_.updates, result);
@@ -173,13 +206,14 @@ Verdict Run::one_step() {
   const double progress = t.tokens > 0
                               ? static_cast<double>(after.tokens) / static_cast<double>(t.tokens)
                               : static_cast<double>(after.steps) / static_cast<double>(t.steps);
-  metrics_->step({.done = after,
-                  .progress = std::min(1.0, progress),
-                  .tokens = tokens,
-                  .sequences = count,
-                  .bytes_per_target = feed_.bytes_per_target(),
-                  .skipped = verdict != Verdict::kGood},
-                 result, recipe);
+  if (metrics_)
+    metrics_->step({.done = after,
+                    .progress = std::min(1.0, progress),
+                    .tokens = tokens,
+                    .sequences = count,
+                    .bytes_per_target = feed_.bytes_per_target(),
+                    .skipped = verdict != Verdict::kGood},
+                   result, recipe);
   return verdict;
 }
 
@@ -197,6 +231,8 @@ void Run::roll_back() {
   state_.position = position;
   guard_.restore(io::JsonObject::parse(state_.guard, *target + "/trainer.json: guard"));
   guard_.rolled_back(rollbacks);
+  team_.world().barrier();  // all have read it
+  if (!metrics_) return;
   go_back_to(output, state_.step);
   metrics_->rolled_back(from, state_.step);
 }
@@ -227,8 +263,9 @@ void Run::evaluate(bool all) {
   report_.held_out_loss = loss;
   report_.held_out_bits_per_byte = loss / std::numbers::ln2 / feed_.held_out_bytes_per_target();
   report_.max_violation = load.max_violation();
-  metrics_->evaluation(state_.step, loss, report_.held_out_bits_per_byte, mtp,
-                       report_.max_violation);
+  if (metrics_)
+    metrics_->evaluation(state_.step, loss, report_.held_out_bits_per_byte, mtp,
+                         report_.max_violation);
 }
 
 TrainReport Run::go() {
@@ -241,17 +278,20 @@ TrainReport Run::go() {
       roll_back();
       continue;
     }
-    stopped = options_.should_stop && options_.should_stop();
+    stopped = any_rank(options_.should_stop && options_.should_stop());
     const bool last = t.is_over(now());
     if (!last && due(t.eval_every)) evaluate(false);
     if (last || stopped || due(t.checkpoint_every)) checkpoint();
-    if (options_.should_report && options_.should_report()) write_report(t.output);
+    // Only the first rank writes it, and only it needs to know.
+    if (options_.should_report && options_.should_report() && metrics_) write_report(t.output);
   }
   report_.steps = state_.step;
   report_.finished = t.is_over(now());
   if (report_.finished) evaluate(true);
-  metrics_->end_line();
-  write_report(t.output);
+  if (metrics_) {
+    metrics_->end_line();
+    write_report(t.output);
+  }
   report_.seconds = timer.seconds();
   return report_;
 }

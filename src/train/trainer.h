@@ -3,6 +3,9 @@
 // Order of a step: micro-batches forward and backward, the guard's verdict, clip, AdamW, bias
 // update, metrics; then, when due, a held-out evaluation and a checkpoint. A run that is killed
 // goes on from its last checkpoint with the same bits as if it had never stopped.
+//
+// In a team every rank runs the same loop and draws the same sequences; the first rank alone prints
+// and writes metrics, and a stop or a report that one rank was asked for is everybody's.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -15,6 +18,7 @@ namespace hadal::train {
 
 struct TrainOptions {
   bool resume = false;                       // go on from the newest checkpoint
+  Team* team = nullptr;                      // this rank among others; none: alone
   std::function<bool()> should_stop = {};    // asked after each step: checkpoint and return
   std::function<bool()> should_report = {};  // asked after each step: write the report page
 };
