@@ -76,6 +76,7 @@ class Learner {
   ParamStore& second_moment() { return v_; }
   // The moving average of the masters, router biases as they are; null if there is none.
   ParamStore* average() { return average_.get(); }
+  const Weights& weights() const { return weights_; }  // as modules read them
   Team& team() { return *team_; }
   // What this rank's exchange of tokens counted since the last step began; zeros where all experts
   // are here.

@@ -1,0 +1,141 @@
+// hadal train on several ranks: refusals, equal losses, checkpoints that any mesh reads, killed
+// ranks that are named and runs that go on as if nothing had happened.
+// SPDX-License-Identifier: Apache-2.0
+#include <nlohmann/json.hpp>
+
+#include "tests/cli/train_fixture.h"
+
+namespace hadal::test {
+namespace {
+
+constexpr const char* kWhere = "configs/resume_check.json: ";
+
+class Parallel : public TrainFixture {
+ protected:
+  // Six steps of 8 sequences to OUTPUT/NAME on the ranks that `mesh` says ("pp=2 dp=2").
+  Arguments on(const std::string& name, const std::string& mesh, const Arguments& more = {}) const {
+    Arguments all = train({"--set", "train.output=\"" + output() + "/" + name + "\"", "--set",
+                           "train.batch_sequences=8", "--set", "train.steps=6", "--set",
+                           "train.keep_checkpoints=0", "--set", "model.num_hidden_layers=4"});
+    std::stringstream words(mesh);
+    for (std::string word; words >> word;) all.insert(all.end(), {"--set", "parallel." + word});
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  }
+  std::string path(const std::string& name, const std::string& file) const {
+    return output() + "/" + name + "/checkpoints/" + file;
+  }
+  // Losses of the run's steps, gradient norms after them.
+  std::vector<double> losses(const std::string& name) const {
+    std::vector<double> values;
+    std::stringstream lines(read_text(output() + "/" + name + "/metrics.jsonl"));
+    for (std::string line; std::getline(lines, line);) {
+      const auto json = nlohmann::json::parse(line);
+      if (json.contains("loss")) values.push_back(json["loss"]);
+      if (json.contains("grad_norm")) values.push_back(json["grad_norm"]);
+      if (json.contains("held_out_loss")) values.push_back(json["held_out_loss"]);
+    }
+    return values;
+  }
+  void expect_same_losses(const std::string& got, const std::string& want) const {
+    const std::vector<double> a = losses(got), b = losses(want);
+    ASSERT_EQ(a.size(), b.size());
+    ASSERT_EQ(a.size(), 13u);
+    for (size_t i = 0; i < a.size(); ++i)
+      EXPECT_NEAR(a[i], b[i], 2e-5 * b[i]) << got << ", value " << i;
+  }
+  // Weights and optimizer state of the last step, byte for byte.
+  void expect_same_files(const std::string& got, const std::string& want) const {
+    int files = 0;
+    for (const auto& entry : fs::directory_iterator(path(want, "step_00000006"))) {
+      const std::string file = entry.path().filename();
+      if (!file.ends_with(".safetensors")) continue;
+      ++files;
+      EXPECT_TRUE(read_text(path(got, "step_00000006/" + file)) == read_text(entry.path())) << file;
+    }
+    EXPECT_GE(files, 4);
+  }
+};
+
+TEST_F(Parallel, RefusesNumbersThatDoNotFit) {
+  expect_refused(on("x", "dp=3"), "mesh: dp = 3 does not divide batch_sequences = 8");
+  expect_refused(on("x", "dp=4 ep=3"), "mesh: ep = 3 does not divide dp = 4");
+  expect_refused(on("x", "pp=8"),
+                 "mesh: pp = 8 makes 8 stages, but the model has 4 layers; lower pp");
+  expect_refused(on("x", "pp=2 tp=2"),
+                 "parallel.tp is 2; tensor parallelism is not built yet: set it to 1 and use dp, "
+                 "ep or pp");
+  expect_refused(on("x", "pp=4 dp=2 schedule=dualpipe"),
+                 "dualpipe: 4 micro-batches; at least 2 * pp = 8 are needed");
+  expect_refused(on("x", "pp=2 schedule=gpipe"),
+                 "there is no schedule gpipe; choose one of: 1f1b, interleaved, zb1p, dualpipe, "
+                 "dualpipev");
+  expect_refused(on("x", "pp=2 layers=[1,2]"),
+                 "parallel.layers add up to 3, and the model has 4 layers");
+  expect_refused(on("x", "pq=2"),
+                 std::string(kWhere) + "parallel: unknown key \"pq\"; did you mean \"pp\"?");
+  EXPECT_FALSE(fs::exists(output()));
+}
+
+TEST_F(Parallel, LossesAreThoseOfOneRank) {
+  ASSERT_EQ(run(on("one", "dp=1")).status, 0);
+  for (const std::string mesh :
+       {"dp=4 ep=2", "pp=2 dp=2 ep=2 schedule=dualpipe", "pp=2 schedule=zb1p layers=[1,3]"}) {
+    const Result r = run(on(mesh, mesh));
+    ASSERT_EQ(r.status, 0) << mesh << ": " << r.err;
+    expect_same_losses(mesh, "one");
+  }
+}
+
+TEST_F(Parallel, AnyMeshReadsACheckpointOfAnyMesh) {
+  ASSERT_EQ(run(on("one", "dp=1")).status, 0);
+  // The learning rate falls over train.steps, so the first run is stopped by removing what is
+  // later.
+  const Result first = run(on("many", "pp=4 dp=2 ep=2 schedule=1f1b"));
+  ASSERT_EQ(first.status, 0) << first.err;
+  expect_same_losses("many", "one");
+  for (const std::string mesh : {"dp=8 ep=4", "dp=1", "pp=2 dp=2 schedule=dualpipev"}) {
+    const std::string to = output() + "/" + mesh;
+    fs::copy(output() + "/many", to, fs::copy_options::recursive | fs::copy_options::copy_symlinks);
+    for (const char* step : {"step_00000004", "step_00000006"}) fs::remove_all(path(mesh, step));
+    fs::remove(path(mesh, "latest"));
+    fs::create_symlink("step_00000002", path(mesh, "latest"));
+    const Result r = run(on(mesh, mesh, {"--resume"}));
+    ASSERT_EQ(r.status, 0) << mesh << ": " << r.err;
+    expect_same_losses(mesh, "one");
+  }
+}
+
+TEST_F(Parallel, AKilledRankIsNamedAndTheRunGoesOn) {
+  const std::string mesh = "pp=2 dp=2 ep=2 schedule=dualpipe";
+  ASSERT_EQ(run(on("straight", mesh)).status, 0);
+  for (const std::string fault : {"die_in_step", "die_in_collective", "die_in_checkpoint"}) {
+    setenv("HADAL_SABOTAGE", fault.c_str(), 1);
+    const auto begin = std::chrono::steady_clock::now();
+    const Result killed = run(on(fault, mesh));
+    unsetenv("HADAL_SABOTAGE");
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(30));
+    EXPECT_EQ(killed.status, 1);
+    EXPECT_TRUE(killed.err.starts_with("hadal: rank 1 failed at step 4, in ")) << killed.err;
+    EXPECT_TRUE(killed.err.ends_with("it was killed by signal 9 (Killed)\n")) << killed.err;
+    EXPECT_EQ(fs::read_symlink(path(fault, "latest")), "step_00000002");
+    const Result resumed = run(on(fault, mesh, {"--resume"}));
+    ASSERT_EQ(resumed.status, 0) << resumed.err;
+    expect_same_files(fault, "straight");
+  }
+}
+
+TEST_F(Parallel, StopsCleanlyOnSigterm) {
+  Child child(on("run", "dp=2", {"--set", "train.steps=1000000"}), dir_ / "log");
+  ASSERT_TRUE(wait_until([&] { return lines_of(output() + "/run/metrics.jsonl") >= 3; }));
+  child.kill(SIGTERM);
+  EXPECT_EQ(child.wait(), 0) << read_text(dir_ / "log.err");
+  const std::string last = last_line(read_text(dir_ / "log.out"));
+  EXPECT_TRUE(last.starts_with("stopped after step ")) << last;
+  const Result r =
+      run({"generate", "--model", output() + "/run", "--prompt-ids", "5", "--max-tokens", "2"});
+  EXPECT_EQ(r.status, 0) << r.err;
+}
+
+}  // namespace
+}  // namespace hadal::test

@@ -1,0 +1,322 @@
+// parallel_check: trains a tiny model on every mesh and schedule, on processes of this machine, and
+// compares every loss, gradient, count and router bias of 10 steps with one rank.
+//
+//   parallel_check [--ranks N,N,...] [--case TEXT] [--sabotage NAME]
+//
+// --ranks: meshes of that many ranks (4). --case: only those whose name contains TEXT. --sabotage
+// plants a fault in the ranks, not in the run they are compared with. Exits 1 beyond the bounds:
+// losses 1e-11 and gradients 1e-10 in f64, 2e-6 and 2e-5 in f32, relative; a gradient's error is
+// that of the worst parameter, in L2 norm.
+// SPDX-License-Identifier: Apache-2.0
+#include <fmt/core.h>
+#include <sys/mman.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <sstream>
+
+#include "parallel/launch.h"
+#include "tests/unit/train.h"
+
+namespace hadal::train {
+namespace {
+
+constexpr int kSteps = 10;
+constexpr int64_t kSequences = 64, kMicroBatches = 8;  // of a step; of each data-parallel rank
+constexpr int64_t kLength = 7;
+
+struct Bounds {
+  DType dtype;
+  double loss, gradient;
+};
+constexpr Bounds kBounds[] = {{DType::kF64, 1e-11, 1e-10}, {DType::kF32, 2e-6, 2e-5}};
+
+Config model() {
+  Config c = test::tiny_config();
+  c.num_hidden_layers = 8;
+  c.num_nextn_predict_layers = 1;
+  c.initializer_range = 0.1;
+  return c;
+}
+
+Recipe recipe() {
+  Recipe r;
+  r.lr = 3e-4;
+  r.eps = 1e-3;  // smaller ones turn the rounding of tiny gradients into steps of their own
+  r.balance_alpha = 1e-2;
+  r.bias_gamma = 1e-2;
+  return r;
+}
+
+// The sequences of a step, cut for `dp` data-parallel ranks.
+std::vector<std::vector<Sequence>> micro_batches(int step, int dp) {
+  std::vector<int64_t> lengths;
+  for (int64_t i = 0; i < kSequences; ++i) lengths.push_back(2 + (i * 5 + step) % (kLength - 1));
+  const std::vector<Sequence> all = test::random_sequences(model(), lengths, concat("step ", step));
+  const auto size = static_cast<size_t>(kSequences / (dp * kMicroBatches));
+  std::vector<std::vector<Sequence>> cut;
+  for (size_t i = 0; i < all.size(); i += size)
+    cut.emplace_back(all.begin() + static_cast<int64_t>(i),
+                     all.begin() + static_cast<int64_t>(i + size));
+  return cut;
+}
+
+// What one step of one rank left.
+struct Reference {
+  StepResult result;
+  std::map<std::string, std::vector<double>> grads, biases;
+};
+
+std::vector<double> values_of(const Tensor& t) {
+  std::vector<double> values;
+  for (int64_t i = 0; i < t.num_elements(); ++i)
+    values.push_back(load_element(t.raw(), t.dtype(), i));
+  return values;
+}
+
+struct Rank {
+  explicit Rank(DType dtype, Team* team)
+      : machine(1),
+        learner(machine.ctx, model(), dtype, kSequences / kMicroBatches * kLength,
+                {.team = team, .max_micro_batches = kMicroBatches}) {
+    init_params(machine.ctx, model(), 5, learner.masters().tree);
+    learner.masters_changed();
+  }
+  test::Machine machine;
+  Learner learner;
+};
+
+std::vector<Reference> train_alone(DType dtype) {
+  Rank rank(dtype, nullptr);
+  std::vector<Reference> steps;
+  for (int step = 1; step <= kSteps; ++step) {
+    Reference r;
+    r.result = rank.learner.compute_gradients(micro_batches(step, 1), recipe());
+    for_each_param(
+        model(),
+        [&](const ParamInfo& info, Tensor& grad, Tensor&) {
+          if (info.trained()) r.grads[info.name] = values_of(grad);
+        },
+        rank.learner.grads().tree, rank.learner.masters().tree);
+    rank.learner.update(recipe(), step, r.result);
+    for_each_param(
+        model(),
+        [&](const ParamInfo& info, Tensor& master) {
+          if (!info.trained()) r.biases[info.name] = values_of(master);
+        },
+        rank.learner.masters().tree);
+    steps.push_back(std::move(r));
+  }
+  return steps;
+}
+
+// Worst errors of a rank, in memory that its parent reads.
+struct Worst {
+  double loss = 0.0, gradient = 0.0;
+};
+
+double relative(double got, double want) {
+  return want == 0.0 ? std::abs(got) : std::abs(got - want) / std::abs(want);
+}
+
+class Comparison {
+ public:
+  Comparison(const Bounds& bounds, int step, Worst& worst)
+      : bounds_(bounds), step_(step), worst_(worst) {}
+
+  void loss(const std::string& what, double got, double want) {
+    const double error = relative(got, want);
+    worst_.loss = std::max(worst_.loss, error);
+    HADAL_CHECK(error <= bounds_.loss, "step ", step_, ": ", what, " is ", got, ", one rank's is ",
+                want, ": off by ", error);
+  }
+  void gradient(const std::string& name, const std::vector<double>& got,
+                const std::vector<double>& want) {
+    double square = 0.0, norm = 0.0;
+    for (size_t i = 0; i < want.size(); ++i) {
+      square += (got[i] - want[i]) * (got[i] - want[i]);
+      norm += want[i] * want[i];
+    }
+    const double error = norm == 0.0 ? std::sqrt(square) : std::sqrt(square / norm);
+    worst_.gradient = std::max(worst_.gradient, error);
+    HADAL_CHECK(error <= bounds_.gradient, "step ", step_, ": the gradient of ", name,
+                " is off by ", error);
+  }
+
+ private:
+  const Bounds& bounds_;
+  int step_;
+  Worst& worst_;
+};
+
+void compare_losses(const StepResult& got, const StepResult& want, Comparison& comparison) {
+  comparison.loss("the loss", got.main, want.main);
+  for (size_t k = 0; k < want.mtp.size(); ++k)
+    comparison.loss("the MTP loss", got.mtp[k], want.mtp[k]);
+  comparison.loss("the balance loss", got.balance, want.balance);
+  comparison.gradient("all parameters, its norm,", {got.grad_norm}, {want.grad_norm});
+  HADAL_CHECK(got.counts == want.counts, "the counts of experts differ from one rank's");
+}
+
+// Tokens reach at most topk_group nodes, and what crosses between nodes is at most a row for each
+// of these, in each of the four trips.
+void check_node_limit(const ExchangeCounters& c, const Team& team, DType stat) {
+  const Config config = model();
+  const auto value = static_cast<int64_t>(dtype_size(stat));
+  const int64_t K = config.num_experts_per_tok;
+  const int64_t row = 4 * config.hidden_size * value + K * 4 + 2 * K * value;
+  const int64_t bound = config.topk_group * c.tokens * row;
+  HADAL_CHECK(team.parallel().ranks_per_node == 0 || c.most_nodes <= config.topk_group,
+              "a token went to ", c.most_nodes, " nodes; the limit is ", config.topk_group);
+  HADAL_CHECK(c.link_bytes <= bound, c.link_bytes, " bytes crossed between nodes; the bound for ",
+              c.tokens, " tokens is ", bound);
+}
+
+void compare_step(Rank& rank, Team& team, int step, const Reference& want, Comparison& comparison) {
+  Learner& learner = rank.learner;
+  Context& ctx = rank.machine.ctx;
+  const StepResult got = learner.compute_gradients(micro_batches(step, team.mesh().dp), recipe());
+  compare_losses(got, want.result, comparison);
+  check_node_limit(got.exchange, team, learner.master_dtype());
+
+  // Whole gradients out of the shares.
+  ParamStore& grads = learner.grads();
+  using Region = ParamStore::Region;
+  team.experts().all_gather(ctx, grads.slice(grads.share(Region::kExperts)),
+                            grads.slice(grads.region(Region::kExperts)));
+  team.dense().all_gather(ctx, grads.slice(grads.share(Region::kDense)),
+                          grads.slice(grads.region(Region::kDense)));
+  for_each_param(
+      model(),
+      [&](const ParamInfo& info, Tensor& grad) {
+        if (!grad.empty())
+          comparison.gradient(info.name, values_of(grad), want.grads.at(info.name));
+      },
+      grads.tree);
+
+  learner.update(recipe(), step, got);
+  for_each_param(
+      model(),
+      [&](const ParamInfo& info, Tensor& master) {
+        if (!info.trained() && !master.empty())
+          HADAL_CHECK(values_of(master) == want.biases.at(info.name), "step ", step, ": ",
+                      info.name, " differs from one rank's");
+      },
+      learner.masters().tree);
+}
+
+std::string name_of(const ParallelConfig& p) {
+  return concat(to_string(p.mesh), ", ", schedule_name(p.schedule),
+                p.ranks_per_node == 0 ? "" : concat(", ", p.ranks_per_node, " a node"));
+}
+
+std::vector<ParallelConfig> cases(int num_ranks) {
+  std::vector<ParallelConfig> list;
+  for (const int pp : {4, 2, 1})
+    for (int ep = num_ranks / pp; pp <= num_ranks && ep >= 1; --ep)
+      for (const ScheduleKind kind : all_schedules()) {
+        const int dp = num_ranks / pp;
+        if (num_ranks % pp != 0 || dp % ep != 0 || model().n_routed_experts % ep != 0) continue;
+        ParallelConfig p;
+        p.mesh = {.pp = pp, .dp = dp, .ep = ep, .tp = 1};
+        p.schedule = kind;
+        if (!schedule_fits(schedule_shape(p, kMicroBatches))) continue;
+        list.push_back(p);
+        // Two hops, where the expert group spans nodes.
+        for (p.ranks_per_node = 1; p.ranks_per_node < ep; p.ranks_per_node *= 2)
+          if (kind == ScheduleKind::k1F1B && ep > 2) list.push_back(p);
+      }
+  return list;
+}
+
+struct Options {
+  std::vector<int> ranks = {4};
+  std::string only, sabotage;
+};
+
+// False beyond the bounds.
+bool run_case(const ParallelConfig& parallel, const Bounds& bounds,
+              const std::vector<Reference>& want, const Options& options) {
+  check_parallel(parallel, model(), kSequences, kSequences / (parallel.mesh.dp * kMicroBatches));
+  const size_t bytes = sizeof(Worst) * static_cast<size_t>(parallel.mesh.num_ranks());
+  auto* worst = static_cast<Worst*>(
+      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  HADAL_CHECK(worst != MAP_FAILED, "cannot map ", bytes, " bytes");
+  const std::string name = concat(name_of(parallel), ", ", dtype_name(bounds.dtype));
+  std::string failure;
+  try {
+    World world({.num_ranks = parallel.mesh.num_ranks()});
+    launch(world, [&](int r) {
+      if (!options.sabotage.empty()) setenv("HADAL_SABOTAGE", options.sabotage.c_str(), 1);
+      Team team(parallel, model(), &world);
+      Rank rank(bounds.dtype, &team);
+      for (int step = 1; step <= kSteps; ++step) {
+        world.at_step(step);
+        Comparison comparison(bounds, step, worst[r]);
+        compare_step(rank, team, step, want[static_cast<size_t>(step) - 1], comparison);
+      }
+    });
+  } catch (const Error& e) {
+    failure = e.what();
+  }
+  Worst all;
+  for (int r = 0; r < parallel.mesh.num_ranks(); ++r) {
+    all.loss = std::max(all.loss, worst[r].loss);
+    all.gradient = std::max(all.gradient, worst[r].gradient);
+  }
+  munmap(worst, bytes);
+  fmt::print("{:<56} losses {:.1e}  gradients {:.1e}  {}\n", name, all.loss, all.gradient,
+             failure.empty() ? "ok" : "FAILED: " + failure);
+  std::fflush(stdout);
+  return failure.empty();
+}
+
+int run(const Options& options) {
+  int failed = 0, done = 0;
+  for (const Bounds& bounds : kBounds) {
+    const std::vector<Reference> want = train_alone(bounds.dtype);
+    for (const int n : options.ranks)
+      for (const ParallelConfig& parallel : cases(n)) {
+        if (name_of(parallel).find(options.only) == std::string::npos) continue;
+        ++done;
+        failed += run_case(parallel, bounds, want, options) ? 0 : 1;
+      }
+  }
+  fmt::print("parallel_check: {} of {} equal one rank\n", done - failed, done);
+  return failed == 0 && done > 0 ? 0 : 1;
+}
+
+Options parse(int argc, char** argv) {
+  Options o;
+  for (int i = 1; i < argc; ++i) {
+    const std::string flag = argv[i];
+    HADAL_CHECK(i + 1 < argc, flag, " needs a value");
+    const std::string value = argv[++i];
+    if (flag == "--ranks") {
+      o.ranks.clear();
+      std::stringstream list(value);
+      for (std::string n; std::getline(list, n, ',');) o.ranks.push_back(std::stoi(n));
+    } else if (flag == "--case") {
+      o.only = value;
+    } else if (flag == "--sabotage") {
+      o.sabotage = value;
+    } else {
+      HADAL_FAIL("unknown argument ", flag);
+    }
+  }
+  return o;
+}
+
+}  // namespace
+}  // namespace hadal::train
+
+int main(int argc, char** argv) {
+  try {
+    return hadal::train::run(hadal::train::parse(argc, argv));
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "parallel_check: {}\n", e.what());
+    return 2;
+  }
+}
