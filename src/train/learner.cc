@@ -369,16 +369,21 @@ Learner::Evaluation Learner::evaluate(const std::vector<std::vector<Sequence>>& 
   const int64_t depths = config_.num_nextn_predict_layers;
   const auto dp = static_cast<size_t>(team_->mesh().dp);
   const auto me = static_cast<size_t>(team_->data_rank());
-  const size_t rounds = (micro_batches.size() + dp - 1) / dp;
-  const std::vector<Sequence> none;  // for ranks without a micro-batch in the last round
+  const size_t rounds = micro_batches.size() / dp, left = micro_batches.size() % dp;
+  const auto batch = [&](size_t at) {
+    return make_batch(ctx_, config_, micro_batches[at], depths, compute_);
+  };
   pipeline_->measure(
       ctx_, static_cast<int>(rounds),
-      [&](int i) {
-        const size_t at = static_cast<size_t>(i) * dp + me;
-        return make_batch(ctx_, config_, at < micro_batches.size() ? micro_batches[at] : none,
-                          depths, compute_);
-      },
-      meter);
+      [&](int i) { return batch(static_cast<size_t>(i) * dp + me); }, meter);
+  if (left > 0) {
+    // The last ones; a rank without one of its own keeps the others company and counts nothing.
+    stage::Meter unused = stage::make_meter(
+        ctx_, stage::whole_model(config_, weights_, *exchange_, config_.num_nextn_predict_layers));
+    pipeline_->measure(
+        ctx_, 1, [&](int) { return batch(me < left ? rounds * dp + me : 0); },
+        me < left ? meter : unused);
+  }
   reduce_meter(meter);
   const Totals totals = count_totals(micro_batches, depths);
   Evaluation e;
