@@ -163,7 +163,7 @@ TEST_F(CheckpointTest, FullDiskLeavesThePreviousOne) {
   const struct {
     rlim_t bytes;
     const char* file;
-  } cases[] = {{1, "config.json"},
+  } cases[] = {{1, "model.safetensors"},
                {weights - 1, "model.safetensors"},
                {moments - 1, "optimizer.safetensors"}};
   for (const auto& c : cases) {
