@@ -23,9 +23,9 @@ constexpr std::array<Variable, 6> kTable = {{
     {"HADAL_SABOTAGE", "",
      "plants a named fault, to show that scripts/resume_check.sh notices it: rng, microbatch, "
      "counts, position; or that scripts/parallel_check.sh does: microbatch, expert_group, "
-     "local_counts, balance_by_ranks; or kills rank 1 of a run at step 4, for the tests of that: "
-     "die_in_step, die_in_collective, die_in_checkpoint; or bad data, for the tests of the guard: "
-     "spike"},
+     "local_counts, balance_by_ranks; or that the tests of the page pool do: refcount, lru; or kills "
+     "rank 1 of a run at step 4, for the tests of that: die_in_step, die_in_collective, "
+     "die_in_checkpoint; or bad data, for the tests of the guard: spike"},
 }};
 
 std::string read(const char* name) {
@@ -58,8 +58,9 @@ bool profile() { return read("HADAL_PROFILE") == "1"; }
 bool trace() { return read("HADAL_TRACE") == "1"; }
 std::string sabotage() {
   return read_one_of("HADAL_SABOTAGE", {"", "rng", "microbatch", "counts", "position", "spike",
-                                        "expert_group", "local_counts", "balance_by_ranks",
-                                        "die_in_step", "die_in_collective", "die_in_checkpoint"});
+                                        "refcount", "lru", "expert_group", "local_counts",
+                                        "balance_by_ranks", "die_in_step", "die_in_collective",
+                                        "die_in_checkpoint"});
 }
 
 }  // namespace hadal::env

@@ -13,6 +13,7 @@ namespace hadal {
 namespace {
 
 int64_t num_pages(const Decoder::Limits& limits) {
+  if (limits.num_pages > 0) return limits.num_pages;
   return limits.max_seqs *
          ((limits.max_tokens + ops::kCachePageTokens - 1) / ops::kCachePageTokens);
 }

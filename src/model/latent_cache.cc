@@ -36,7 +36,7 @@ int64_t LatentCache::open() {
 
 void LatentCache::close(int64_t seq) {
   auto& pages = pages_.at(static_cast<size_t>(seq));
-  free_.insert(free_.end(), pages.rbegin(), pages.rend());
+  if (!lent_) free_.insert(free_.end(), pages.rbegin(), pages.rend());
   pages.clear();
   taken_.at(static_cast<size_t>(seq)) = false;
 }
@@ -53,6 +53,20 @@ void LatentCache::reserve(int64_t seq, int64_t num_tokens) {
     pages.push_back(free_.back());
     free_.pop_back();
   }
+}
+
+void LatentCache::lend_pages() {
+  for (const auto& pages : pages_)
+    HADAL_CHECK(pages.empty(), "pages can be lent only while no sequence has one");
+  lent_ = true;
+  free_.clear();
+}
+
+void LatentCache::assign(int64_t seq, const std::vector<int64_t>& pages) {
+  HADAL_CHECK(lent_, "pages are assigned by the cache itself; lend them first");
+  HADAL_CHECK(static_cast<int64_t>(pages.size()) <= max_pages_per_seq_, "a sequence of ",
+              pages.size(), " pages is longer than the cache's limit of ", max_pages_per_seq_);
+  pages_.at(static_cast<size_t>(seq)) = pages;
 }
 
 ops::LatentPages LatentCache::layer(int64_t layer) const {

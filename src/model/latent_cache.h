@@ -33,6 +33,12 @@ class LatentCache {
   void reserve(int64_t seq, int64_t num_tokens);
   int64_t num_free_pages() const { return static_cast<int64_t>(free_.size()); }
 
+  // Someone else hands out pages from now on, all of them (serve/page_pool.h): reserve() then only
+  // checks, and close() gives nothing back. REQUIRES: no sequence has a page.
+  void lend_pages();
+  // The pages of a sequence in order; others may read them too. REQUIRES: lend_pages().
+  void assign(int64_t seq, const std::vector<int64_t>& pages);
+
   // What a kernel sees of one layer, for the given sequences in their order.
   ops::LatentPages layer(int64_t layer) const;
   // Row s of the table that layer() shows is sequence seqs[s].
@@ -48,6 +54,7 @@ class LatentCache {
   std::vector<int64_t> free_;
   std::vector<std::vector<int64_t>> pages_;  // by sequence slot
   std::vector<bool> taken_;
+  bool lent_ = false;
 };
 
 }  // namespace hadal

@@ -1,0 +1,610 @@
+// The engine's step: plan, forward, draw, draft, deliver.
+//
+//   T tokens of a step   R rows that logits are needed of   D model width   V vocabulary
+// SPDX-License-Identifier: Apache-2.0
+#include "serve/engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <numeric>
+
+#include "core/timer.h"
+#include "core/transfer.h"
+#include "io/stream_decoder.h"
+#include "model/bytes.h"
+#include "ops/copy.h"
+#include "ops/sample.h"
+#include "serve/sampler.h"
+
+namespace hadal::serve {
+namespace {
+
+double steady_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+std::vector<int64_t> first_slots(size_t count) {
+  std::vector<int64_t> slots(count);
+  std::iota(slots.begin(), slots.end(), 0);
+  return slots;
+}
+
+}  // namespace
+
+// A request that has not ended.
+struct Engine::Live {
+  Live(Request r, int64_t vocab_size, const std::optional<io::Tokenizer>& tokenizer)
+      : request(std::move(r)),
+        sampler(request.params, request.prompt, vocab_size),
+        scanner(request.params.stop) {
+    if (tokenizer) decoder.emplace(*tokenizer);
+    out.id = request.id;
+    out.num_prompt = static_cast<int64_t>(request.prompt.size());
+  }
+
+  Request request;
+  Sampler sampler;
+  std::optional<io::StreamDecoder> decoder;
+  io::StopScanner scanner;
+  Sequence* sequence = nullptr;
+  Output out;                                 // of this step
+  int64_t num_generated = 0, num_scored = 0;  // tokens drawn; prompt tokens scored
+  int64_t done = 0;                           // of the sequence, after this step
+  bool speculates = false;
+  bool ready = false;  // all tokens but the last are run: the next step draws
+  std::optional<Finish> finish;
+  double arrival = 0.0, first_token = -1.0, last_token = -1.0;
+};
+
+// What a step computed.
+struct Engine::Forward {
+  Block memory;
+  Tensor h;                     // [T, D]
+  std::vector<int64_t> offset;  // of each run: its first row of h
+  std::vector<int32_t> rows;    // [R] rows of h
+  Block logits_memory;
+  Tensor logits;               // [R, V]
+  std::vector<int64_t> first;  // of each run: its first row of logits, or -1
+  Timer timer;
+  double now = 0.0;
+};
+
+Engine::Engine(Context& ctx, Decoder& decoder, std::optional<io::Tokenizer> tokenizer,
+               const Options& options, Deliver deliver)
+    : ctx_(ctx),
+      decoder_(decoder),
+      tokenizer_(std::move(tokenizer)),
+      options_(options),
+      deliver_(std::move(deliver)),
+      scheduler_({.max_seqs = decoder.limits().max_seqs,
+                  .max_step_tokens = decoder.limits().max_step_tokens,
+                  .max_tokens = decoder.limits().max_tokens,
+                  .num_pages = decoder.cache().num_free_pages(),
+                  .page_tokens = ops::kCachePageTokens,
+                  .aging_seconds = options.aging_seconds,
+                  .prefix_cache = options.prefix_cache}) {
+  const Decoder::Limits& limits = decoder.limits();
+  HADAL_CHECK(options.speculate == 0 || limits.num_mtp > 0,
+              "speculation needs a model with an MTP module; use --speculate 0");
+  HADAL_CHECK(
+      limits.max_seqs + options.speculate * std::min(options.speculate_seqs, limits.max_seqs) <=
+          limits.max_step_tokens,
+      "a step of ", limits.max_step_tokens, " tokens cannot hold ", limits.max_seqs,
+      " sequences and their drafts; raise --chunk");
+  HADAL_CHECK(options.aging_seconds > 0, "aging takes ", options.aging_seconds,
+              " seconds; give a positive number");
+  decoder_.cache().lend_pages();
+  for (int64_t s = 0; s < limits.max_seqs; ++s) decoder_.cache().open();
+  publish_stats();
+}
+
+Engine::~Engine() {
+  for (int64_t s = 0; s < decoder_.limits().max_seqs; ++s) decoder_.cache().close(s);
+}
+
+void Engine::check(const Request& r) const {
+  const int64_t V = decoder_.config().vocab_size;
+  const auto n = static_cast<int64_t>(r.prompt.size());
+  HADAL_CHECK(n >= 1, "the prompt is empty; give at least one token");
+  HADAL_CHECK(n < max_tokens(), "the prompt has ", n, " tokens; at most ", max_tokens() - 1,
+              " fit the context of ", max_tokens());
+  const auto check_id = [&](int32_t id, const char* what) {
+    HADAL_CHECK(id >= 0 && id < V, what, " ", id, " is outside the vocabulary of ", V);
+  };
+  for (int32_t id : r.prompt) check_id(id, "token");
+  for (int32_t id : r.params.stop_ids) check_id(id, "stop token");
+  for (const auto& [id, bias] : r.params.logit_bias) check_id(id, "logit_bias: token");
+  for (const std::vector<int32_t>& word : r.params.bad_words) {
+    HADAL_CHECK(!word.empty(), "a bad word is empty; leave it out");
+    for (int32_t id : word) check_id(id, "bad_words: token");
+  }
+  HADAL_CHECK(r.params.max_tokens >= 1, "max_tokens is ", r.params.max_tokens, "; give 1 or more");
+  HADAL_CHECK(r.params.stop.empty() || tokenizer_, "stop strings need a tokenizer");
+}
+
+Engine::Answer Engine::submit(std::vector<Request> requests) {
+  for (const Request& request : requests) check(request);
+  const auto count = static_cast<int64_t>(requests.size());
+  {
+    const std::lock_guard lock(mutex_);
+    if (closed_ || stop_) return Answer::kClosed;
+    if (num_open_ + count > scheduler_.limits().max_seqs + options_.max_queue) {
+      num_rejected_ += count;
+      return Answer::kBusy;
+    }
+    num_submitted_ += count;
+    num_open_ += count;
+    for (Request& request : requests) inbox_.push_back(std::move(request));
+  }
+  wake_.notify_one();
+  return Answer::kAccepted;
+}
+
+void Engine::cancel(uint64_t id) {
+  {
+    const std::lock_guard lock(mutex_);
+    cancelled_.push_back(id);
+  }
+  wake_.notify_one();
+}
+
+void Engine::close() {
+  const std::lock_guard lock(mutex_);
+  closed_ = true;
+}
+
+void Engine::stop() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_one();
+}
+
+EngineStats Engine::stats() const {
+  const std::lock_guard lock(mutex_);
+  EngineStats stats = published_;
+  stats.num_waiting += static_cast<int64_t>(inbox_.size());
+  stats.num_submitted = num_submitted_;
+  stats.num_rejected = num_rejected_;
+  return stats;
+}
+
+double Engine::stalled_seconds() const {
+  const double since = busy_since_.load();
+  return since < 0 ? 0.0 : steady_seconds() - since;
+}
+
+void Engine::publish_stats() {
+  EngineStats& c = counters_;
+  c.num_running = scheduler_.num_running();
+  c.num_waiting = scheduler_.num_waiting();
+  const PagePool& pool = scheduler_.pool();
+  c.num_pages = pool.num_pages();
+  c.num_pages_in_use = pool.num_in_use();
+  c.num_pages_cached = pool.num_cached();
+  c.num_evictions = pool.num_evicted();
+  c.num_preemptions = scheduler_.num_preemptions();
+  const std::lock_guard lock(mutex_);
+  published_ = c;
+}
+
+void Engine::take_inbox(double now) {
+  std::vector<Request> inbox;
+  std::vector<uint64_t> cancelled;
+  {
+    const std::lock_guard lock(mutex_);
+    inbox.swap(inbox_);
+    cancelled.swap(cancelled_);
+  }
+  for (Request& request : inbox) {
+    auto live =
+        std::make_unique<Live>(std::move(request), decoder_.config().vocab_size, tokenizer_);
+    const Request& r = live->request;
+    live->arrival = now;
+    live->speculates = options_.speculate > 0;
+    scheduler_.add({.id = r.id,
+                    .priority = r.priority,
+                    .arrival = now,
+                    .tokens = r.prompt,
+                    .num_prompt = live->out.num_prompt,
+                    .num_ahead = live->speculates ? options_.speculate : 0,
+                    .use_cache = r.params.num_prompt_logprobs < 0,
+                    .leader = r.leader});
+    live->sequence = &scheduler_.at(r.id);
+    live_.emplace(r.id, std::move(live));
+  }
+  for (uint64_t id : cancelled) {
+    const auto it = live_.find(id);
+    if (it == live_.end()) continue;
+    it->second->finish = Finish::kCancelled;
+    finish(*it->second, now);
+  }
+}
+
+// Above a number of running sequences verification costs more than it saves. A sequence whose
+// drafts were skipped stays without: the states that its MTP cache lacks are gone.
+void Engine::limit_speculation() {
+  if (options_.speculate == 0 || scheduler_.num_running() <= options_.speculate_seqs) return;
+  for (auto& [id, live] : live_) {
+    if (!live->sequence->running) continue;
+    live->speculates = false;
+    live->sequence->num_ahead = 0;
+    live->sequence->drafts.clear();
+  }
+}
+
+bool Engine::step(double now) {
+  const Timer timer;
+  take_inbox(now);
+  if (!live_.empty()) {
+    limit_speculation();
+    const StepPlan plan = scheduler_.plan(now);
+    scheduler_.apply(plan, now);
+    for (uint64_t id : plan.admit) {
+      const Sequence& s = scheduler_.at(id);
+      if (s.num_preempted > 0) continue;
+      counters_.prefix_queries += s.num_prompt;
+      counters_.prefix_hits += s.num_found;
+      counters_.queue.add(now - s.arrival);
+      live_.at(id)->out.num_cached = s.num_found;
+    }
+    if (!plan.runs.empty()) run_step(plan, now);
+    counters_.step_seconds += timer.seconds();
+  }
+  publish_stats();
+  const bool worked = !live_.empty() || !outputs_.empty();
+  if (!outputs_.empty()) deliver_(std::exchange(outputs_, {}));
+  return worked;
+}
+
+void Engine::run_step(const StepPlan& plan, double now) {
+  Forward f;
+  f.now = now;
+  try {
+    std::vector<int32_t> ids;
+    std::vector<int64_t> starts, counts;
+    for (const StepPlan::Run& run : plan.runs) {
+      Live& live = *live_.at(run.id);
+      const Sequence& s = *live.sequence;
+      f.offset.push_back(static_cast<int64_t>(ids.size()));
+      starts.push_back(run.start);
+      counts.push_back(run.count);
+      for (int64_t p = run.start; p < run.start + run.count; ++p)
+        ids.push_back(p < s.num_tokens() ? s.tokens[static_cast<size_t>(p)]
+                                         : s.drafts[static_cast<size_t>(p - s.num_tokens())]);
+      decoder_.cache().assign(static_cast<int64_t>(starts.size()) - 1, s.pages);
+      live.done = std::min(run.start + run.count, s.num_tokens());
+      live.ready = live.done == s.num_tokens();
+      // Logits of the prompt's rows that are to be scored, then of those to draw from.
+      f.first.push_back(static_cast<int64_t>(f.rows.size()));
+      const bool scores = live.request.params.num_prompt_logprobs >= 0;
+      for (int64_t p = run.start; p < run.start + run.count; ++p)
+        if ((scores && p >= live.num_scored && p + 1 < s.num_prompt) || p + 1 >= s.num_tokens())
+          f.rows.push_back(static_cast<int32_t>(f.offset.back() + p - run.start));
+    }
+    const int64_t T = plan.num_tokens, R = static_cast<int64_t>(f.rows.size());
+    const Step step = make_step(ctx_, decoder_.config(), ids, starts, counts, decoder_.act());
+    f.memory = ctx_.memory.take_tensor(decoder_.act(), {T, decoder_.config().hidden_size}, &f.h);
+    decoder_.forward({.step = step, .seqs = first_slots(plan.runs.size())}, f.h);
+    ++counters_.num_steps;
+    counters_.num_step_tokens += T;
+    if (R > 0) {
+      f.logits_memory = ctx_.memory.take_tensor(stat_dtype(decoder_.act()),
+                                                {R, decoder_.config().vocab_size}, &f.logits);
+      decoder_.logits(take_rows(f.h, f.rows).tensor, f.logits);  // [R, V]
+    }
+    for (size_t i = 0; i < plan.runs.size(); ++i) {
+      Live& live = *live_.at(plan.runs[i].id);
+      if (live.request.params.num_prompt_logprobs >= 0)
+        f.first[i] = score_prompt(live, plan.runs[i], f, f.first[i]);
+    }
+    draw(plan, f);
+    if (options_.speculate > 0) draft(plan, f);
+  } catch (const std::exception& e) {
+    // The requests of this step fail, the engine goes on.
+    for (const StepPlan::Run& run : plan.runs) {
+      Live& live = *live_.at(run.id);
+      live.finish = Finish::kError;
+      live.out.error = e.what();
+      live.done = live.sequence->done;
+    }
+  }
+  end_step(plan, now + f.timer.seconds());
+}
+
+// Rows of h in one piece: h itself where it is all of them in order.
+Engine::Rows Engine::take_rows(const Tensor& h, const std::vector<int32_t>& rows) {
+  Rows result;
+  const auto R = static_cast<int64_t>(rows.size());
+  if (R > 0 && rows.back() - rows.front() + 1 == R) {
+    result.tensor = h.rows(rows.front(), R);
+    return result;
+  }
+  Tensor ids;
+  const Block ids_memory = ctx_.memory.take_tensor(DType::kI32, {R}, &ids);
+  upload(ctx_, rows, ids);
+  result.memory = ctx_.memory.take_tensor(h.dtype(), {R, h.dim(1)}, &result.tensor);
+  ops::embed_forward(ctx_, h, ids, result.tensor);  // [R, D]
+  return result;
+}
+
+// Log probabilities of the prompt's tokens behind this run's rows; returns the row after them.
+int64_t Engine::score_prompt(Live& live, const StepPlan::Run& run, const Forward& f, int64_t row) {
+  const Sequence& s = *live.sequence;
+  for (int64_t p = run.start; p < run.start + run.count && p + 1 < s.num_prompt; ++p) {
+    if (p < live.num_scored) continue;
+    const HostRead host(ctx_, f.logits.row(row++));
+    live.out.prompt_logprobs.push_back(logprob_of(host.tensor(),
+                                                  s.tokens[static_cast<size_t>(p) + 1],
+                                                  live.request.params.num_prompt_logprobs));
+    ++live.num_scored;
+  }
+  return row;
+}
+
+std::vector<int32_t> Engine::sample(const ops::SampleRule& rule, const Tensor& logits,
+                                    const std::vector<int32_t>& positions) {
+  Tensor where, tokens;
+  const auto R = static_cast<int64_t>(positions.size());
+  const Block where_memory = ctx_.memory.take_tensor(DType::kI32, {R}, &where);
+  const Block tokens_memory = ctx_.memory.take_tensor(DType::kI32, {R}, &tokens);
+  upload(ctx_, positions, where);
+  ops::sample(ctx_, rule, logits, where, tokens);  // [R]
+  return download<int32_t>(ctx_, tokens);
+}
+
+void Engine::draw(const StepPlan& plan, Forward& f) {
+  // Greedy rows that nothing changes are drawn at once, the others sequence by sequence.
+  const auto is_greedy = [&](const StepPlan::Run& run) {
+    const Live& live = *live_.at(run.id);
+    return live.sampler.is_plain() && live.sampler.rule().temperature == 0.0;
+  };
+  std::vector<int32_t> drawn;
+  if (!f.rows.empty() && std::all_of(plan.runs.begin(), plan.runs.end(), is_greedy))
+    drawn = sample({}, f.logits, std::vector<int32_t>(f.rows.size(), 0));
+  for (size_t i = 0; i < plan.runs.size(); ++i) {
+    Live& live = *live_.at(plan.runs[i].id);
+    if (!live.ready) continue;
+    try {
+      draw_one(live, f, f.first[i], drawn);
+    } catch (const Error& e) {
+      live.finish = Finish::kError;
+      live.out.error = e.what();
+    }
+    const double now = f.now + f.timer.seconds();
+    if (live.first_token < 0) {
+      live.first_token = now;
+      counters_.prompt_tokens += live.out.num_prompt;
+      counters_.first_token.add(now - live.arrival);
+      counters_.prefill.add(now - live.sequence->admitted);
+    } else {
+      counters_.between_tokens.add(now - live.last_token);
+    }
+    live.last_token = now;
+  }
+}
+
+// Draws until a draft is wrong.
+void Engine::draw_one(Live& live, Forward& f, int64_t row, const std::vector<int32_t>& all_drawn) {
+  Sequence& s = *live.sequence;
+  const SamplingParams& params = live.request.params;
+  const auto n = static_cast<int32_t>(s.num_tokens());
+  const auto num_rows = static_cast<int64_t>(s.drafts.size()) + 1;
+  const bool plain = live.sampler.is_plain();
+  std::vector<int32_t> drawn;
+  if (!all_drawn.empty()) {
+    drawn.assign(all_drawn.begin() + row, all_drawn.begin() + row + num_rows);
+  } else if (plain) {
+    std::vector<int32_t> positions(static_cast<size_t>(num_rows));
+    std::iota(positions.begin(), positions.end(), n);
+    drawn = sample(live.sampler.rule(), f.logits.rows(row, num_rows), positions);
+  }
+  for (int64_t d = 0; d < num_rows; ++d) {
+    const Tensor logits = f.logits.row(row + d);  // [V]
+    int32_t token = 0;
+    std::optional<TokenLogprob> scored;
+    if (plain) {
+      token = drawn[static_cast<size_t>(d)];
+      if (params.num_logprobs >= 0)
+        scored = logprob_of(HostRead(ctx_, logits).tensor(), token, params.num_logprobs);
+    } else {
+      // A copy, so that log probabilities are the model's own.
+      std::vector<std::byte> copy(static_cast<size_t>(logits.num_bytes()));
+      download(ctx_, logits, copy.data());
+      const Tensor host(copy.data(), logits.dtype(), logits.shape());
+      live.sampler.process(host, s.tokens);
+      Tensor changed;
+      const Block memory = ctx_.memory.take_tensor(logits.dtype(), {1, logits.dim(0)}, &changed);
+      upload(ctx_, host.raw(), changed);
+      token = sample(live.sampler.rule(), changed, {n + static_cast<int32_t>(d)})[0];
+      if (params.num_logprobs >= 0)
+        scored = logprob_of(HostRead(ctx_, logits).tensor(), token, params.num_logprobs);
+    }
+    const bool is_draft = d + 1 < num_rows;
+    const bool right = is_draft && s.drafts[static_cast<size_t>(d)] == token;
+    if (is_draft) ++counters_.num_drafted;
+    if (right) ++counters_.num_accepted;
+    const size_t num_out = live.out.tokens.size();
+    add_token(live, token);
+    if (scored && live.out.tokens.size() > num_out) live.out.logprobs.push_back(*scored);
+    if (live.finish || !right) {
+      if (right && live.out.tokens.size() > num_out) ++live.done;
+      break;
+    }
+    ++live.done;
+  }
+  s.drafts.clear();
+}
+
+void Engine::add_token(Live& live, int32_t token) {
+  Sequence& s = *live.sequence;
+  const SamplingParams& p = live.request.params;
+  ++live.num_generated;
+  ++counters_.generated_tokens;
+  if (std::find(p.stop_ids.begin(), p.stop_ids.end(), token) != p.stop_ids.end()) {
+    live.finish = Finish::kStop;
+    return;
+  }
+  s.tokens.push_back(token);
+  live.out.tokens.push_back(token);
+  live.sampler.accept(token);
+  if (live.decoder) {
+    const std::string text = live.decoder->push(token);
+    // Before the minimum no stop string counts, as no stop token does.
+    live.out.text += live.num_generated <= p.min_tokens ? text : live.scanner.push(text);
+    if (live.scanner.stopped()) live.finish = Finish::kStop;
+  }
+  if (!live.finish && (live.num_generated >= p.max_tokens || s.num_tokens() >= max_tokens()))
+    live.finish = Finish::kLength;
+}
+
+// The MTP module sees what the step made final, then drafts for the sequences that draw next.
+void Engine::draft(const StepPlan& plan, Forward& f) {
+  struct Item {
+    Live* live;
+    int64_t start, count, num_drafts;
+  };
+  std::vector<Item> items;
+  std::vector<int32_t> rows;
+  for (size_t i = 0; i < plan.runs.size(); ++i) {
+    Live& live = *live_.at(plan.runs[i].id);
+    if (live.finish || !live.speculates) continue;
+    const Sequence& s = *live.sequence;
+    const int64_t start = plan.runs[i].start, count = live.done - start;
+    const int64_t most = std::min({options_.speculate, max_tokens() - s.num_tokens(),
+                                   live.request.params.max_tokens - live.num_generated - 1});
+    items.push_back({&live, start, count, live.ready ? most : 0});
+    for (int64_t r = 0; r < count; ++r) rows.push_back(static_cast<int32_t>(f.offset[i] + r));
+  }
+  if (items.empty()) return;
+  Rows states = take_rows(f.h, rows);
+  for (int64_t d = 0; !items.empty(); ++d) {
+    std::vector<int32_t> ids;
+    std::vector<int64_t> starts, counts;
+    for (const Item& item : items) {
+      const Sequence& s = *item.live->sequence;
+      // Position i is run with the token at i + 1; behind the last token stand the drafts.
+      for (int64_t p = item.start + 1; p <= item.start + item.count; ++p)
+        ids.push_back(p < s.num_tokens() ? s.tokens[static_cast<size_t>(p)]
+                                         : s.drafts[static_cast<size_t>(p - s.num_tokens())]);
+      decoder_.cache().assign(static_cast<int64_t>(starts.size()), s.pages);
+      starts.push_back(item.start);
+      counts.push_back(item.count);
+    }
+    const Step step = make_step(ctx_, decoder_.config(), ids, starts, counts, decoder_.act());
+    Rows out;
+    out.memory = ctx_.memory.take_tensor(
+        decoder_.act(), {states.tensor.dim(0), decoder_.config().hidden_size}, &out.tensor);
+    decoder_.mtp_forward(0, {.step = step, .seqs = first_slots(items.size())}, states.tensor,
+                         out.tensor);
+    // Drafts of this depth, and the sequences that go one further on their own state.
+    std::vector<Item> next;
+    rows.clear();
+    int64_t row = 0;
+    for (const Item& item : items) {
+      row += item.count;
+      if (item.num_drafts <= d) continue;
+      rows.push_back(static_cast<int32_t>(row - 1));
+      next.push_back({item.live, item.start + item.count, 1, item.num_drafts});
+    }
+    if (next.empty()) return;
+    Rows last = take_rows(out.tensor, rows);
+    Tensor logits;
+    const Block logits_memory = ctx_.memory.take_tensor(
+        stat_dtype(decoder_.act()),
+        {static_cast<int64_t>(next.size()), decoder_.config().vocab_size}, &logits);
+    decoder_.logits(last.tensor, logits);
+    for (size_t i = 0; i < next.size(); ++i) {
+      Sequence& s = *next[i].live->sequence;
+      const auto position = static_cast<int32_t>(s.num_tokens() + d);
+      s.drafts.push_back(sample(next[i].live->sampler.rule(),
+                                logits.rows(static_cast<int64_t>(i), 1), {position})[0]);
+    }
+    std::erase_if(next, [&](const Item& item) { return item.num_drafts <= d + 1; });
+    // NOTE: the states of those that go on; `last` has a row for each that drafted.
+    std::vector<int32_t> going;
+    int32_t index = 0;
+    for (const Item& item : items) {
+      if (item.num_drafts <= d) continue;
+      if (item.num_drafts > d + 1) going.push_back(index);
+      ++index;
+    }
+    items = std::move(next);
+    if (items.empty()) return;
+    if (going.size() == static_cast<size_t>(index)) {
+      // NOTE: take_rows may have given a view of `out`, which has to live as long.
+      states.tensor = last.tensor;
+      if (last.memory.size() > 0)
+        states.memory = std::move(last.memory);
+      else
+        states.memory = std::move(out.memory);
+    } else {
+      Rows chosen = take_rows(last.tensor, going);
+      if (chosen.memory.size() == 0)
+        chosen.memory = last.memory.size() > 0 ? std::move(last.memory) : std::move(out.memory);
+      states = std::move(chosen);
+    }
+  }
+}
+
+// Puts what the step made final on the books, and ends what has ended.
+void Engine::end_step(const StepPlan& plan, double now) {
+  for (const StepPlan::Run& run : plan.runs) {
+    Live& live = *live_.at(run.id);
+    scheduler_.advance(run.id, std::min(live.done, live.sequence->num_tokens()));
+    if (live.finish) {
+      finish(live, now);
+    } else if (!live.out.tokens.empty() || !live.out.prompt_logprobs.empty()) {
+      live.out.num_generated = live.num_generated;
+      Output out;
+      out.id = run.id;
+      out.num_prompt = live.out.num_prompt;
+      out.num_cached = live.out.num_cached;
+      std::swap(out, live.out);
+      outputs_.push_back(std::move(out));
+    }
+  }
+}
+
+void Engine::finish(Live& live, double now) {
+  const uint64_t id = live.request.id;
+  if (live.decoder && *live.finish != Finish::kError && !live.scanner.stopped())
+    live.out.text += live.scanner.push(live.decoder->finish()) + live.scanner.finish();
+  live.out.num_generated = live.num_generated;
+  live.out.finish = live.finish;
+  ++counters_.num_finished[static_cast<size_t>(*live.finish)];
+  counters_.whole.add(now - live.arrival);
+  if (live.first_token >= 0) counters_.decode.add(now - live.first_token);
+  outputs_.push_back(std::move(live.out));
+  scheduler_.remove(id);
+  live_.erase(id);
+  --num_open_;
+}
+
+void Engine::run() {
+  for (;;) {
+    {
+      std::unique_lock lock(mutex_);
+      if (live_.empty() && inbox_.empty() && cancelled_.empty()) busy_since_ = -1.0;
+      wake_.wait(lock,
+                 [&] { return stop_ || !live_.empty() || !inbox_.empty() || !cancelled_.empty(); });
+      if (stop_) break;
+    }
+    const double now = steady_seconds();
+    busy_since_ = now;
+    step(now);
+  }
+  const double now = steady_seconds();
+  take_inbox(now);
+  while (!live_.empty()) {
+    Live& live = *live_.begin()->second;
+    live.finish = Finish::kCancelled;
+    finish(live, now);
+  }
+  publish_stats();
+  if (!outputs_.empty()) deliver_(std::exchange(outputs_, {}));
+  busy_since_ = -1.0;
+}
+
+}  // namespace hadal::serve

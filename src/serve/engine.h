@@ -1,0 +1,114 @@
+// Engine: many requests at once through one model; plans, runs and delivers step by step.
+//
+//   T tokens of a step   R rows that logits are needed of   D model width   V vocabulary
+//
+// A request's tokens are those that Generator gives for it alone: positions, seed and the tokens
+// before decide, never what else runs, how the prompt was cut, what the prefix cache held, whether
+// it was preempted or drafts were verified.
+//
+// submit(), cancel() and stats() may be called from any thread; step() and run() from one alone,
+// which is the only one that uses the context.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+
+#include "io/tokenizer.h"
+#include "model/decoder.h"
+#include "ops/sample.h"
+#include "serve/request.h"
+#include "serve/scheduler.h"
+#include "serve/stats.h"
+
+namespace hadal::serve {
+
+class Engine {
+ public:
+  struct Options {
+    int64_t max_queue = 64;      // sequences that may wait, beyond those that can run
+    int64_t speculate = 0;       // drafts of a round by MTP; text stays the same
+    int64_t speculate_seqs = 4;  // none are drafted while more sequences run
+    double aging_seconds = 10.0;
+    bool prefix_cache = true;
+  };
+  // Gets what each step brought, on the thread of step().
+  using Deliver = std::function<void(std::vector<Output>&&)>;
+
+  // Takes all of the decoder's cache. Without a tokenizer outputs have no text.
+  Engine(Context& ctx, Decoder& decoder, std::optional<io::Tokenizer> tokenizer,
+         const Options& options, Deliver deliver);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  enum class Answer : uint8_t { kAccepted, kBusy, kClosed };
+  // All of them or none. An Error says what is wrong with a request.
+  Answer submit(std::vector<Request> requests);
+  // It ends as kCancelled before the next step, unless it has ended.
+  void cancel(uint64_t id);
+  // Nothing is accepted any more; what was accepted goes on.
+  void close();
+
+  // One step at time `now`; false when there was nothing to do.
+  bool step(double now);
+  // Steps until stop(), and waits while there is nothing to do.
+  void run();
+  void stop();
+
+  EngineStats stats() const;
+  // Sequences that were accepted and have not ended.
+  int64_t num_open() const { return num_open_.load(); }
+  // Seconds since the loop last made progress, 0 while it waits for work.
+  double stalled_seconds() const;
+  int64_t max_tokens() const { return scheduler_.limits().max_tokens; }
+
+ private:
+  struct Live;
+  struct Forward;
+  struct Rows {
+    Block memory;  // empty where the rows are a view
+    Tensor tensor;
+  };
+  void take_inbox(double now);
+  void check(const Request& request) const;
+  void limit_speculation();
+  void run_step(const StepPlan& plan, double now);
+  Rows take_rows(const Tensor& h, const std::vector<int32_t>& rows);
+  std::vector<int32_t> sample(const ops::SampleRule& rule, const Tensor& logits,
+                              const std::vector<int32_t>& positions);
+  void draw(const StepPlan& plan, Forward& f);
+  void draw_one(Live& live, Forward& f, int64_t row, const std::vector<int32_t>& drawn);
+  void add_token(Live& live, int32_t token);
+  int64_t score_prompt(Live& live, const StepPlan::Run& run, const Forward& f, int64_t row);
+  void draft(const StepPlan& plan, Forward& f);
+  void finish(Live& live, double now);
+  void end_step(const StepPlan& plan, double now);
+  void publish_stats();
+
+  Context& ctx_;
+  Decoder& decoder_;
+  std::optional<io::Tokenizer> tokenizer_;
+  Options options_;
+  Deliver deliver_;
+  Scheduler scheduler_;
+  std::map<uint64_t, std::unique_ptr<Live>> live_;
+  std::vector<Output> outputs_;  // of this step
+  EngineStats counters_;
+
+  mutable std::mutex mutex_;  // of what follows
+  std::condition_variable wake_;
+  std::vector<Request> inbox_;
+  std::vector<uint64_t> cancelled_;
+  EngineStats published_;
+  int64_t num_submitted_ = 0, num_rejected_ = 0;
+  bool closed_ = false, stop_ = false;
+  std::atomic<int64_t> num_open_{0};
+  std::atomic<double> busy_since_{-1.0};  // negative: waits for work
+};
+
+}  // namespace hadal::serve

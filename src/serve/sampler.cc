@@ -1,0 +1,116 @@
+// Penalties, bias and bans on one row of logits.
+// SPDX-License-Identifier: Apache-2.0
+#include "serve/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+namespace hadal::serve {
+
+const char* finish_name(Finish finish) {
+  switch (finish) {
+    case Finish::kStop:
+      return "stop";
+    case Finish::kLength:
+      return "length";
+    case Finish::kCancelled:
+      return "cancelled";
+    case Finish::kError:
+      return "error";
+  }
+  HADAL_UNREACHABLE("unknown finish reason");
+}
+
+Sampler::Sampler(const SamplingParams& p, const std::vector<int32_t>& prompt, int64_t vocab_size)
+    : params_(p),
+      rule_{.temperature = p.temperature, .top_k = p.top_k, .top_p = p.top_p, .seed = p.seed},
+      vocab_size_(vocab_size),
+      plain_(p.logit_bias.empty() && p.bad_words.empty() && p.presence_penalty == 0.0 &&
+             p.frequency_penalty == 0.0 && p.repetition_penalty == 1.0 &&
+             (p.min_p == 0.0 || p.temperature == 0.0) &&
+             (p.min_tokens == 0 || p.stop_ids.empty())) {
+  if (p.repetition_penalty != 1.0) prompt_.insert(prompt.begin(), prompt.end());
+}
+
+void Sampler::accept(int32_t token) {
+  ++num_generated_;
+  if (!plain_) ++generated_[token];
+}
+
+template <class T>
+void Sampler::process_row(T* logits, const std::vector<int32_t>& tokens) const {
+  constexpr T kNever = -std::numeric_limits<T>::infinity();
+  for (const std::vector<int32_t>& word : params_.bad_words) {
+    const size_t n = word.size() - 1;  // that must stand before its last token
+    // Only generated tokens count as its beginning.
+    if (static_cast<int64_t>(n) <= num_generated_ &&
+        std::equal(word.begin(), word.end() - 1, tokens.end() - static_cast<int64_t>(n)))
+      logits[word.back()] = kNever;
+  }
+  if (num_generated_ < params_.min_tokens)
+    for (int32_t id : params_.stop_ids) logits[id] = kNever;
+  for (const auto& [id, bias] : params_.logit_bias) logits[id] += static_cast<T>(bias);
+  const double r = params_.repetition_penalty;
+  if (r != 1.0) {
+    const auto repeat = [&](int32_t id) {
+      T& logit = logits[id];
+      logit = static_cast<T>(logit > 0 ? static_cast<double>(logit) / r
+                                       : static_cast<double>(logit) * r);
+    };
+    for (int32_t id : prompt_) repeat(id);
+    for (const auto& [id, count] : generated_)
+      if (!prompt_.contains(id)) repeat(id);
+  }
+  if (params_.presence_penalty != 0.0 || params_.frequency_penalty != 0.0)
+    for (const auto& [id, count] : generated_)
+      logits[id] = static_cast<T>(static_cast<double>(logits[id]) - params_.presence_penalty -
+                                  params_.frequency_penalty * static_cast<double>(count));
+  if (params_.min_p > 0.0 && params_.temperature > 0.0) {
+    const T best = *std::max_element(logits, logits + vocab_size_);
+    const auto least =
+        static_cast<T>(static_cast<double>(best) + std::log(params_.min_p) * params_.temperature);
+    for (int64_t v = 0; v < vocab_size_; ++v)
+      if (logits[v] < least) logits[v] = kNever;
+  }
+}
+
+void Sampler::process(const Tensor& logits, const std::vector<int32_t>& tokens) const {
+  HADAL_CHECK_SHAPE(logits, vocab_size_);
+  if (logits.dtype() == DType::kF64)
+    process_row(logits.data<double>(), tokens);
+  else
+    process_row(logits.data<float>(), tokens);
+}
+
+namespace {
+
+template <class T>
+TokenLogprob logprob_of_row(const T* logits, int64_t V, int32_t token, int64_t num_top) {
+  const auto best = static_cast<double>(*std::max_element(logits, logits + V));
+  double sum = 0;
+  for (int64_t v = 0; v < V; ++v) sum += std::exp(static_cast<double>(logits[v]) - best);
+  const double lse = best + std::log(sum);
+  TokenLogprob result{token, static_cast<double>(logits[token]) - lse, {}};
+  if (num_top == 0) return result;
+  std::vector<int32_t> ids(static_cast<size_t>(V));
+  std::iota(ids.begin(), ids.end(), 0);
+  const auto end = ids.begin() + std::min(num_top, V);
+  std::partial_sort(ids.begin(), end, ids.end(), [&](int32_t a, int32_t b) {
+    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+  });
+  for (auto id = ids.begin(); id != end; ++id)
+    result.top.emplace_back(*id, static_cast<double>(logits[*id]) - lse);
+  return result;
+}
+
+}  // namespace
+
+TokenLogprob logprob_of(const Tensor& logits, int32_t token, int64_t num_top) {
+  const int64_t V = logits.dim(logits.rank() - 1);
+  return logits.dtype() == DType::kF64 ? logprob_of_row(logits.data<double>(), V, token, num_top)
+                                       : logprob_of_row(logits.data<float>(), V, token, num_top);
+}
+
+}  // namespace hadal::serve

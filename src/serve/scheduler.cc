@@ -1,0 +1,203 @@
+// Planning a step, and keeping the books of what was planned.
+// SPDX-License-Identifier: Apache-2.0
+#include "serve/scheduler.h"
+
+#include <algorithm>
+#include <unordered_map>
+
+#include "core/check.h"
+
+namespace hadal::serve {
+
+Scheduler::Scheduler(const Limits& limits)
+    : limits_(limits), pool_(limits.num_pages, limits.page_tokens) {
+  HADAL_CHECK(limits.max_seqs >= 1 && limits.max_step_tokens >= limits.max_seqs, "a step of ",
+              limits.max_step_tokens, " tokens cannot hold one of each of ", limits.max_seqs,
+              " sequences");
+  HADAL_CHECK(limits.num_pages >= pages_for(limits.max_tokens), "a cache of ",
+              limits.num_pages * limits.page_tokens, " tokens does not hold one sequence of ",
+              limits.max_tokens);
+}
+
+int64_t Scheduler::pages_for(int64_t num_tokens) const {
+  return (num_tokens + limits_.page_tokens - 1) / limits_.page_tokens;
+}
+
+// The last token of a sequence is always run: the next one is drawn from its state.
+PagePool::Match Scheduler::find(const Sequence& s) const {
+  if (!limits_.prefix_cache || !s.use_cache) return {};
+  return pool_.find(s.tokens, (s.num_tokens() - 1) / limits_.page_tokens);
+}
+
+void Scheduler::add(Sequence s) {
+  HADAL_CHECK(s.id != 0 && !sequences_.contains(s.id), "internal error: sequence ", s.id,
+              " exists");
+  HADAL_CHECK(s.num_tokens() >= 1 && s.num_tokens() < limits_.max_tokens, "a prompt of ",
+              s.num_tokens(), " tokens does not fit a context of ", limits_.max_tokens);
+  sequences_.emplace(s.id, std::move(s));
+}
+
+Sequence& Scheduler::at(uint64_t id) {
+  const auto it = sequences_.find(id);
+  HADAL_CHECK(it != sequences_.end(), "internal error: there is no sequence ", id);
+  return it->second;
+}
+
+// One step being put together.
+class Scheduler::Planner {
+ public:
+  Planner(const Scheduler& scheduler, double now)
+      : s_(scheduler),
+        now_(now),
+        available_(scheduler.pool_.num_available()),
+        budget_(scheduler.limits_.max_step_tokens) {
+    for (const auto& [id, sequence] : s_.sequences_)
+      (sequence.running ? running_ : waiting_).push_back(&sequence);
+    const auto by_rank = [&](const Sequence* a, const Sequence* b) { return before(*a, *b); };
+    std::sort(running_.begin(), running_.end(), by_rank);
+    std::sort(waiting_.begin(), waiting_.end(), by_rank);
+  }
+
+  StepPlan make() {
+    reserve_running();
+    for (const Sequence* q : running_)
+      if (num_unrun(*q) == 1) run(*q, q->done, 1 + static_cast<int64_t>(q->drafts.size()));
+    for (const Sequence* q : running_)
+      if (num_unrun(*q) > 1) run(*q, q->done, std::min(num_unrun(*q), budget_));
+    if (plan_.preempt.empty()) admit();
+    return std::move(plan_);
+  }
+
+ private:
+  static int64_t num_unrun(const Sequence& q) { return q.num_tokens() - q.done; }
+  double urgency(const Sequence& q) const {
+    return static_cast<double>(q.priority) - (now_ - q.arrival) / s_.limits_.aging_seconds;
+  }
+  bool before(const Sequence& a, const Sequence& b) const {
+    const double ua = urgency(a), ub = urgency(b);
+    return ua != ub ? ua < ub : a.id < b.id;
+  }
+  void run(const Sequence& q, int64_t start, int64_t count) {
+    if (count <= 0 || count > budget_) return;
+    plan_.runs.push_back({q.id, start, count});
+    plan_.num_tokens += count;
+    budget_ -= count;
+  }
+
+  // Pages for what each running sequence may write in this step, in rank order; the lowest give
+  // theirs up.
+  void reserve_running() {
+    for (size_t i = 0; i < running_.size(); ++i) {
+      const Sequence& q = *running_[i];
+      const int64_t more = s_.num_wanted(q) - static_cast<int64_t>(q.pages.size());
+      while (more > available_ && running_.size() > i) {
+        const Sequence& victim = *running_.back();
+        running_.pop_back();
+        plan_.preempt.push_back(victim.id);
+        for (int64_t page : victim.pages) give_up(page);
+      }
+      if (i < running_.size()) available_ -= std::max<int64_t>(more, 0);
+    }
+  }
+  void give_up(int64_t page) {
+    const auto [it, inserted] = users_.try_emplace(page, s_.pool_.num_users(page));
+    if (--it->second == 0) ++available_;
+  }
+
+  void admit() {
+    auto num_running = static_cast<int64_t>(running_.size());
+    for (const Sequence* q : waiting_) {
+      if (budget_ == 0 || num_running == s_.limits_.max_seqs) return;
+      if (waits_for_leader(*q)) continue;
+      const PagePool::Match match = s_.find(*q);
+      int64_t needed = s_.num_wanted(*q) - static_cast<int64_t>(match.pages.size());
+      for (int64_t page : match.pages) needed += s_.pool_.num_users(page) == 0 ? 1 : 0;
+      if (needed > available_) return;
+      available_ -= needed;
+      ++num_running;
+      plan_.admit.push_back(q->id);
+      const int64_t found = static_cast<int64_t>(match.pages.size()) * s_.limits_.page_tokens;
+      run(*q, found, std::min(q->num_tokens() - found, budget_));
+    }
+  }
+  bool waits_for_leader(const Sequence& q) const {
+    const auto leader = s_.sequences_.find(q.leader);
+    return leader != s_.sequences_.end() && leader->second.done < leader->second.num_prompt;
+  }
+
+  const Scheduler& s_;
+  double now_;
+  int64_t available_, budget_;
+  std::vector<const Sequence*> running_, waiting_;
+  std::unordered_map<int64_t, int64_t> users_;  // of pages that preempted sequences have
+  StepPlan plan_;
+};
+
+// Pages that the next step of a running sequence may write: its tokens, its drafts, and what is
+// drafted behind them.
+int64_t Scheduler::num_wanted(const Sequence& q) const {
+  const int64_t end = q.num_tokens() + static_cast<int64_t>(q.drafts.size()) + q.num_ahead;
+  return pages_for(std::min(end, limits_.max_tokens));
+}
+
+StepPlan Scheduler::plan(double now) const { return Planner(*this, now).make(); }
+
+void Scheduler::preempt(Sequence& s) {
+  // The last pages first: of a chain, what is behind goes before what it stands on.
+  for (auto page = s.pages.rbegin(); page != s.pages.rend(); ++page) pool_.release(*page);
+  s.pages.clear();
+  s.drafts.clear();
+  s.done = s.num_published = 0;
+  s.chain = kNoPages;
+  s.running = false;
+  --num_running_;
+}
+
+void Scheduler::apply(const StepPlan& plan, double now) {
+  for (uint64_t id : plan.preempt) {
+    Sequence& s = at(id);
+    preempt(s);
+    ++s.num_preempted;
+    ++num_preemptions_;
+  }
+  // What is found in the cache is taken before anything else may replace it.
+  for (uint64_t id : plan.admit) {
+    Sequence& s = at(id);
+    const PagePool::Match match = find(s);
+    for (int64_t page : match.pages) pool_.retain(page);
+    s.pages = match.pages;
+    s.chain = match.chain;
+    s.num_published = static_cast<int64_t>(match.pages.size());
+    s.done = s.num_published * limits_.page_tokens;
+    if (s.admitted < 0) {
+      s.admitted = now;
+      s.num_found = s.done;
+    }
+    s.running = true;
+    ++num_running_;
+  }
+  for (auto& [id, s] : sequences_) {
+    if (!s.running) continue;
+    while (static_cast<int64_t>(s.pages.size()) < num_wanted(s))
+      s.pages.push_back(pool_.allocate());
+  }
+}
+
+void Scheduler::advance(uint64_t id, int64_t done) {
+  Sequence& s = at(id);
+  HADAL_CHECK(done >= s.done && done <= s.num_tokens(), "internal error: sequence ", id, " at ",
+              s.done, " of ", s.num_tokens(), " tokens cannot advance to ", done);
+  s.done = done;
+  if (!limits_.prefix_cache || !s.use_cache) return;
+  for (; (s.num_published + 1) * limits_.page_tokens <= done; ++s.num_published)
+    s.chain = pool_.publish(s.pages[static_cast<size_t>(s.num_published)], s.chain,
+                            s.tokens.data() + s.num_published * limits_.page_tokens);
+}
+
+void Scheduler::remove(uint64_t id) {
+  Sequence& s = at(id);
+  if (s.running) preempt(s);
+  sequences_.erase(id);
+}
+
+}  // namespace hadal::serve
