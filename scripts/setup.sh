@@ -6,9 +6,9 @@
 set -euo pipefail
 
 packages=(build-essential cmake ninja-build pkg-config git ca-certificates
-  nlohmann-json3-dev libfmt-dev libcli11-dev libpcre2-dev libzstd-dev libgtest-dev
+  nlohmann-json3-dev libfmt-dev libcli11-dev libpcre2-dev libzstd-dev libboost-dev libgtest-dev
   bible-kjv bible-kjv-text python3)
-full_packages=(python3-venv libsimgrid-dev clang-19 libclang-rt-19-dev llvm-19)
+full_packages=(python3-venv libsimgrid-dev chromium clang-19 libclang-rt-19-dev llvm-19)
 
 for argument in "$@"; do
   case "$argument" in

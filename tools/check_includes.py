@@ -28,8 +28,9 @@ MAY = {
     "train": {"core", "ops", "model", "io", "parallel"},
     "serve": {"core", "ops", "model", "io", "parallel"},
     "eval": {"core", "ops", "model", "io", "parallel", "serve"},
+    "server": {"core", "io", "serve"},
     "plan": {"core", "io"},
-    "cli": {"core", "ops", "model", "io", "parallel", "train", "serve", "eval", "plan"},
+    "cli": {"core", "ops", "model", "io", "parallel", "train", "serve", "server", "eval", "plan"},
 }
 USES_PURE = {"io", "plan"}
 # Outside headers and the layers that may use them. CUDA belongs to files (CUDA_FILES), not layers.
@@ -37,11 +38,12 @@ EXTERNAL = [
     (re.compile(r"(cuda|cublas|cudnn|cute/|cutlass/|mma\.h)"), set(), "CUDA"),
     (re.compile(r"nccl"), {"parallel"}, "NCCL"),
     (re.compile(r"mpi\.h"), {"parallel"}, "MPI"),
-    (re.compile(r"nlohmann/"), {"io", "train", "serve", "eval", "plan", "cli"}, "JSON"),
+    (re.compile(r"nlohmann/"), {"io", "train", "serve", "server", "eval", "plan", "cli"}, "JSON"),
     (re.compile(r"pcre2"), {"io"}, "PCRE2"),
     (re.compile(r"CLI/"), {"cli"}, "CLI11"),
     (re.compile(r"(filesystem|fstream|fcntl\.h|sys/stat\.h)$"),
-     {"io", "train", "serve", "eval", "cli", "plan"}, "file access"),
+     {"io", "train", "serve", "server", "eval", "cli", "plan"}, "file access"),
+    (re.compile(r"boost/"), {"server"}, "Boost"),
     (re.compile(r"sys/mman\.h"), {"core", "io", "parallel"}, "memory mapping"),
 ]
 CUDA_FILES = re.compile(r"(ops/cuda/.*|core/device_cuda\.cc)$")

@@ -8,6 +8,7 @@
 
 #include "cli/convert.h"
 #include "cli/options.h"
+#include "cli/serve.h"
 #include "core/check.h"
 #include "core/env.h"
 
@@ -47,6 +48,7 @@ int main(int argc, char** argv) {
   hadal::cli::add_train_command(app);
   hadal::cli::add_generate_command(app);
   hadal::cli::add_chat_command(app);
+  hadal::cli::add_serve_command(app);
   hadal::cli::add_eval_command(app);
   hadal::cli::add_verify_command(app);
   hadal::cli::add_info_command(app);

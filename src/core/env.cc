@@ -11,10 +11,11 @@
 namespace hadal::env {
 namespace {
 
-constexpr std::array<Variable, 6> kTable = {{
+constexpr std::array<Variable, 7> kTable = {{
     {"HADAL_ISA", "",
      "CPU kernels to use: portable, avx2 or avx512; empty picks the best that runs"},
     {"HADAL_TRACE", "0", "1 adds source file, line and expression to errors"},
+    {"HADAL_API_KEY", "", "a key that hadal serve lets in, besides those of --api-key-file"},
     {"HADAL_CUDA_PLAIN", "0",
      "1 runs plain CUDA kernels in place of those for Hopper, as a GPU before it would"},
     {"HADAL_DEBUG_SYNC", "0", "1 waits after every GPU kernel, so that an error names its op"},
@@ -55,6 +56,7 @@ std::string isa() { return read_one_of("HADAL_ISA", {"", "portable", "avx2", "av
 bool cuda_plain() { return read("HADAL_CUDA_PLAIN") == "1"; }
 bool debug_sync() { return read("HADAL_DEBUG_SYNC") == "1"; }
 bool profile() { return read("HADAL_PROFILE") == "1"; }
+std::string api_key() { return read("HADAL_API_KEY"); }
 bool trace() { return read("HADAL_TRACE") == "1"; }
 std::string sabotage() {
   return read_one_of("HADAL_SABOTAGE", {"", "rng", "microbatch", "counts", "position", "spike",

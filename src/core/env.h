@@ -16,6 +16,7 @@ struct Variable {
 std::span<const Variable> table();
 
 std::string isa();       // HADAL_ISA: "", "portable", "avx2" or "avx512"
+std::string api_key();   // HADAL_API_KEY: let in by hadal serve
 bool trace();            // HADAL_TRACE: errors also print their place in the source
 bool cuda_plain();       // HADAL_CUDA_PLAIN: no kernels for one architecture alone
 bool debug_sync();       // HADAL_DEBUG_SYNC: wait after every GPU kernel

@@ -10,26 +10,16 @@
 
 #include "core/check.h"
 #include "core/rng.h"
+#include "io/chat_tokens.h"
 #include "io/json.h"
 
 namespace hadal::io {
+
+using namespace chat_tokens;
+
 namespace {
 
-constexpr std::string_view kBos = "<\uFF5Cbegin\u2581of\u2581sentence\uFF5C>";
-constexpr std::string_view kEos = "<\uFF5Cend\u2581of\u2581sentence\uFF5C>";
-constexpr std::string_view kUser = "<\uFF5CUser\uFF5C>", kAssistant = "<\uFF5CAssistant\uFF5C>";
-constexpr std::string_view kCalls = "<\uFF5Ctool\u2581calls\u2581begin\uFF5C>";
-constexpr std::string_view kCallsEnd = "<\uFF5Ctool\u2581calls\u2581end\uFF5C>";
-constexpr std::string_view kCall = "<\uFF5Ctool\u2581call\u2581begin\uFF5C>";
-constexpr std::string_view kCallEnd = "<\uFF5Ctool\u2581call\u2581end\uFF5C>";
-constexpr std::string_view kSep = "<\uFF5Ctool\u2581sep\uFF5C>";
-constexpr std::string_view kOutputs = "<\uFF5Ctool\u2581outputs\u2581begin\uFF5C>";
-constexpr std::string_view kOutputsEnd = "<\uFF5Ctool\u2581outputs\u2581end\uFF5C>";
-constexpr std::string_view kOutput = "<\uFF5Ctool\u2581output\u2581begin\uFF5C>";
-constexpr std::string_view kOutputEnd = "<\uFF5Ctool\u2581output\u2581end\uFF5C>";
-constexpr std::string_view kThink = "<think>", kThinkEnd = "</think>";
-
-enum class Family : uint8_t { kV3, kR1, kV31 };
+using Family = ChatFamily;
 
 // Where the token that opens a reply comes from.
 enum class Opening : uint8_t {
@@ -418,6 +408,7 @@ ChatTemplate ChatTemplate::of_model(const std::string& dir) {
 }
 
 std::string_view ChatTemplate::name() const { return format_->name; }
+ChatFamily ChatTemplate::family() const { return format_->family; }
 
 std::string ChatTemplate::render(const Chat& chat) const {
   const Format* format = format_;

@@ -10,6 +10,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -43,6 +44,9 @@ struct Chat {
   static Chat parse(std::string_view json, const std::string& where);
 };
 
+// Who writes tool calls and reasoning alike.
+enum class ChatFamily : uint8_t { kV3, kR1, kV31 };
+
 class ChatTemplate {
  public:
   // An Error lists the names.
@@ -52,6 +56,7 @@ class ChatTemplate {
   static std::vector<std::string> names();
 
   std::string_view name() const;
+  ChatFamily family() const;
   std::string render(const Chat& chat) const;
   // An Error unless the tokens that every turn needs are added tokens of the tokenizer.
   void check_tokens(const Tokenizer& tokenizer) const;

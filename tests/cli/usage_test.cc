@@ -27,9 +27,10 @@ TEST_P(Help, HasAnExample) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Help,
-                         ::testing::Values("train", "generate", "chat", "eval", "verify", "info",
-                                           "init", "env", "tokenizer train", "tokenizer encode",
-                                           "tokenizer decode", "tokenizer bench"),
+                         ::testing::Values("train", "generate", "chat", "serve", "eval", "verify",
+                                           "info", "init", "env", "tokenizer train",
+                                           "tokenizer encode", "tokenizer decode",
+                                           "tokenizer bench"),
                          [](const auto& info) {
                            std::string name = info.param;
                            for (char& c : name)
@@ -41,7 +42,7 @@ TEST(Usage, ListsEverySubcommand) {
   const Result r = run({"--help"});
   EXPECT_EQ(r.status, 0);
   for (const char* name :
-       {"train", "generate", "chat", "eval", "verify", "info", "init", "tokenizer", "env"})
+       {"train", "generate", "chat", "serve", "eval", "verify", "info", "init", "tokenizer", "env"})
     EXPECT_NE(r.out.find(std::string("\n  ") + name + " "), std::string::npos) << name;
 }
 

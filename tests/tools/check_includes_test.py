@@ -123,7 +123,7 @@ class CheckIncludes(TreeTest):
     def test_unknown_layer(self):
         self.write("src/misc/a.h", "")
         self.expect("src/misc/a.h:1: misc is not a layer; known: core, ops, model, io, parallel, "
-                    "train, serve, eval, plan, cli")
+                    "train, serve, eval, server, plan, cli")
 
 
 if __name__ == "__main__":

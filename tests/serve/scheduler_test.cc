@@ -1,0 +1,277 @@
+// The scheduler with random requests against a trivial model of the cache: every position that a
+// sequence reads holds what it would have written itself, no page leaks, nobody starves.
+// SPDX-License-Identifier: Apache-2.0
+#include "serve/scheduler.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "core/rng.h"
+#include "tests/unit/expect_error.h"
+
+namespace hadal::serve {
+namespace {
+
+constexpr int64_t kPageTokens = 4;
+
+class Random {
+ public:
+  Random(uint64_t seed, const char* name) : rng_(seed, stream_id(name)) {}
+  uint64_t below(uint64_t n) { return rng_.u64(at_++) % n; }
+
+ private:
+  Rng rng_;
+  uint64_t at_ = 0;
+};
+
+// The cache as tokens: what stands at a position of a page is the hash of all tokens up to it.
+class Simulation {
+ public:
+  Simulation(const Scheduler::Limits& limits, uint64_t seed)
+      : scheduler(limits),
+        random_(seed, "scheduler"),
+        cache_(static_cast<size_t>(limits.num_pages * kPageTokens)) {}
+
+  void operation() {
+    ++num_operations;
+    switch (random_.below(8)) {
+      case 0:
+      case 1:
+        if (scheduler.sequences().size() < 24) add();
+        break;
+      case 2:
+        if (random_.below(4) == 0) cancel();
+        break;
+      default:
+        step();
+    }
+  }
+  void drain() {
+    for (int i = 0; !scheduler.sequences().empty(); ++i) {
+      ASSERT_LT(i, 20000) << "sequences do not end";
+      step();
+    }
+    ASSERT_EQ(scheduler.pool().num_in_use(), 0);
+  }
+
+  Scheduler scheduler;
+  int64_t num_operations = 0, num_finished = 0, num_found = 0;
+
+ private:
+  void add() {
+    Sequence s;
+    s.id = ++last_id_;
+    s.priority = static_cast<int64_t>(random_.below(3));
+    s.arrival = now_;
+    const uint64_t n = 1 + random_.below(20);
+    for (uint64_t i = 0; i < n; ++i) s.tokens.push_back(static_cast<int32_t>(random_.below(2)));
+    s.num_prompt = s.num_tokens();
+    s.num_ahead = static_cast<int64_t>(random_.below(3));
+    s.use_cache = random_.below(8) != 0;
+    if (random_.below(4) == 0 && !scheduler.sequences().empty())
+      s.leader = scheduler.sequences().begin()->first;
+    length_[s.id] = s.num_tokens() + 1 + static_cast<int64_t>(random_.below(16));
+    scheduler.add(std::move(s));
+  }
+  void cancel() {
+    const auto& all = scheduler.sequences();
+    if (all.empty()) return;
+    auto it = all.begin();
+    std::advance(it, static_cast<long>(random_.below(all.size())));
+    scheduler.remove(it->first);
+  }
+
+  uint64_t content(const std::vector<int32_t>& tokens, int64_t position) const {
+    uint64_t h = 1;
+    for (int64_t i = 0; i <= position; ++i)
+      h = (h ^ static_cast<uint64_t>(tokens[static_cast<size_t>(i)] + 7)) * 0x9E3779B97F4A7C15u;
+    return h;
+  }
+  uint64_t& cell(const Sequence& s, int64_t position) {
+    const int64_t page = s.pages.at(static_cast<size_t>(position / kPageTokens));
+    return cache_.at(static_cast<size_t>(page * kPageTokens + position % kPageTokens));
+  }
+
+  void step() {
+    now_ += 0.1;
+    const StepPlan plan = scheduler.plan(now_);
+    // The same state and clock, the same plan.
+    const StepPlan again = scheduler.plan(now_);
+    ASSERT_EQ(plan.admit, again.admit);
+    ASSERT_EQ(plan.runs.size(), again.runs.size());
+    check_rank(plan);
+    scheduler.apply(plan, now_);
+    check_books();
+    const bool work = !scheduler.sequences().empty();
+    ASSERT_EQ(work, !plan.runs.empty() || !plan.preempt.empty()) << "nothing runs";
+    int64_t num_tokens = 0;
+    for (const StepPlan::Run& run : plan.runs) {
+      Sequence& s = scheduler.at(run.id);
+      ASSERT_EQ(run.start, s.done);
+      num_tokens += run.count;
+      for (int64_t p = 0; p < run.start; ++p)
+        ASSERT_EQ(cell(s, p), content(s.tokens, p)) << "another's page";
+      // Known tokens, then drafts, which are wrong in the cache unless they turn out right.
+      std::vector<int32_t> tokens = s.tokens;
+      tokens.insert(tokens.end(), s.drafts.begin(), s.drafts.end());
+      for (int64_t p = run.start; p < run.start + run.count; ++p) cell(s, p) = content(tokens, p);
+      advance(s, run);
+    }
+    ASSERT_EQ(num_tokens, plan.num_tokens);
+    ASSERT_LE(num_tokens, scheduler.limits().max_step_tokens);
+  }
+
+  void advance(Sequence& s, const StepPlan::Run& run) {
+    int64_t done = std::min(run.start + run.count, s.num_tokens());
+    const uint64_t id = s.id;
+    bool ended = false;
+    if (done == s.num_tokens()) {
+      const std::vector<int32_t> drafts = std::exchange(s.drafts, {});
+      for (size_t d = 0; d <= drafts.size() && !ended; ++d) {
+        const auto token = static_cast<int32_t>(random_.below(2));
+        s.tokens.push_back(token);
+        ended = s.num_tokens() >= length_[id];
+        if (d == drafts.size() || drafts[d] != token) break;
+        ++done;
+      }
+      for (int64_t d = 0; d < s.num_ahead && !ended; ++d) {
+        if (s.num_tokens() + d < scheduler.limits().max_tokens)
+          s.drafts.push_back(static_cast<int32_t>(random_.below(2)));
+        // What is drafted writes to the cache as well.
+        const int64_t at = s.num_tokens() - 1 + d;
+        if (at >= done && at < scheduler.limits().max_tokens) cell(s, at) = 0;
+      }
+    }
+    scheduler.advance(id, done);
+    num_found += s.num_found;
+    if (!ended) return;
+    ++num_finished;
+    scheduler.remove(id);
+  }
+
+  // Who waits is not overtaken by one of lower rank that runs from now on.
+  void check_rank(const StepPlan& plan) {
+    if (plan.admit.empty()) return;
+    const auto urgency = [&](const Sequence& s) {
+      return static_cast<double>(s.priority) -
+             (now_ - s.arrival) / scheduler.limits().aging_seconds;
+    };
+    double last = -1e300;
+    for (uint64_t id : plan.admit) {
+      ASSERT_GE(urgency(scheduler.at(id)), last);
+      last = urgency(scheduler.at(id));
+    }
+    for (const auto& [id, s] : scheduler.sequences()) {
+      if (s.running || std::find(plan.admit.begin(), plan.admit.end(), id) != plan.admit.end())
+        continue;
+      const auto leader = scheduler.sequences().find(s.leader);
+      const bool waits =
+          leader != scheduler.sequences().end() && leader->second.done < leader->second.num_prompt;
+      if (waits) continue;
+      ASSERT_GE(urgency(s), last) << "overtaken";
+    }
+  }
+
+  // Every page has as many users as sequences have it, once each.
+  void check_books() {
+    std::map<int64_t, int64_t> users;
+    int64_t num_running = 0;
+    for (const auto& [id, s] : scheduler.sequences()) {
+      num_running += s.running ? 1 : 0;
+      ASSERT_TRUE(s.running || s.pages.empty());
+      ASSERT_EQ(std::set<int64_t>(s.pages.begin(), s.pages.end()).size(), s.pages.size());
+      for (int64_t page : s.pages) ++users[page];
+    }
+    ASSERT_EQ(num_running, scheduler.num_running());
+    ASSERT_LE(num_running, scheduler.limits().max_seqs);
+    for (int64_t page = 0; page < scheduler.limits().num_pages; ++page)
+      ASSERT_EQ(scheduler.pool().num_users(page), users.contains(page) ? users[page] : 0);
+    ASSERT_EQ(scheduler.pool().num_in_use(), static_cast<int64_t>(users.size()));
+  }
+
+  Random random_;
+  std::vector<uint64_t> cache_;
+  std::map<uint64_t, int64_t> length_;
+  uint64_t last_id_ = 0;
+  double now_ = 0.0;
+};
+
+TEST(Scheduler, HalfAMillionRandomOperations) {
+  int64_t operations = 0, preemptions = 0, evictions = 0;
+  for (int64_t pages : {10, 16, 40})
+    for (bool prefix_cache : {true, false}) {
+      Simulation s({.max_seqs = 6,
+                    .max_step_tokens = 24,
+                    .max_tokens = 40,
+                    .num_pages = pages,
+                    .page_tokens = kPageTokens,
+                    .aging_seconds = 2.0,
+                    .prefix_cache = prefix_cache},
+                   static_cast<uint64_t>(pages));
+      for (int i = 0; i < 84000 && !::testing::Test::HasFatalFailure(); ++i) s.operation();
+      if (::testing::Test::HasFatalFailure()) return;
+      s.drain();
+      operations += s.num_operations;
+      preemptions += s.scheduler.num_preemptions();
+      evictions += s.scheduler.pool().num_evicted();
+      EXPECT_GT(s.num_finished, 1000);
+      EXPECT_EQ(s.num_found > 0, prefix_cache);
+    }
+  EXPECT_GT(operations, 500000);
+  EXPECT_GT(preemptions, 1000);
+  EXPECT_GT(evictions, 1000);
+}
+
+TEST(Scheduler, DecodesFirstThenChunksThenAdmits) {
+  Scheduler s({.max_seqs = 3,
+               .max_step_tokens = 8,
+               .max_tokens = 64,
+               .num_pages = 64,
+               .page_tokens = kPageTokens});
+  const auto add = [&](uint64_t id, size_t length) {
+    s.add({.id = id,
+           .tokens = std::vector<int32_t>(length, static_cast<int32_t>(id)),
+           .num_prompt = static_cast<int64_t>(length)});
+  };
+  const auto step = [&] {
+    const StepPlan plan = s.plan(0.0);
+    s.apply(plan, 0.0);
+    std::vector<std::array<int64_t, 3>> runs;
+    for (const StepPlan::Run& run : plan.runs) {
+      runs.push_back({static_cast<int64_t>(run.id), run.start, run.count});
+      Sequence& q = s.at(run.id);
+      if (run.start + run.count == q.num_tokens()) q.tokens.push_back(0);
+      s.advance(run.id, run.start + run.count);
+    }
+    return runs;
+  };
+  using Runs = std::vector<std::array<int64_t, 3>>;
+  add(1, 3);
+  EXPECT_EQ(step(), (Runs{{1, 0, 3}}));
+  add(2, 12);
+  add(3, 2);
+  add(4, 1);
+  EXPECT_EQ(step(), (Runs{{1, 3, 1}, {2, 0, 7}}));
+  EXPECT_EQ(step(), (Runs{{1, 4, 1}, {2, 7, 5}, {3, 0, 2}}));
+  EXPECT_EQ(step(), (Runs{{1, 5, 1}, {2, 12, 1}, {3, 2, 1}}));
+  s.remove(2);
+  EXPECT_EQ(step(), (Runs{{1, 6, 1}, {3, 3, 1}, {4, 0, 1}}));
+}
+
+TEST(Scheduler, Limits) {
+  EXPECT_ERROR(Scheduler({.max_seqs = 4, .max_step_tokens = 3}),
+               "a step of 3 tokens cannot hold one of each of 4 sequences");
+  EXPECT_ERROR(Scheduler({.max_tokens = 4096, .num_pages = 63}),
+               "a cache of 4032 tokens does not hold one sequence of 4096");
+  Scheduler s({.max_tokens = 64, .num_pages = 1});
+  s.add({.id = 1, .tokens = {1}, .num_prompt = 1});
+  EXPECT_ERROR(s.add({.id = 1, .tokens = {1}}), "internal error: sequence 1 exists");
+  EXPECT_ERROR(s.add({.id = 2, .tokens = std::vector<int32_t>(64)}),
+               "a prompt of 64 tokens does not fit a context of 64");
+  EXPECT_ERROR(s.remove(7), "internal error: there is no sequence 7");
+  EXPECT_ERROR(s.advance(1, 2), "internal error: sequence 1 at 0 of 1 tokens cannot advance to 2");
+}
+
+}  // namespace
+}  // namespace hadal::serve
