@@ -24,7 +24,8 @@ constexpr std::array<Variable, 7> kTable = {{
     {"HADAL_SABOTAGE", "",
      "plants a named fault, to show that scripts/resume_check.sh notices it: rng, microbatch, "
      "counts, position; or that scripts/parallel_check.sh does: microbatch, expert_group, "
-     "local_counts, balance_by_ranks; or that the tests of the page pool do: refcount, lru; or kills "
+     "local_counts, balance_by_ranks; or that the tests of the page pool do: refcount, lru; or "
+     "kills "
      "rank 1 of a run at step 4, for the tests of that: die_in_step, die_in_collective, "
      "die_in_checkpoint; or bad data, for the tests of the guard: spike"},
 }};
@@ -59,10 +60,10 @@ bool profile() { return read("HADAL_PROFILE") == "1"; }
 std::string api_key() { return read("HADAL_API_KEY"); }
 bool trace() { return read("HADAL_TRACE") == "1"; }
 std::string sabotage() {
-  return read_one_of("HADAL_SABOTAGE", {"", "rng", "microbatch", "counts", "position", "spike",
-                                        "refcount", "lru", "expert_group", "local_counts",
-                                        "balance_by_ranks", "die_in_step", "die_in_collective",
-                                        "die_in_checkpoint"});
+  return read_one_of("HADAL_SABOTAGE",
+                     {"", "rng", "microbatch", "counts", "position", "spike", "refcount", "lru",
+                      "expert_group", "local_counts", "balance_by_ranks", "die_in_step",
+                      "die_in_collective", "die_in_checkpoint"});
 }
 
 }  // namespace hadal::env
