@@ -10,6 +10,11 @@ if(NOT HADAL_NVCC)
 endif()
 find_package(CUDAToolkit REQUIRED)
 
+# ccache, where it is installed, keeps CUDA objects as it keeps the others.
+set(HADAL_CUDA_LAUNCHER)
+if(CCACHE)
+  set(HADAL_CUDA_LAUNCHER ${CCACHE})
+endif()
 set(HADAL_NVCC_FLAGS -std=c++20 -O3 -gencode arch=compute_90a,code=sm_90a -Werror=all-warnings
     -Xcompiler=-Wall,-Wextra,-Werror -DHADAL_HAS_CUDA -I${CMAKE_SOURCE_DIR}/src)
 if(CMAKE_BUILD_TYPE STREQUAL Release)
@@ -21,7 +26,7 @@ function(hadal_cuda_object source name)
   set(object ${CMAKE_BINARY_DIR}/ops_cuda/${name}.o)
   add_custom_command(
     OUTPUT ${object}
-    COMMAND ${HADAL_NVCC} ${HADAL_NVCC_FLAGS} ${ARGN} -MD -MF ${object}.d -c ${source} -o ${object}
+    COMMAND ${HADAL_CUDA_LAUNCHER} ${HADAL_NVCC} ${HADAL_NVCC_FLAGS} ${ARGN} -MD -MF ${object}.d -c ${source} -o ${object}
     DEPENDS ${source}
     DEPFILE ${object}.d
     COMMENT "Building CUDA object ${name}.o"
