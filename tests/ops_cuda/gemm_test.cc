@@ -73,6 +73,26 @@ TEST(OpsCuda, DenseProductsOfTheMatrixUnit) {
         matrix_unit_roundings(std::max(N, K)));
 }
 
+// The gate's product: bf16 rows, f32 weights.
+TEST(OpsCuda, F32WeightsOfTheMatrixUnit) {
+  for (int64_t T : {1, 9, 70, 300})
+    expect_twins(
+        concat("f32 weights ", T),
+        [&](Side& s) {
+          const int64_t E = 40, D = 192;
+          const Tensor w = s.random("w", DType::kF32, {E, D});
+          const Tensor x = s.random("x", DType::kBF16, {T, D}), y = s.out(DType::kF32, {T, E});
+          const Tensor dy = s.random("dy", DType::kF32, {T, E});
+          Tensor dx = s.random("dx", DType::kBF16, {T, D}),
+                 dw = s.random("dw", DType::kF32, {E, D});
+          ops::gemm_nt(s.ctx, x, w, Tensor(y));
+          ops::gemm_nn_acc(s.ctx, dy, w, dx);
+          ops::gemm_tn_acc(s.ctx, dy, x, dw);
+          return std::vector<Tensor>{y, dx, dw};
+        },
+        matrix_unit_roundings(3 * 192));
+}
+
 // A row's result has the same bits whatever rows are beside it.
 TEST(OpsCuda, RowsOfTheMatrixUnitDoNotDependOnEachOther) {
   if (!has_gpu()) GTEST_SKIP() << "no GPU: " << device::why_no_cuda();
@@ -82,14 +102,18 @@ TEST(OpsCuda, RowsOfTheMatrixUnitDoNotDependOnEachOther) {
     // NOTE: the fastest mode keeps them up to 8 rows.
     const int64_t M = numerics == Numerics::kInvariant ? 400 : 8;
     const Tensor a = s.random("a", DType::kBF16, {M, 1024});
-    const Tensor b = s.random("b", DType::kBF16, {512, 1024});
-    const Tensor all = s.out(DType::kF32, {M, 512});
-    ops::gemm_nt(s.ctx, a, b, Tensor(all));
-    for (int64_t count : {int64_t{1}, int64_t{3}, M / 2}) {
-      const Tensor some = s.out(DType::kF32, {count, 512});
-      ops::gemm_nt(s.ctx, a.rows(M - count, count), b, Tensor(some));
-      const HostRead want(s.ctx, all.rows(M - count, count)), got(s.ctx, some);
-      expect_bits_equal(concat(count, " rows alone"), got.tensor(), want.tensor());
+    for (DType weight : {DType::kBF16, DType::kF32}) {
+      const Tensor b = s.random("b", weight, {512, 1024});
+      const Tensor all = s.out(DType::kF32, {M, 512});
+      ops::gemm_nt(s.ctx, a, b, Tensor(all));
+      for (int64_t count : {int64_t{1}, int64_t{3}, int64_t{12}, int64_t{40}, M / 2}) {
+        if (count > M) continue;
+        const Tensor some = s.out(DType::kF32, {count, 512});
+        ops::gemm_nt(s.ctx, a.rows(M - count, count), b, Tensor(some));
+        const HostRead want(s.ctx, all.rows(M - count, count)), got(s.ctx, some);
+        expect_bits_equal(concat(dtype_name(weight), ", ", count, " rows alone"), got.tensor(),
+                          want.tensor());
+      }
     }
   }
 }

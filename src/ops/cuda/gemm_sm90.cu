@@ -3,6 +3,7 @@
 //   M, T rows   N output width   K inner width   H heads   E experts   P pages
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/cuda/add_parts.h"
+#include "ops/cuda/detail/element.cuh"
 #include "ops/cuda/detail/launch.cuh"
 #include "ops/cuda/detail/pages.cuh"
 #include "ops/cuda/gemm_sm90.h"
@@ -14,6 +15,7 @@ namespace hadal::ops::cuda::sm90 {
 namespace {
 
 using hadal::cuda::Bf16GemmArgs;
+using hadal::cuda::Bf16GemmConfig;
 using hadal::cuda::Bf16Matrix;
 using hadal::cuda::Bf16Work;
 using hadal::cuda::GemvArgs;
@@ -107,6 +109,45 @@ GemvArgs gemv_args(const Operand& w) {
   return args;
 }
 
+constexpr int64_t kTerms = 3;  // bf16 numbers whose sum is an f32 number, but for its last bit
+
+// Where a matrix of f32 is written as bf16: three copies, `offset` apart, each of one of the terms
+// (0 the nearest bf16, 1 that of the rest, 2 of the rest of it).
+struct Terms {
+  Tensor data;
+  int64_t row_stride;
+  int64_t offset[kTerms];
+  int term[kTerms];
+};
+
+__global__ void split_kernel(int64_t rows, int64_t cols, const float* from, int64_t from_stride,
+                             bf16* to, Terms terms) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= rows * cols) return;
+  const int64_t row = i / cols, col = i % cols;
+  float rest = from[row * from_stride + col];
+  bf16 term[kTerms];
+#pragma unroll
+  for (int t = 0; t < kTerms; ++t) {
+    term[t] = narrow_bf16(rest);
+    rest -= widen(term[t]);
+  }
+#pragma unroll
+  for (int p = 0; p < kTerms; ++p) {
+    const int t = terms.term[p];
+    to[row * terms.row_stride + col + terms.offset[p]] = t == 0   ? term[0]
+                                                         : t == 1 ? term[1]
+                                                                  : term[2];
+  }
+}
+
+void split(Context& ctx, const char* op, const Tensor& from, const Terms& terms) {
+  const int64_t count = from.num_elements();
+  split_kernel<<<static_cast<unsigned>(ceil_div(count, kThreads)), kThreads, 0, stream_of(ctx)>>>(
+      from.dim(0), from.dim(1), from.data<float>(), from.stride(0), terms.data.data<bf16>(), terms);
+  check_launch(ctx, op, from);
+}
+
 bool few_rows(const Context& ctx, int64_t rows) {
   return ctx.numerics == Numerics::kFastest && rows <= GemvConfig::kMaxRows;
 }
@@ -130,15 +171,73 @@ bool gemv(Context& ctx, const char* op, const Tensor& a, const Operand& b, const
   return true;
 }
 
+// c = (or +=) a w^T with w f32 (the gate's): the products of a with the terms of w, one after the
+// other in one chain over K.
+bool gemm_f32_weight(Context& ctx, const char* op, const Tensor& a, const Tensor& w,
+                     const Tensor& c, Start start) {
+  const int64_t N = w.dim(0), K = w.dim(1);
+  if (K % Bf16GemmConfig<128>::kDepth != 0 || !fits_int({kTerms * K})) return false;
+  Tensor terms;
+  const Block memory = ctx.memory.take_tensor(DType::kBF16, {N, kTerms * K}, &terms);
+  split(ctx, op, w, {terms, kTerms * K, {0, K, 2 * K}, {0, 1, 2}});
+  Bf16GemmArgs args{};
+  args.a = bf16_matrix(a);
+  args.b = bf16_matrix(terms);
+  args.c = c.raw();
+  args.c_row_stride = c.stride(0);
+  args.m = static_cast<int>(c.dim(0));
+  args.n = static_cast<int>(N);
+  args.k = static_cast<int>(kTerms * K);
+  args.k_repeat = static_cast<int>(K);
+  args.batches = 1;
+  args.c_is_f32 = c.dtype() == DType::kF32;
+  args.accumulate = start == Start::kOld;
+  return run(ctx, op, Bf16Layout::kNt, Bf16Work::kBatch, args, c);
+}
+
+// c = (or +=) a b with both f32 and c bf16 (through the gate): the products of the first terms and
+// of first and second, whose error is far below the result's rounding, in one chain over K.
+bool gemm_f32_nn(Context& ctx, const char* op, const Tensor& a, const Tensor& b, const Tensor& c,
+                 Start start) {
+  const int64_t T = a.dim(0), N = a.dim(1), K = b.dim(1);
+  if (N % 8 != 0 || K % 8 != 0) return false;
+  Tensor a_terms, b_terms;
+  const Block a_memory = ctx.memory.take_tensor(DType::kBF16, {T, kTerms * N}, &a_terms);
+  const Block b_memory = ctx.memory.take_tensor(DType::kBF16, {kTerms * N, K}, &b_terms);
+  split(ctx, op, a, {a_terms, kTerms * N, {0, N, 2 * N}, {0, 0, 1}});
+  split(ctx, op, b, {b_terms, K, {0, N * K, 2 * N * K}, {0, 1, 0}});
+  return gemm(ctx, op, Bf16Layout::kNn, a_terms, Operand(b_terms), c, start);
+}
+
+// c += a^T b with a f32 and b bf16 (the gate's gradient): a product for each term of a.
+bool gemm_f32_tn(Context& ctx, const char* op, const Tensor& a, const Tensor& b, const Tensor& c) {
+  const int64_t T = a.dim(0), N = a.dim(1);
+  if (N % 8 != 0 || !is_aligned(b) || b.stride(0) % 8 != 0) return false;
+  Tensor terms;
+  const Block memory = ctx.memory.take_tensor(DType::kBF16, {kTerms, T, N}, &terms);
+  split(ctx, op, a, {terms, N, {0, T * N, 2 * T * N}, {0, 1, 2}});
+  for (int64_t t = 0; t < kTerms; ++t)
+    if (!gemm(ctx, op, Bf16Layout::kTn, terms.row(t), Operand(b), c, Start::kOld)) return false;
+  return true;
+}
+
 }  // namespace
 
 bool gemm(Context& ctx, const char* op, Bf16Layout layout, const Tensor& a, const Operand& b,
           const Tensor& c, Start start) {
+  if (has_sm90(ctx) && a.dtype() == DType::kF32 && a.num_elements() > 0 && c.num_elements() > 0) {
+    if (layout == Bf16Layout::kNn && b.data.dtype() == DType::kF32 && is_bf16(c))
+      return gemm_f32_nn(ctx, op, a, b.data, c, start);
+    if (layout == Bf16Layout::kTn && is_bf16(b.data) && c.dtype() == DType::kF32)
+      return gemm_f32_tn(ctx, op, a, b.data, c);
+  }
   if (!has_sm90(ctx) || !is_bf16(a) || !is_result(c)) return false;
   const int64_t M = c.dim(0), N = c.dim(1), K = a.dim(layout == Bf16Layout::kTn ? 0 : 1);
   if (M == 0 || N == 0 || K == 0 || !fits_int({M, N, K})) return false;
   if (layout == Bf16Layout::kNt && few_rows(ctx, M) && gemv(ctx, op, a, b, c, start)) return true;
   const bool is_fp8 = b.data.dtype() == DType::kE4M3 && !b.scale.empty();
+  if (layout == Bf16Layout::kNt && b.data.dtype() == DType::kF32)
+    return gemm_f32_weight(ctx, op, a, b.data, c, start);
   if (!is_bf16(b.data) && !is_fp8) return false;
   const Bf16Weight w(ctx, b);
   Bf16GemmArgs args{};

@@ -55,6 +55,8 @@ struct Bf16GemmArgs {
   int batches;   // of kBatch: batches; else experts
   int k_split;   // of kBatch and kTn: where positive, batch i is the product over K of
                  // [i k_split, (i + 1) k_split), a multiple of the depth, of the one matrix
+  int k_repeat;  // of kNt and kBatch: where positive, a has only so many of K, again and again; a
+                 // multiple of the depth
   int c_is_f32;  // else bf16
   int accumulate;
 

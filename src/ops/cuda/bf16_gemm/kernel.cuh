@@ -138,11 +138,12 @@ __device__ void bf16_gemm_copy(const Bf16GemmArgs& args, const CUtensorMap& map_
       barrier_expect(full, C::kBytesA + C::kBytesB);
       uint8_t* const a = s.a + stage * C::kBytesA;
       uint8_t* const b = s.b + stage * C::kBytesB;
+      const int a_depth = args.k_repeat > 0 ? depth % args.k_repeat : depth;
       if constexpr (kLayout == Bf16Layout::kTn) {
         for (int t = 0; t < C::kRows / 64; ++t)
           copy_box3(a + t * kBf16TileBytes, &map_a, tiles.row + t * 64, depth, batch_a, full);
       } else {
-        copy_box3(a, &map_a, depth, tiles.row, batch_a, full);
+        copy_box3(a, &map_a, a_depth, tiles.row, batch_a, full);
       }
       if constexpr (kLayout == Bf16Layout::kNt) {
         copy_box3(b, &map_b, depth, tiles.col, batch_b, full);

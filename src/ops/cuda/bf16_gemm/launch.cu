@@ -4,6 +4,7 @@
 
 #include "core/check.h"
 #include "ops/cuda/bf16_gemm/kernel.cuh"
+#include "ops/cuda/bf16_gemm/thin.cuh"
 #include "ops/cuda/detail/tensor_map.h"
 
 namespace hadal::cuda {
@@ -71,6 +72,47 @@ void choose(const Bf16GemmArgs& args, cudaStream_t stream) {
   }
 }
 
+template <Bf16Layout kLayout, Bf16Work kWork, int kFew>
+void launch_thin(const Bf16GemmArgs& args, cudaStream_t stream) {
+  using C = Bf16GemmThin<kFew>;
+  const auto kernel = bf16_gemm_thin_kernel_sm90<kLayout, kWork, kFew>;
+  static const bool ready = [kernel] {
+    HADAL_CHECK_CUDA(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes));
+    return true;
+  }();
+  static_cast<void>(ready);
+  const int batches = kWork == Bf16Work::kPages ? args.places : args.batches;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>((args.n + C::kCols - 1) / C::kCols),
+                        static_cast<unsigned>(batches));
+  config.blockDim = dim3(C::kThreads);
+  config.dynamicSmemBytes = C::kSharedBytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  HADAL_CHECK_CUDA(
+      cudaLaunchKernelEx(&config, kernel, args, map_of(args.a, kFew), map_of(args.b, 64)));
+}
+
+// As many columns of the matrix unit as hold the rows.
+template <Bf16Layout kLayout, Bf16Work kWork>
+bool choose_thin(const Bf16GemmArgs& args, int rows, cudaStream_t stream) {
+  if (rows > 64 || args.k_split > 0) return false;
+  if (rows <= 8)
+    launch_thin<kLayout, kWork, 8>(args, stream);
+  else if (rows <= 16)
+    launch_thin<kLayout, kWork, 16>(args, stream);
+  else if (rows <= 32)
+    launch_thin<kLayout, kWork, 32>(args, stream);
+  else
+    launch_thin<kLayout, kWork, 64>(args, stream);
+  return true;
+}
+
 }  // namespace
 
 bool bf16_gemm_reads(const Bf16Matrix& m) {
@@ -86,12 +128,17 @@ void bf16_gemm_sm90(Bf16Layout layout, Bf16Work work, const Bf16GemmArgs& args,
               ", row strides ", args.a.row_stride, ", ", args.b.row_stride, " and ",
               args.c_row_stride);
   using enum Bf16Layout;
+  // NOTE: with fewer places than experts there are hardly more rows than places: a decode step.
+  const int few = work == Bf16Work::kPages && args.places >= args.batches ? 128 : args.places;
   switch (work) {
     case Bf16Work::kBatch:
+      if (layout == kNt && choose_thin<kNt, Bf16Work::kBatch>(args, args.m, stream)) return;
+      if (layout == kNn && choose_thin<kNn, Bf16Work::kBatch>(args, args.m, stream)) return;
       if (layout == kNt) return choose<kNt, Bf16Work::kBatch>(args, stream);
       if (layout == kNn) return choose<kNn, Bf16Work::kBatch>(args, stream);
       return choose<kTn, Bf16Work::kBatch>(args, stream);
     case Bf16Work::kPages:
+      if (layout == kNt && choose_thin<kNt, Bf16Work::kPages>(args, few, stream)) return;
       if (layout == kNt) return choose<kNt, Bf16Work::kPages>(args, stream);
       HADAL_CHECK(layout == kNn, "bf16_gemm: experts' rows are multiplied as kNt or kNn");
       return choose<kNn, Bf16Work::kPages>(args, stream);

@@ -253,6 +253,45 @@ __device__ __forceinline__ void mma_bf16(float (&d)[128], uint64_t a, uint64_t b
       : "l"(a), "l"(b), "n"(kTransA), "n"(kTransB));
 }
 
+// d += a b^T, a 64 rows (kTransA 1: they are contiguous) and b few, depth-contiguous, of depth 16.
+template <int kTransA>
+__device__ __forceinline__ void mma_bf16_few(float (&d)[4], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3}, "
+      "%4, %5, 1, 1, 1, %6, 0;"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "l"(a), "l"(b), "n"(kTransA));
+}
+template <int kTransA>
+__device__ __forceinline__ void mma_bf16_few(float (&d)[8], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7}, "
+      "%8, %9, 1, 1, 1, %10, 0;"
+      : HADAL_ACC8(d, 0)
+      : "l"(a), "l"(b), "n"(kTransA));
+}
+template <int kTransA>
+__device__ __forceinline__ void mma_bf16_few(float (&d)[16], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+      "%16, %17, 1, 1, 1, %18, 0;"
+      : HADAL_ACC8(d, 0), HADAL_ACC8(d, 8)
+      : "l"(a), "l"(b), "n"(kTransA));
+}
+template <int kTransA>
+__device__ __forceinline__ void mma_bf16_few(float (&d)[32], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "
+      "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "%32, %33, 1, 1, 1, %34, 0;"
+      : HADAL_ACC32(d, 0)
+      : "l"(a), "l"(b), "n"(kTransA));
+}
+
 #undef HADAL_ACC32
 #undef HADAL_ACC8
 
