@@ -42,6 +42,21 @@ __device__ void take_largest(const R* values, int64_t size, int64_t count, int32
   }
 }
 
+// A warp calls fn(k, e) for the k-th taken one, e, in ascending order; each by some thread.
+template <class Fn>
+__device__ void for_taken(const int32_t* marks, int64_t size, const Fn& fn) {
+  const unsigned lane = threadIdx.x % kWarp;
+  int before = 0;
+  for (int64_t base = 0; base < size; base += kWarp) {
+    const int64_t e = base + lane;
+    const bool taken = e < size && marks[e] == kTaken;
+    const unsigned votes = __ballot_sync(kWholeWarp, taken);
+    if (taken) fn(before + __popc(votes & ((1u << lane) - 1u)), e);
+    before += __popc(votes);
+  }
+  __syncwarp();
+}
+
 template <class R>
 __device__ R group_value(GroupScore score, const R* biased, int64_t size) {
   R best = lowest<R>(), second = best;
@@ -99,32 +114,31 @@ __global__ void gate_kernel(int64_t E, GateRule rule, Array<const R> logits, con
   score_row(rule.scoring, logits.row(t), score, E);
   for (int64_t e = lane; e < E; e += kWarp) s.biased[e] = score[e] + bias[e];
   __syncwarp();
-  for (int64_t g = lane; g < G; g += kWarp) {
-    s.group_values[g] = group_value(rule.group_score, s.biased + g * size, size);
-    s.group_marks[g] = kOpen;
+  if (rule.topk_group < G) {
+    for (int64_t g = lane; g < G; g += kWarp) {
+      s.group_values[g] = group_value(rule.group_score, s.biased + g * size, size);
+      s.group_marks[g] = kOpen;
+    }
+    __syncwarp();
+    take_largest(s.group_values, G, rule.topk_group, s.group_marks);
   }
-  __syncwarp();
-  take_largest(s.group_values, G, rule.topk_group, s.group_marks);
   // NOTE: experts of other groups are closed, not zero: a biased score may be negative.
   for (int64_t e = lane; e < E; e += kWarp)
-    s.marks[e] = s.group_marks[e / size] == kTaken ? kOpen : kClosed;
+    s.marks[e] = rule.topk_group >= G || s.group_marks[e / size] == kTaken ? kOpen : kClosed;
   __syncwarp();
   take_largest(s.biased, E, rule.num_experts_per_tok, s.marks);
 
-  if (lane != 0) return;
   const int64_t K = rule.num_experts_per_tok;
-  int32_t* idx = topk_idx.row(t);
-  R* weight = topk_weight.row(t);
+  R* const chosen = s.biased;  // no longer needed; there are no more choices than experts
+  for_taken(s.marks, E, [&](int64_t k, int64_t e) {
+    topk_idx.row(t)[k] = static_cast<int32_t>(e);
+    chosen[k] = score[e];
+  });
   R total = 0;
-  for (int64_t e = 0, k = 0; e < E && k < K; ++e) {
-    if (s.marks[e] != kTaken) continue;
-    idx[k] = static_cast<int32_t>(e);
-    weight[k++] = score[e];
-    total += score[e];
-  }
+  for (int64_t k = 0; k < K; ++k) total += chosen[k];
   const R divisor = rule.norm_topk_prob ? total + static_cast<R>(kNormEps) : R(1);
-  for (int64_t k = 0; k < K; ++k)
-    weight[k] = weight[k] / divisor * static_cast<R>(rule.routed_scaling_factor);
+  for (int64_t k = lane; k < K; k += kWarp)
+    topk_weight.row(t)[k] = chosen[k] / divisor * static_cast<R>(rule.routed_scaling_factor);
 }
 
 // dlogits += gradient through the scoring of one token, given the gradient of the scores. `n` is E,
@@ -181,11 +195,8 @@ __global__ void balance_choose_kernel(int64_t E, int64_t K, Array<const R> score
   for (int64_t e = lane; e < E; e += kWarp) marks[e] = kOpen;
   __syncwarp();
   take_largest(score, E, K, marks);
-  if (lane != 0) return;
-  total[t] = sum;
-  int32_t* idx = chosen + t * K;
-  for (int64_t e = 0; e < E; ++e)
-    if (marks[e] == kTaken) *idx++ = static_cast<int32_t>(e);
+  if (lane == 0) total[t] = sum;
+  for_taken(marks, E, [&](int64_t k, int64_t e) { chosen[t * K + k] = static_cast<int32_t>(e); });
 }
 
 // Averages over a sequence in token order: a block a sequence, a thread an expert. Counts are whole
