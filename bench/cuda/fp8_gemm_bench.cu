@@ -99,8 +99,16 @@ struct Problem {
     g.c = c.get();
     g.counts = d_counts.get();
     g.page_begin = d_begin.get();
-    g.page = d_page.get();
+    g.a_page = g.c_page = d_page.get();
+    g.places = page_begin.back();
+    g.a_pages = g.c_pages = static_cast<int>(slab_rows / 128);
     g.slab_rows = slab_rows;
+    g.a_row_stride = g.w_row_stride = k;
+    g.w_batch_stride = static_cast<int64_t>(n) * k;
+    g.scale_w_row_stride = k / 128;
+    g.scale_w_batch_stride = (n + 127) / 128 * (k / 128);
+    g.c_row_stride = n;
+    g.c_page_stride = 128 * static_cast<int64_t>(n);
     g.num_experts = num_experts;
     g.n = n;
     g.k = k;
@@ -191,6 +199,7 @@ int check_thin(int rows, int n, int k) {
   p.c.fill_bytes(0xFF);
   Fp8GemmArgs g = p.args(0);
   g.slab_rows = 256;  // a second page, not in use
+  g.a_pages = g.c_pages = 2;
   hadal::cuda::fp8_gemm_sm90(g, nullptr);
   HADAL_CHECK_CUDA(cudaDeviceSynchronize());
   const auto general = p.c.to_host();

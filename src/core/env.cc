@@ -11,7 +11,7 @@
 namespace hadal::env {
 namespace {
 
-constexpr std::array<Variable, 7> kTable = {{
+constexpr std::array<Variable, 8> kTable = {{
     {"HADAL_ISA", "",
      "CPU kernels to use: portable, avx2 or avx512; empty picks the best that runs"},
     {"HADAL_TRACE", "0", "1 adds source file, line and expression to errors"},
@@ -19,6 +19,8 @@ constexpr std::array<Variable, 7> kTable = {{
     {"HADAL_CUDA_PLAIN", "0",
      "1 runs plain CUDA kernels in place of those for Hopper, as a GPU before it would"},
     {"HADAL_DEBUG_SYNC", "0", "1 waits after every GPU kernel, so that an error names its op"},
+    {"HADAL_FP8_SHORT_SUMS", "0",
+     "1 keeps 14 bits of the sums of FP8 products instead of f32, to show what that does"},
     {"HADAL_PROFILE", "0",
      "1 prints the time of each op on the GPU at exit; steps are then not recorded in graphs"},
     {"HADAL_SABOTAGE", "",
@@ -56,6 +58,7 @@ std::span<const Variable> table() { return kTable; }
 std::string isa() { return read_one_of("HADAL_ISA", {"", "portable", "avx2", "avx512"}); }
 bool cuda_plain() { return read("HADAL_CUDA_PLAIN") == "1"; }
 bool debug_sync() { return read("HADAL_DEBUG_SYNC") == "1"; }
+bool fp8_short_sums() { return read("HADAL_FP8_SHORT_SUMS") == "1"; }
 bool profile() { return read("HADAL_PROFILE") == "1"; }
 std::string api_key() { return read("HADAL_API_KEY"); }
 bool trace() { return read("HADAL_TRACE") == "1"; }

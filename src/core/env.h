@@ -20,6 +20,7 @@ std::string api_key();   // HADAL_API_KEY: let in by hadal serve
 bool trace();            // HADAL_TRACE: errors also print their place in the source
 bool cuda_plain();       // HADAL_CUDA_PLAIN: no kernels for one architecture alone
 bool debug_sync();       // HADAL_DEBUG_SYNC: wait after every GPU kernel
+bool fp8_short_sums();   // HADAL_FP8_SHORT_SUMS: sums of FP8 products in 14 bits
 bool profile();          // HADAL_PROFILE: time of each op on the GPU, printed at exit
 std::string sabotage();  // HADAL_SABOTAGE: a named fault for the tests of scripts/resume_check.sh
 

@@ -97,6 +97,9 @@ struct Operand {
   Tensor data;            // [N, K]
   Tensor scale;           // [ceil(N_full/128), ceil(K/128)] f32, or empty
   int64_t row_begin = 0;  // row of `data` within the scaled matrix
+  // Of weights that FP8 training multiplies with (ops/fp8.h): the same elements as [K, N] and
+  // their scales as [ceil(K/128), ceil(N/128)]; else empty.
+  Tensor transposed, transposed_scale;
 
   Operand() = default;
   Operand(const Tensor& t) : data(t) {}

@@ -30,6 +30,8 @@ struct ExpertLayout {
 struct PagedRows {
   Tensor slab;  // [pages, kPageRows, W]
   Tensor page;  // [P] i32  page of the slab at each position; empty: position i is page i
+  // Of e4m3 rows in tiles of 1 x 128 (fp8.h): f32 [ceil(W/128), pages*kPageRows], else empty.
+  Tensor scale = {};
 };
 
 }  // namespace hadal::ops

@@ -9,10 +9,9 @@
 #pragma once
 
 #include "ops/dispatch.h"
+#include "ops/fp8_format.h"
 
 namespace hadal::ops {
-
-enum class ScaleFormat : uint8_t { kF32, kPowerOfTwo };
 
 // w [N,K] -> q [N,K] e4m3, scale [ceil(N/128), ceil(K/128)] f32
 HADAL_OP(quantise_blocks, Context& ctx, In w, ScaleFormat format, Out q, Out scale)

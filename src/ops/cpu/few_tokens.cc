@@ -74,7 +74,8 @@ void latent_inputs(Context& ctx, const Packed& seq, const LatentNorm& norm, In k
   cpu::rope_apply(ctx, norm.layout, RopeDirection::kForward, seq.rope, k_pe);  // [T, 1, Dr]
   cpu::latent_cache_write(ctx, seq, latent, cache);
   cast(ctx, q_pe, q_out);  // [T, H, Dr]
-  cpu::rope_apply(ctx, norm.layout, RopeDirection::kForward, seq.rope, Acc(static_cast<Tensor&>(q_out)));
+  cpu::rope_apply(ctx, norm.layout, RopeDirection::kForward, seq.rope,
+                  Acc(static_cast<Tensor&>(q_out)));
 }
 
 }  // namespace hadal::ops::cpu

@@ -9,20 +9,6 @@
 #include "ops/cpu/rows.h"
 
 namespace hadal::ops::cpu {
-namespace {
-
-constexpr float kE4M3Max = 448.0f;
-constexpr float kSmallestAmax = 1e-4f;
-
-float scale_of(float amax, ScaleFormat format) {
-  const float exact = std::max(amax, kSmallestAmax) / kE4M3Max;
-  if (format == ScaleFormat::kF32) return exact;
-  int exponent = 0;
-  const float mantissa = std::frexp(exact, &exponent);  // in [0.5, 1)
-  return std::ldexp(1.0f, mantissa == 0.5f ? exponent - 1 : exponent);
-}
-
-}  // namespace
 
 void quantise_blocks(Context& ctx, In w, ScaleFormat format, Out q, Out scale) {
   const int64_t N = w.dim(0), K = w.dim(1), num_block_rows = scale.dim(0),
@@ -42,7 +28,7 @@ void quantise_blocks(Context& ctx, In w, ScaleFormat format, Out q, Out scale) {
         amax = std::max(amax, magnitude);
       }
     }
-    const float block_scale = scale_of(amax, format);
+    const float block_scale = tile_scale(amax, format);
     scale.data<float>()[block_row * scale.stride(0) + block_col] = block_scale;
     for (int64_t n = n0; n < n1; ++n) {
       const float* row = read_row(w, n * w.stride(0) + k0, count, tile);

@@ -9,17 +9,6 @@
 namespace hadal::ops::cuda {
 namespace {
 
-constexpr float kE4M3Max = 448.0f;
-constexpr float kSmallestAmax = 1e-4f;
-
-__device__ float scale_of(float amax, ScaleFormat format) {
-  const float exact = fmaxf(amax, kSmallestAmax) / kE4M3Max;
-  if (format == ScaleFormat::kF32) return exact;
-  int exponent = 0;
-  const float mantissa = frexpf(exact, &exponent);  // in [0.5, 1)
-  return ldexpf(1.0f, mantissa == 0.5f ? exponent - 1 : exponent);
-}
-
 __global__ void quantise_kernel(int64_t N, int64_t K, View w, ScaleFormat format, View q,
                                 View scale, FaultSite fault) {
   __shared__ float largest[kThreads];
@@ -41,7 +30,7 @@ __global__ void quantise_kernel(int64_t N, int64_t K, View w, ScaleFormat format
       largest[threadIdx.x] = fmaxf(largest[threadIdx.x], largest[threadIdx.x + half]);
     __syncthreads();
   }
-  const float block_scale = scale_of(largest[0], format);
+  const float block_scale = tile_scale(largest[0], format);
   if (threadIdx.x == 0)
     scale.put(blockIdx.y * scale.stride0 + static_cast<int64_t>(blockIdx.x), block_scale);
   for (int64_t i = threadIdx.x; i < rows * cols; i += blockDim.x) {

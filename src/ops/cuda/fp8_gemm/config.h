@@ -34,23 +34,37 @@ struct Fp8GemmConfig {
 };
 
 struct Fp8GemmArgs {
-  const void* a;          // [slab pages * 128, K] e4m3
-  const float* scale_a;   // [K/128, scale_stride] f32, one a slab row
-  int64_t scale_stride;   // a multiple of 4
-  const void* w;          // [E, N, K] e4m3
-  const float* scale_w;   // [E, ceil(N/128), K/128] f32
-  void* c;                // [slab pages * 128, N] bf16
-  const int* counts;      // [E] rows of each expert, on the device
-  const int* page_begin;  // [E+1] first page position of each expert, on the device
-  const int* page;        // [positions] slab page of a position; null: position i is page i
-  int64_t slab_rows;      // rows of a and c
+  const void* a;  // [slab_rows, K] e4m3: whole pages, or the rows of one matrix
+  int64_t slab_rows, a_row_stride;
+  const float* scale_a;  // [ceil(K/128), scale_stride] f32, a column for every row of whole pages
+  int64_t scale_stride;  // a multiple of 4
+  const void* w;         // [E, N, K] e4m3
+  int64_t w_row_stride, w_batch_stride;
+  const float* scale_w;  // [E, ceil(N/128), ceil(K/128)] f32
+  int64_t scale_w_row_stride, scale_w_batch_stride;
+  void* c;  // rows of N elements, in pages or one after the other
+  int64_t c_row_stride, c_page_stride;
+  int c_is_f32;  // else bf16
+  int accumulate;
+
+  // Experts' rows, as in ops/pages.h; device memory. Null: one matrix of `rows` rows.
+  const int* counts;           // [E] rows of each expert
+  const int* page_begin;       // [E+1] first page position of each expert
+  const int *a_page, *c_page;  // [positions] page of a position; null: position i is page i
+  int places;                  // positions that both lists have
+  int a_pages, c_pages;
+  int rows;
   int num_experts, n, k;
-  int num_sms;  // SMs this launch may use
+  int num_sms;     // SMs this launch may use
+  int short_sums;  // 14 bits of the sum after every partial sum (ops/fp8_format.h)
+
+  __host__ __device__ int k_blocks() const { return (k + 127) / 128; }
 };
 
-// N a multiple of 64, K of 128. Rows past an expert's count are not written. The launch may overlap
+// REQUIRES: a and w aligned to 16 bytes, their strides multiples of 16; c aligned to 16 bytes; N
+// and the strides of c even. Rows past an expert's count are not written. The launch may overlap
 // the end of the kernel before, whose results it waits for. One expert in a slab of one page takes
-// thin.cuh, everything else kernel.cuh; both give the same bits.
+// thin.cuh where it can, everything else kernel.cuh; both give the same bits.
 void fp8_gemm_sm90(const Fp8GemmArgs& args, cudaStream_t stream);
 
 }  // namespace hadal::cuda

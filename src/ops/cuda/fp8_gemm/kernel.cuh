@@ -8,6 +8,7 @@
 #include "ops/cuda/detail/ptx.cuh"
 #include "ops/cuda/detail/wgmma.cuh"
 #include "ops/cuda/fp8_gemm/config.h"
+#include "ops/fp8_format.h"
 
 namespace hadal::cuda {
 
@@ -27,8 +28,13 @@ struct Fp8GemmTiles {
     load();
   }
   __device__ void load() {
-    first_page = __ldg(args.page_begin + expert);
-    pages = __ldg(args.page_begin + expert + 1) - first_page;
+    if (args.page_begin == nullptr) {
+      pages = (args.rows + C::kPage - 1) / C::kPage;
+    } else {
+      first_page = __ldg(args.page_begin + expert);
+      pages = min(__ldg(args.page_begin + expert + 1), args.places) - first_page;
+    }
+    pages = max(pages, 0);
     expert_units = (pages + 1) / 2 * column_pairs;
   }
   __device__ bool next(uint32_t rank) {
@@ -50,8 +56,22 @@ struct Fp8GemmTiles {
   }
   __device__ int tile_pages() const { return min(2, pages - 2 * row_tile); }
   __device__ int position() const { return first_page + 2 * row_tile; }
-  __device__ int slab_page(int position) const {
-    return args.page == nullptr ? position : __ldg(args.page + position);
+  __device__ int rows_left(int group) const {
+    const int rows = args.counts == nullptr ? args.rows : __ldg(args.counts + expert);
+    return rows - (row_tile * 2 + group) * C::kPage;
+  }
+  // The page of a position, or -1 where the pool could not give one: such rows are left out.
+  __device__ static int page_of(const int* list, int num_pages, int position) {
+    const int page = list == nullptr ? position : __ldg(list + position);
+    return page < num_pages ? page : -1;
+  }
+  __device__ int a_page(int position) const {
+    return max(page_of(args.a_page, args.a_pages, position), 0);
+  }
+  __device__ int c_page(int position) const {
+    return page_of(args.a_page, args.a_pages, position) < 0
+               ? -1
+               : page_of(args.c_page, args.c_pages, position);
   }
 };
 
@@ -83,20 +103,20 @@ __device__ inline void fp8_gemm_copy(const Fp8GemmArgs& args, const CUtensorMap&
   while (tiles.next(rank)) {
     const int pages = tiles.tile_pages();
     const int position = tiles.position();
-    const int page0 = tiles.slab_page(position);
-    const int page1 = pages == 2 ? tiles.slab_page(position + 1) : 0;
+    const int page0 = tiles.a_page(position);
+    const int page1 = pages == 2 ? tiles.a_page(position + 1) : 0;
     const int my_page = rank == 0 ? page0 : page1;
-    const int w_row = tiles.expert * args.n + tiles.column_tile * C::kCols;
     const uint32_t bytes = static_cast<uint32_t>(pages * (C::kPage * (C::kDepth + 4)) + C::kBytesW);
 #pragma unroll 1
-    for (int k = 0; k < args.k / C::kDepth; ++k) {
+    for (int k = 0; k < args.k_blocks(); ++k) {
       barrier_wait(s.empty + stage, parity ^ 1);
       barrier_expect(s.full + stage, bytes);
       if (static_cast<int>(rank) < pages) {
         copy_box_multicast(s.a + stage * C::kBytesA + rank * C::kPage * C::kDepth, &map_a,
                            k * C::kDepth, my_page * C::kPage, s.full + stage, 3);
       }
-      copy_box(s.w + stage * C::kBytesW, &map_w, k * C::kDepth, w_row, s.full + stage);
+      copy_box3(s.w + stage * C::kBytesW, &map_w, k * C::kDepth, tiles.column_tile * C::kCols,
+                tiles.expert, s.full + stage);
       const float* scale = args.scale_a + k * args.scale_stride;
       copy_bytes(s.scale + stage * C::kRows, scale + page0 * C::kPage, C::kPage * 4,
                  s.full + stage);
@@ -109,9 +129,11 @@ __device__ inline void fp8_gemm_copy(const Fp8GemmArgs& args, const CUtensorMap&
   }
 }
 
-// Writes 64 rows x 128 columns of one warpgroup, 16 rows x 64 columns a warp at a time.
+// Writes 64 rows x 128 columns of one warpgroup as bf16, 16 rows x 64 columns a warp at a time.
+// c: the first row and column; cols: columns of it that exist, a multiple of 8.
 __device__ inline void fp8_gemm_store(const float (&acc)[64], uint8_t* staging, __nv_bfloat16* c,
-                                      int n, int column, int rows_left, int warp, int lane) {
+                                      int64_t row_stride, int cols, int rows_left, int warp,
+                                      int lane) {
   const uint32_t base = smem_addr(staging);
   const int matrix = lane / 8, row = lane % 8 + (matrix & 1) * 8;
 #pragma unroll
@@ -124,38 +146,71 @@ __device__ inline void fp8_gemm_store(const float (&acc)[64], uint8_t* staging, 
                      pack_bf16(d[2], d[3]), pack_bf16(d[4], d[5]), pack_bf16(d[6], d[7]));
     }
     __syncwarp();
-    if (column + half * 64 < n) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int r = i * 4 + lane / 8, unit = lane % 8;
-        const int4 value =
-            *reinterpret_cast<const int4*>(staging + r * 128 + ((unit ^ (r & 7)) << 4));
-        if (warp * 16 + r < rows_left) {
-          *reinterpret_cast<int4*>(c + static_cast<int64_t>(warp * 16 + r) * n + half * 64 +
-                                   unit * 8) = value;
-        }
-      }
+    for (int i = 0; i < 4; ++i) {
+      const int r = i * 4 + lane / 8, unit = lane % 8;
+      const int4 value =
+          *reinterpret_cast<const int4*>(staging + r * 128 + ((unit ^ (r & 7)) << 4));
+      if (warp * 16 + r < rows_left && half * 64 + unit * 8 < cols)
+        *reinterpret_cast<int4*>(c + (warp * 16 + r) * row_stride + half * 64 + unit * 8) = value;
     }
     __syncwarp();
   }
 }
 
+// The same for every other result: f32, added to what is there, or an odd number of columns.
+__device__ inline void fp8_gemm_store_any(const Fp8GemmArgs& args, const float (&acc)[64],
+                                          int64_t at, int cols, int rows_left, int warp, int lane) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = warp * 16 + lane / 4 + half * 8;
+    if (row >= rows_left) continue;
+#pragma unroll
+    for (int j = 0; j < 16; ++j) {
+      const int col = j * 8 + lane % 4 * 2;
+      if (col >= cols) break;
+      const int64_t to = at + row * args.c_row_stride + col;
+      float2 value{acc[j * 4 + half * 2], acc[j * 4 + half * 2 + 1]};
+      if (args.c_is_f32) {
+        auto* const p = reinterpret_cast<float2*>(static_cast<float*>(args.c) + to);
+        if (args.accumulate) value = {value.x + p->x, value.y + p->y};
+        *p = value;
+      } else {
+        auto* const p = reinterpret_cast<__nv_bfloat162*>(static_cast<__nv_bfloat16*>(args.c) + to);
+        if (args.accumulate) {
+          const float2 old = __bfloat1622float2(*p);
+          value = {value.x + old.x, value.y + old.y};
+        }
+        *p = __floats2bfloat162_rn(value.x, value.y);
+      }
+    }
+  }
+}
+
+template <bool kShort>
+__device__ inline void fp8_gemm_add(float& sum, float partial, float scale) {
+  sum = __fmaf_rn(partial, scale, sum);
+  if constexpr (kShort) sum = ops::short_sum(sum);
+}
+
+template <bool kShort>
 __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmShared& s,
                                          uint32_t rank, int group) {
   using C = Fp8GemmConfig;
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4,
             lane = static_cast<int>(threadIdx.x) % 32;
   uint8_t* staging = s.out + (group * 4 + warp) * 2048;
-  const int k_blocks = args.k / C::kDepth;
+  const int k_blocks = args.k_blocks();
   const int w_blocks = (args.n + C::kCols - 1) / C::kCols;
+  const bool store_rows = !args.c_is_f32 && !args.accumulate && args.n % 8 == 0 &&
+                          args.c_row_stride % 8 == 0 && args.c_page_stride % 8 == 0;
   int stage = 0;
   uint32_t parity = 0;
   Fp8GemmTiles tiles(args);
   bool more = tiles.next(rank);
   const auto scales_of_tile = [&] {
-    return args.scale_w +
-           (static_cast<int64_t>(tiles.expert) * w_blocks + min(tiles.column_tile, w_blocks - 1)) *
-               k_blocks;
+    return args.scale_w + tiles.expert * args.scale_w_batch_stride +
+           min(tiles.column_tile, w_blocks - 1) * args.scale_w_row_stride;
   };
   // Lane l has the scales of w at 32 i + l of K: one load in 32 stages, a stage's by shuffle.
   const float* scale_w = args.scale_w;
@@ -166,8 +221,8 @@ __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmS
   }
   while (more) {
     const bool works = group < tiles.tile_pages();
-    const int page = works ? tiles.slab_page(tiles.position() + group) : 0;
-    const int left = __ldg(args.counts + tiles.expert) - (tiles.row_tile * 2 + group) * C::kPage;
+    const int page = works ? tiles.c_page(tiles.position() + group) : -1;
+    const int left = tiles.rows_left(group);
     const int column = tiles.column_tile * C::kCols;
     float acc[2][64];
 #pragma unroll
@@ -201,7 +256,8 @@ __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmS
         mma_wait<0>();
         mma_touch(partial);
 #pragma unroll
-        for (int i = 0; i < 64; ++i) acc[0][i] += partial[i] * row_scale[(i / 2) % 2];
+        for (int i = 0; i < 64; ++i)
+          fp8_gemm_add<kShort>(acc[0][i], partial[i], row_scale[(i / 2) % 2]);
         mma_fence();
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -217,7 +273,8 @@ __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmS
         mma_touch(partial);
         if (lane < C::kCluster) barrier_arrive_at(empty, static_cast<uint32_t>(lane));
 #pragma unroll
-        for (int i = 0; i < 64; ++i) acc[1][i] += partial[i] * ((i / 2) % 2 ? hi : lo);
+        for (int i = 0; i < 64; ++i)
+          fp8_gemm_add<kShort>(acc[1][i], partial[i], (i / 2) % 2 ? hi : lo);
       }
     } else {
       for (int k = 0; k < k_blocks; ++k) {
@@ -231,17 +288,21 @@ __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmS
       scale_w = scales_of_tile();
       next_lot = lane < k_blocks ? __ldg(scale_w + lane) : 0.0f;
     }
-    if (!works) continue;
-    __nv_bfloat16* c = static_cast<__nv_bfloat16*>(args.c) +
-                       static_cast<int64_t>(page) * C::kPage * args.n + column;
+    if (page < 0 || column >= args.n) continue;
+    const int cols = min(args.n - column, C::kCols);
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
-      fp8_gemm_store(acc[part], staging, c + static_cast<int64_t>(part) * 64 * args.n, args.n,
-                     column, left - part * 64, warp, lane);
+      const int64_t at = page * args.c_page_stride + part * 64 * args.c_row_stride + column;
+      if (store_rows)
+        fp8_gemm_store(acc[part], staging, static_cast<__nv_bfloat16*>(args.c) + at,
+                       args.c_row_stride, cols, left - part * 64, warp, lane);
+      else
+        fp8_gemm_store_any(args, acc[part], at, cols, left - part * 64, warp, lane);
     }
   }
 }
 
+template <bool kShort>
 __global__ void __launch_bounds__(Fp8GemmConfig::kThreads, 1)
     fp8_gemm_kernel_sm90(const __grid_constant__ Fp8GemmArgs args,
                          const __grid_constant__ CUtensorMap map_a,
@@ -268,7 +329,7 @@ __global__ void __launch_bounds__(Fp8GemmConfig::kThreads, 1)
     if (threadIdx.x == 0) fp8_gemm_copy(args, map_a, map_w, s, rank);
   } else {
     registers_grow<232>();
-    fp8_gemm_multiply(args, s, rank, group - 1);
+    fp8_gemm_multiply<kShort>(args, s, rank, group - 1);
   }
   // A block may not leave while the other still writes or signals into its shared memory.
   cluster_sync();

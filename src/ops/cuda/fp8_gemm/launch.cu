@@ -58,10 +58,11 @@ bool launch_thin(const Fp8GemmArgs& args, cudaStream_t stream, bool anyway) {
   const int room = std::min(args.num_sms / C::kCluster, resident_clusters<kCols, kBlocks>());
   if (groups > room && !anyway) return false;
   const CUtensorMap map_a =
-      make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, args.a, args.slab_rows, args.k, args.k,
-                      C::kBoxRows, Fp8GemmConfig::kDepth);
-  const CUtensorMap map_w = make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, args.w, args.n,
-                                            args.k, args.k, kCols, Fp8GemmConfig::kDepth);
+      make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, args.a, args.slab_rows, args.k,
+                      args.a_row_stride, C::kBoxRows, Fp8GemmConfig::kDepth);
+  const CUtensorMap map_w =
+      make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, args.w, args.n, args.k, args.w_row_stride,
+                      kCols, Fp8GemmConfig::kDepth);
   const Launch launch(std::min(groups, room) * C::kCluster, C::kCluster, C::kThreads,
                       C::kSharedBytes, stream);
   HADAL_CHECK_CUDA(cudaLaunchKernelEx(&launch.config, fp8_gemm_thin_kernel_sm90<kCols, kBlocks>,
@@ -69,36 +70,60 @@ bool launch_thin(const Fp8GemmArgs& args, cudaStream_t stream, bool anyway) {
   return true;
 }
 
-}  // namespace
-
-void fp8_gemm_sm90(const Fp8GemmArgs& args, cudaStream_t stream) {
+template <bool kShort>
+void launch_general(const Fp8GemmArgs& args, const CUtensorMap& map_a, const CUtensorMap& map_w,
+                    cudaStream_t stream) {
   using C = Fp8GemmConfig;
-  HADAL_CHECK(args.n % 64 == 0 && args.k % C::kDepth == 0,
-              "fp8_gemm needs N a multiple of 64 and K of ", C::kDepth, "; got N ", args.n,
-              " and K ", args.k);
-  HADAL_CHECK(args.scale_stride % 4 == 0, "fp8_gemm needs scale_stride a multiple of 4; got ",
-              args.scale_stride);
-  if (args.slab_rows == 0 || args.num_experts == 0) return;
-  if (args.num_experts == 1 && args.slab_rows == C::kPage && args.num_sms >= 4) {
-    // As narrow as gives all SMs work at once; past that, small clusters share out best.
-    launch_thin<32, 4>(args, stream, false) || launch_thin<64, 4>(args, stream, false) ||
-        launch_thin<64, 2>(args, stream, true);
-    return;
-  }
-  const CUtensorMap map_a = make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, args.a,
-                                            args.slab_rows, args.k, args.k, C::kPage, C::kDepth);
-  const CUtensorMap map_w = make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, args.w,
-                                            static_cast<int64_t>(args.num_experts) * args.n, args.k,
-                                            args.k, C::kCols, C::kDepth);
   static const bool ready = [] {
-    HADAL_CHECK_CUDA(cudaFuncSetAttribute(
-        fp8_gemm_kernel_sm90, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes));
+    HADAL_CHECK_CUDA(cudaFuncSetAttribute(fp8_gemm_kernel_sm90<kShort>,
+                                          cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          C::kSharedBytes));
     return true;
   }();
   static_cast<void>(ready);
   const int blocks = args.num_sms / C::kCluster * C::kCluster;
   const Launch launch(blocks, C::kCluster, C::kThreads, C::kSharedBytes, stream);
-  HADAL_CHECK_CUDA(cudaLaunchKernelEx(&launch.config, fp8_gemm_kernel_sm90, args, map_a, map_w));
+  HADAL_CHECK_CUDA(
+      cudaLaunchKernelEx(&launch.config, fp8_gemm_kernel_sm90<kShort>, args, map_a, map_w));
+}
+
+}  // namespace
+
+void fp8_gemm_sm90(const Fp8GemmArgs& args, cudaStream_t stream) {
+  using C = Fp8GemmConfig;
+  HADAL_CHECK(args.n % 2 == 0 && args.c_row_stride % 2 == 0 && args.c_page_stride % 2 == 0 &&
+                  args.scale_stride % 4 == 0 && args.a_row_stride % 16 == 0 &&
+                  args.w_row_stride % 16 == 0 && args.w_batch_stride % 16 == 0,
+              "fp8_gemm: rows must be aligned to 16 bytes and N even; got N ", args.n, ", strides ",
+              args.a_row_stride, ", ", args.w_row_stride, ", ", args.w_batch_stride, " and ",
+              args.c_row_stride, ", scales ", args.scale_stride, " apart");
+  if (args.slab_rows == 0 || args.num_experts == 0) return;
+  const bool thin = args.num_experts == 1 && args.counts != nullptr && args.slab_rows == C::kPage &&
+                    args.num_sms >= 4 && args.n % 64 == 0 && args.k % C::kDepth == 0 &&
+                    !args.c_is_f32 && !args.accumulate && args.c_row_stride % 8 == 0;
+  if (thin) {
+    // As narrow as gives all SMs work at once; past that, small clusters share out best.
+    launch_thin<32, 4>(args, stream, false) || launch_thin<64, 4>(args, stream, false) ||
+        launch_thin<64, 2>(args, stream, true);
+    return;
+  }
+  const CUtensorMap map_a =
+      make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, args.a, args.slab_rows, args.k,
+                      args.a_row_stride, C::kPage, C::kDepth);
+  const CUtensorMap map_w = make_batched_tensor_map({.type = CU_TENSOR_MAP_DATA_TYPE_UINT8,
+                                                     .elem_bytes = 1,
+                                                     .data = args.w,
+                                                     .rows = args.n,
+                                                     .cols = args.k,
+                                                     .row_stride = args.w_row_stride,
+                                                     .box_rows = C::kCols,
+                                                     .box_cols = C::kDepth,
+                                                     .batches = args.num_experts,
+                                                     .batch_stride = args.w_batch_stride});
+  if (args.short_sums)
+    launch_general<true>(args, map_a, map_w, stream);
+  else
+    launch_general<false>(args, map_a, map_w, stream);
 }
 
 }  // namespace hadal::cuda

@@ -90,8 +90,7 @@ __device__ inline void fp8_gemm_thin_multiply(const Fp8GemmArgs& args,
 #pragma unroll 1
   for (int g = first_group; g < groups; g += static_cast<int>(gridDim.x) / C::kCluster) {
     const int column = (g * C::kCluster + rank) * kCols;
-    const float* scale_w =
-        args.scale_w + static_cast<int64_t>(min(column, args.n - 1) / 128) * k_blocks;
+    const float* scale_w = args.scale_w + min(column, args.n - 1) / 128 * args.scale_w_row_stride;
     float lot = 0.0f, next_lot = lane < k_blocks ? __ldg(scale_w + lane) : 0.0f;
     float acc[kAcc];
 #pragma unroll
@@ -166,7 +165,7 @@ __device__ inline void fp8_gemm_thin_multiply(const Fp8GemmArgs& args,
         quad_transpose(v, lane);
         const int row = my_row + 8 * i;
         if (row < rows) {
-          *reinterpret_cast<uint4*>(c + static_cast<int64_t>(row) * args.n + half * 32) =
+          *reinterpret_cast<uint4*>(c + row * args.c_row_stride + half * 32) =
               uint4{v[0], v[1], v[2], v[3]};
         }
       }

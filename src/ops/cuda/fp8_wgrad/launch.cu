@@ -1,0 +1,67 @@
+// Launches FP8 weight gradients.
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
+#include "core/check.h"
+#include "ops/cuda/detail/tensor_map.h"
+#include "ops/cuda/fp8_wgrad/kernel.cuh"
+
+namespace hadal::cuda {
+namespace {
+
+CUtensorMap map_of(const void* data, int width, int pages) {
+  return make_batched_tensor_map({.type = CU_TENSOR_MAP_DATA_TYPE_UINT8,
+                                  .elem_bytes = 1,
+                                  .data = data,
+                                  .rows = width,
+                                  .cols = Fp8WgradConfig::kDepth,
+                                  .row_stride = Fp8WgradConfig::kDepth,
+                                  .box_rows = 128,
+                                  .box_cols = Fp8WgradConfig::kDepth,
+                                  .batches = pages,
+                                  .batch_stride = int64_t{width} * Fp8WgradConfig::kDepth});
+}
+
+template <bool kShort>
+void launch(const Fp8WgradArgs& args, cudaStream_t stream) {
+  using C = Fp8WgradConfig;
+  static const bool ready = [] {
+    HADAL_CHECK_CUDA(cudaFuncSetAttribute(fp8_wgrad_kernel_sm90<kShort>,
+                                          cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          C::kSharedBytes));
+    return true;
+  }();
+  static_cast<void>(ready);
+  const int64_t tiles = static_cast<int64_t>(args.batches) * ((args.n + C::kRows - 1) / C::kRows) *
+                        ((args.k + C::kCols - 1) / C::kCols);
+  HADAL_CHECK(tiles < (int64_t{1} << 31), "fp8_wgrad: ", tiles, " tiles are more than 2^31");
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(std::min<int64_t>(tiles, args.num_sms)));
+  config.blockDim = dim3(C::kThreads);
+  config.dynamicSmemBytes = C::kSharedBytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  HADAL_CHECK_CUDA(cudaLaunchKernelEx(&config, fp8_wgrad_kernel_sm90<kShort>, args,
+                                      map_of(args.a, args.n, args.pages),
+                                      map_of(args.b, args.k, args.pages)));
+}
+
+}  // namespace
+
+void fp8_wgrad_sm90(const Fp8WgradArgs& args, cudaStream_t stream) {
+  HADAL_CHECK(args.n % 4 == 0 && args.k % 4 == 0 && args.c_row_stride % 2 == 0 &&
+                  args.c_batch_stride % 2 == 0,
+              "fp8_wgrad needs N and K multiples of 4 and even strides; got N ", args.n, ", K ",
+              args.k, ", strides ", args.c_row_stride, " and ", args.c_batch_stride);
+  if (args.n == 0 || args.k == 0 || args.pages == 0 || args.batches == 0) return;
+  if (args.short_sums)
+    launch<true>(args, stream);
+  else
+    launch<false>(args, stream);
+}
+
+}  // namespace hadal::cuda
