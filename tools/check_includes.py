@@ -16,7 +16,7 @@ import pathlib
 import re
 import sys
 
-PURE = {"model/config.h", "model/params.h", "model/bytes.h",
+PURE = {"model/config.h", "model/precision.h", "model/params.h", "model/bytes.h",
         "parallel/mesh.h", "parallel/schedule.h", "parallel/schedule_rank.h", "parallel/stages.h",
         "parallel/placement.h"}
 MAY = {

@@ -45,7 +45,7 @@ void mlp_forward(Context& ctx, const Layer& l, Saved& s) {
   if (l.is_moe)
     moe::mlp_forward(ctx, l.config, l.w.moe, l.exchange, s.h_n, s.moe);
   else
-    s.mlp = mlp::forward(ctx, l.w.mlp, s.h_n, s.y_mlp);  // [T, D]
+    s.mlp = mlp::forward(ctx, l.w.mlp, s.h_n, s.y_mlp, l.config.precision);  // [T, D]
 }
 
 void combine_forward(Context& ctx, const Layer& l, Saved& s, Out y) {
@@ -92,7 +92,8 @@ void mlp_backward(Context& ctx, const Layer& l, Saved& s, Deferred& d) {
   if (l.is_moe)
     moe::mlp_backward(ctx, l.config, l.w.moe, l.exchange, s.moe, d.h_n, d.dy, d.moe);
   else
-    d.mlp = mlp::backward_input(ctx, l.w.mlp, std::move(s.mlp), d.h_n, d.dy, d.dh);  // [T, D]
+    d.mlp = mlp::backward_input(ctx, l.w.mlp, std::move(s.mlp), d.h_n, d.dy, d.dh,
+                                l.config.precision);  // [T, D]
 }
 
 void dispatch_backward(Context& ctx, const Layer& l, Saved& s, double balance_scale, Deferred& d) {

@@ -9,6 +9,16 @@
 namespace hadal {
 namespace {
 constexpr int64_t kRows = 128;  // rows of a page; ops::kPageRows, checked in model/row_pool.cc
+constexpr int64_t kTile = 128;  // elements of a tile; ops::kTileSize, checked in model/linear.cc
+int64_t num_tiles(int64_t width) { return (width + kTile - 1) / kTile; }
+// 32-bit words of a row in E5M6: ops::e5m6_words.
+int64_t e5m6_words(int64_t width) { return (width + 7) / 8 * 3; }
+}  // namespace
+
+ByteCount& ByteCount::add_tile_rows(int64_t T, int64_t K) {
+  constexpr int64_t kRowUnit = 16;  // rows start at multiples of it
+  return add(DType::kE4M3, {T, (K + kRowUnit - 1) / kRowUnit * kRowUnit})
+      .add(DType::kF32, {num_tiles(K), num_tiles(T) * kRows});
 }
 
 int64_t loss_chunk_tokens(const Config& c) {
@@ -20,10 +30,14 @@ namespace mla {
 size_t saved_bytes(const Config& c, int64_t T, DType act) {
   const int64_t H = c.num_attention_heads;
   ByteCount n;
-  n.add(act, {T, c.latent_dim()})                                                   // kv_lat
-      .add(stat_dtype(act), {T})                                                    // kv_rstd
-      .add(act, {T, H * c.v_head_dim})                                              // out
-      .add(stat_dtype(act), {H, T});                                                // lse
+  n.add(act, {T, c.latent_dim()})     // kv_lat
+      .add(stat_dtype(act), {T})      // kv_rstd
+      .add(stat_dtype(act), {H, T});  // lse
+  if (c.precision.e5m6_attention)
+    n.add(DType::kI32, {T, e5m6_words(H * c.v_head_dim)})
+        .add(DType::kF32, {T, num_tiles(H * c.v_head_dim)});  // out in 12 bits
+  else
+    n.add(act, {T, H * c.v_head_dim});                                              // out
   if (c.q_lora_rank > 0) n.add(act, {T, c.q_lora_rank}).add(stat_dtype(act), {T});  // q_lat, q_rstd
   return n.total();
 }
@@ -31,11 +45,12 @@ size_t saved_bytes(const Config& c, int64_t T, DType act) {
 size_t deferred_bytes(const Config& c, int64_t T, DType act) {
   const int64_t H = c.num_attention_heads;
   ByteCount n;
-  n.add(act, {T, H * c.qk_head_dim()})                         // dq
-      .add(act, {T, H * (c.qk_nope_head_dim + c.v_head_dim)})  // dkv
-      .add(act, {T, c.latent_dim()})                           // dkv_lat
-      .add(act, {T, c.kv_lora_rank})                           // kv_n
-      .add(stat_dtype(act), {c.kv_lora_rank});                 // dkv_norm
+  n.add(act, {T, H * c.qk_head_dim()})                                // dq
+      .add(act, {T, H * (c.qk_nope_head_dim + c.v_head_dim)})         // dkv
+      .add(act, {T, c.latent_dim()})                                  // dkv_lat
+      .add(act, {T, c.kv_lora_rank})                                  // kv_n
+      .add(stat_dtype(act), {c.kv_lora_rank});                        // dkv_norm
+  if (c.precision.e5m6_attention) n.add(act, {T, H * c.v_head_dim});  // out again
   if (c.q_lora_rank > 0)
     n.add(act, {T, c.q_lora_rank})
         .add(act, {T, c.q_lora_rank})
@@ -47,7 +62,11 @@ size_t deferred_bytes(const Config& c, int64_t T, DType act) {
 
 namespace mlp {
 
-size_t saved_bytes(int64_t F, int64_t T, DType act) { return tensor_bytes(act, {T, 2 * F}); }
+size_t saved_bytes(int64_t F, int64_t T, DType act, const Precision& precision) {
+  ByteCount n;
+  if (precision.e4m3_swiglu) return n.add_tile_rows(T, 2 * F).total();
+  return n.add(act, {T, 2 * F}).total();  // gate_up
+}
 
 size_t deferred_bytes(int64_t F, int64_t T, DType act) {
   return ByteCount().add(act, {T, 2 * F}).add(act, {T, F}).total();  // dgate_up, hidden
@@ -76,8 +95,14 @@ size_t deferred_bytes(const Config& c, int64_t T, DType act) {
 namespace experts {
 
 size_t page_bytes(const Config& c, DType act) {
-  return static_cast<size_t>(kRows * (c.hidden_size + 2 * c.moe_intermediate_size)) *
-         dtype_size(act);
+  const int64_t D = c.hidden_size, F2 = 2 * c.moe_intermediate_size;
+  const auto plain = [&](int64_t width) {
+    return static_cast<size_t>(kRows * width) * dtype_size(act);
+  };
+  const auto e4m3 = [](int64_t width) {  // elements, and a scale for every tile of a row
+    return static_cast<size_t>(kRows * (width + 4 * num_tiles(width)));
+  };
+  return (c.precision.fp8 ? e4m3(D) : plain(D)) + (c.precision.e4m3_swiglu ? e4m3(F2) : plain(F2));
 }
 
 int64_t max_pages(const Config& c, int64_t T) {
@@ -100,7 +125,8 @@ size_t saved_bytes(const Config& c, int64_t T, DType act) {
 size_t deferred_bytes(const Config& c, int64_t T, DType act) {
   const int64_t P = max_pages(c, T), D = c.hidden_size, F = c.moe_intermediate_size;
   return ByteCount()
-      .add(act, {P, kRows, D})      // dy
+      .add(c.precision.fp8 ? DType::kE4M3 : act, {P, kRows, D})  // dy
+      .add(DType::kF32, {c.precision.fp8 ? num_tiles(D) : 0, P * kRows})
       .add(act, {P, kRows, F})      // hidden
       .add(act, {P, kRows, 2 * F})  // dgate_up
       .total();
@@ -117,10 +143,11 @@ size_t saved_bytes(const Config& c, int64_t T, int64_t num_seqs, bool is_moe, DT
                      .add(stat_dtype(act), {T})     // ffn_rstd
                      .total() +
                  mla::saved_bytes(c, T, act);
-  if (!is_moe) return total + mlp::saved_bytes(c.intermediate_size, T, act);
+  if (!is_moe) return total + mlp::saved_bytes(c.intermediate_size, T, act, c.precision);
   total += gate::saved_bytes(c, T, num_seqs, act) + experts::saved_bytes(c, T, act) +
            static_cast<size_t>(experts::max_pages(c, T)) * experts::page_bytes(c, act);
-  if (c.n_shared_experts > 0) total += mlp::saved_bytes(c.shared_intermediate_size(), T, act);
+  if (c.n_shared_experts > 0)
+    total += mlp::saved_bytes(c.shared_intermediate_size(), T, act, c.precision);
   return total;
 }
 

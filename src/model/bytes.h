@@ -18,6 +18,8 @@ class ByteCount {
     total_ += tensor_bytes(dtype, shape);
     return *this;
   }
+  // [T, K] as e4m3 in tiles of 1 x 128 with their scales (linear::tile_rows).
+  ByteCount& add_tile_rows(int64_t T, int64_t K);
   size_t total() const { return total_; }
 
  private:
@@ -33,7 +35,7 @@ size_t saved_bytes(const Config& config, int64_t T, DType act);
 size_t deferred_bytes(const Config& config, int64_t T, DType act);  // beyond what Saved hands on
 }  // namespace mla
 namespace mlp {
-size_t saved_bytes(int64_t F, int64_t T, DType act);
+size_t saved_bytes(int64_t F, int64_t T, DType act, const Precision& precision = {});
 size_t deferred_bytes(int64_t F, int64_t T, DType act);
 }  // namespace mlp
 namespace gate {

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "model/precision.h"
+
 namespace hadal {
 
 enum class ScoringFunc : uint8_t { kSigmoid, kSoftmax };            // scoring_func
@@ -56,6 +58,8 @@ struct Config {
   double initializer_range = 0.02;
   int64_t bos_token_id = 0;
   std::vector<int64_t> eos_token_ids = {1};
+
+  Precision precision = {};  // of training; not in a checkpoint's config.json
 
   int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
   int64_t latent_dim() const {

@@ -31,6 +31,7 @@ struct [[nodiscard]] Deferred {
   ops::PagedRows dy;        // [rows, D]
   ops::PagedRows hidden;    // [rows, F]   weighted SwiGLU output
   ops::PagedRows dgate_up;  // [rows, 2F]
+  bool fp8 = false;         // dy is e4m3 then
 };
 
 using Weights = Params<Operand>;

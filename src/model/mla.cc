@@ -7,9 +7,9 @@
 #include <utility>
 
 #include "model/bytes.h"
+#include "model/linear.h"
 #include "ops/attention.h"
 #include "ops/copy.h"
-#include "ops/gemm.h"
 #include "ops/norm.h"
 
 namespace hadal::mla {
@@ -44,13 +44,14 @@ Projected project(Context& ctx, const Config& c, const Weights& w, const Packed&
   p.q = p.memory.tensor(act, q_shape);
   p.kv = p.memory.tensor(act, kv_shape);
   p.k_pe = p.memory.tensor(act, k_pe_shape);
-  const Shape q_flat{T, H * c.qk_head_dim()};
-  if (c.q_lora_rank == 0)
-    ops::gemm_nt(ctx, x, w.wq, p.q.view(q_flat));  // [T, H*(Dn+Dr)]
-  else
-    ops::gemm_nt(ctx, q_n, w.wq_b, p.q.view(q_flat));                           // [T, H*(Dn+Dr)]
-  ops::gemm_nt(ctx, kv_n, w.wkv_b, p.kv.view({T, kv_shape[1] * kv_shape[2]}));  // [T, H*(Dn+Dv)]
-  ops::cast(ctx, kv_lat.cols(c.kv_lora_rank, c.qk_rope_head_dim), p.k_pe);      // [T, Dr]
+  const Shape q_flat{T, H * c.qk_head_dim()}, kv_flat{T, kv_shape[1] * kv_shape[2]};
+  const bool fp8 = linear::is_fp8(w.wkv_b);
+  const Operand& wq = c.q_lora_rank == 0 ? w.wq : w.wq_b;
+  linear::forward(ctx, linear::Rows(ctx, c.q_lora_rank == 0 ? x : q_n, fp8), wq,
+                  p.q.view(q_flat));  // [T, H*(Dn+Dr)]
+  linear::forward(ctx, linear::Rows(ctx, kv_n, fp8), w.wkv_b,
+                  p.kv.view(kv_flat));                                      // [T, H*(Dn+Dv)]
+  ops::cast(ctx, kv_lat.cols(c.kv_lora_rank, c.qk_rope_head_dim), p.k_pe);  // [T, Dr]
   rotate(ctx, c, seq, ops::RopeDirection::kForward, p.q, p.k_pe);
   return p;
 }
@@ -67,26 +68,38 @@ Saved forward(Context& ctx, const Config& c, const Weights& w, const Packed& seq
   s.memory = ctx.memory.take(saved_bytes(c, T, act));
   s.kv_lat = s.memory.tensor(act, {T, c.latent_dim()});
   s.kv_rstd = s.memory.tensor(stat, {T});
-  s.out = s.memory.tensor(act, {T, H * c.v_head_dim});
   s.lse = s.memory.tensor(stat, {H, T});
+  const int64_t out_width = H * c.v_head_dim;
+  Tensor out;
+  Block out_memory;
+  if (c.precision.e5m6_attention) {
+    s.out_words = s.memory.tensor(DType::kI32, {T, ops::e5m6_words(out_width)});
+    s.out_scale = s.memory.tensor(DType::kF32, {T, ops::num_tiles(out_width)});
+    out_memory = ctx.memory.take_tensor(act, {T, out_width}, &out);
+  } else {
+    s.out = out = s.memory.tensor(act, {T, out_width});
+  }
+  const bool fp8 = linear::is_fp8(w.wkv_a);
 
+  const linear::Rows rows(ctx, x, fp8);
   Tensor q_n, kv_n;
   Block q_n_memory;
   if (c.q_lora_rank > 0) {
     s.q_lat = s.memory.tensor(act, {T, c.q_lora_rank});
     s.q_rstd = s.memory.tensor(stat, {T});
     q_n_memory = ctx.memory.take_tensor(act, {T, c.q_lora_rank}, &q_n);
-    ops::gemm_nt(ctx, x, w.wq_a, s.q_lat);                                             // [T, Rq]
+    linear::forward(ctx, rows, w.wq_a, s.q_lat);                                       // [T, Rq]
     ops::rmsnorm_forward(ctx, s.q_lat, w.q_norm.data, c.rms_norm_eps, q_n, s.q_rstd);  // [T, Rq]
   }
   const Block kv_n_memory = ctx.memory.take_tensor(act, {T, c.kv_lora_rank}, &kv_n);
-  ops::gemm_nt(ctx, x, w.wkv_a, s.kv_lat);  // [T, Rkv+Dr]
+  linear::forward(ctx, rows, w.wkv_a, s.kv_lat);  // [T, Rkv+Dr]
   ops::rmsnorm_forward(ctx, s.kv_lat.cols(0, c.kv_lora_rank), w.kv_norm.data, c.rms_norm_eps, kv_n,
                        s.kv_rstd);  // [T, Rkv]
   const Projected p = project(ctx, c, w, seq, x, q_n, kv_n, s.kv_lat);
   ops::mla_attention_forward(ctx, seq, softmax_scale(c), p.q, p.kv, p.k_pe,
-                             s.out.view({T, H, c.v_head_dim}), s.lse);  // [T, H, Dv]
-  ops::gemm_nt(ctx, s.out, w.wo, y);                                    // [T, D]
+                             out.view({T, H, c.v_head_dim}), s.lse);                   // [T, H, Dv]
+  if (c.precision.e5m6_attention) ops::pack_e5m6(ctx, out, s.out_words, s.out_scale);  // [T, H*Dv]
+  linear::forward(ctx, linear::Rows(ctx, out, fp8), w.wo, y);                          // [T, D]
   return s;
 }
 
@@ -103,7 +116,13 @@ Deferred backward_input(Context& ctx, const Config& c, const Weights& w, Saved&&
   d.memory = ctx.memory.take(deferred_bytes(c, T, act));
   d.x = x;
   d.dy = dy;
+  d.fp8 = linear::is_fp8(w.wkv_a);
+  const ops::TileRule rule = linear::gradient_rule(c.precision);
   d.out = s.out;
+  if (d.out.empty()) {
+    d.out = d.memory.tensor(act, {T, H * c.v_head_dim});
+    ops::unpack_e5m6(ctx, s.out_words, s.out_scale, d.out);  // [T, H*Dv]
+  }
   d.dq = d.memory.tensor(act, {T, H * c.qk_head_dim()});
   d.dkv = d.memory.tensor(act, {T, H * Dkv});
   d.dkv_lat = d.memory.tensor(act, {T, c.latent_dim()});
@@ -125,32 +144,35 @@ Deferred backward_input(Context& ctx, const Config& c, const Weights& w, Saved&&
   Tensor dout, dk_pe;
   const Block dout_memory = ctx.memory.take_tensor(act, {T, H, c.v_head_dim}, &dout);
   const Block dk_pe_memory = ctx.memory.take_tensor(act, {T, Dr}, &dk_pe);
-  ops::gemm_nn(ctx, dy, w.wo, dout.view({T, H * c.v_head_dim}));  // [T, H*Dv]
+  linear::backward_input(ctx, linear::Rows(ctx, dy, d.fp8, rule), w.wo,
+                         dout.view({T, H * c.v_head_dim}));  // [T, H*Dv]
   const Tensor dq = d.dq.view({T, H, c.qk_head_dim()});
   ops::mla_attention_backward(
       ctx, s.seq, softmax_scale(c),
-      {.q = p.q, .kv = p.kv, .k_pe = p.k_pe, .out = s.out.view({T, H, c.v_head_dim}), .lse = s.lse},
+      {.q = p.q, .kv = p.kv, .k_pe = p.k_pe, .out = d.out.view({T, H, c.v_head_dim}), .lse = s.lse},
       dout, {.dq = dq, .dkv = d.dkv.view({T, H, Dkv}), .dk_pe = dk_pe});
   rotate(ctx, c, s.seq, ops::RopeDirection::kBackward, dq, dk_pe);
 
   // Through the key-value latent.
   Tensor dkv_n;
   const Block dkv_n_memory = ctx.memory.take_tensor(act, {T, Rkv}, &dkv_n);
-  ops::gemm_nn(ctx, d.dkv, w.wkv_b, dkv_n);  // [T, Rkv]
+  linear::backward_input(ctx, linear::Rows(ctx, d.dkv, d.fp8, rule), w.wkv_b, dkv_n);  // [T, Rkv]
   ops::rmsnorm_backward(ctx, c_kv, w.kv_norm.data, s.kv_rstd, dkv_n, d.dkv_lat.cols(0, Rkv),
-                        d.dkv_norm);               // [T, Rkv]
-  ops::cast(ctx, dk_pe, d.dkv_lat.cols(Rkv, Dr));  // [T, Dr]
-  ops::gemm_nn(ctx, d.dkv_lat, w.wkv_a, dx);       // [T, D]
+                        d.dkv_norm);                                                    // [T, Rkv]
+  ops::cast(ctx, dk_pe, d.dkv_lat.cols(Rkv, Dr));                                       // [T, Dr]
+  linear::backward_input(ctx, linear::Rows(ctx, d.dkv_lat, d.fp8, rule), w.wkv_a, dx);  // [T, D]
 
   // Through the query latent.
+  const linear::Rows dq_rows(ctx, d.dq, d.fp8, rule);
   if (c.q_lora_rank == 0) {
-    ops::gemm_nn_acc(ctx, d.dq, w.wq, dx);  // [T, D]
+    linear::backward_input_acc(ctx, dq_rows, w.wq, Acc(dx));  // [T, D]
   } else {
     Tensor dq_n;
     const Block dq_n_memory = ctx.memory.take_tensor(act, {T, c.q_lora_rank}, &dq_n);
-    ops::gemm_nn(ctx, d.dq, w.wq_b, dq_n);  // [T, Rq]
+    linear::backward_input(ctx, dq_rows, w.wq_b, dq_n);  // [T, Rq]
     ops::rmsnorm_backward(ctx, s.q_lat, w.q_norm.data, s.q_rstd, dq_n, d.dq_lat, d.dq_norm);
-    ops::gemm_nn_acc(ctx, d.dq_lat, w.wq_a, dx);  // [T, D]
+    linear::backward_input_acc(ctx, linear::Rows(ctx, d.dq_lat, d.fp8, rule), w.wq_a,
+                               Acc(dx));  // [T, D]
   }
   d.saved = std::move(s.memory);
   return d;
@@ -158,17 +180,19 @@ Deferred backward_input(Context& ctx, const Config& c, const Weights& w, Saved&&
 
 void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw) {
   const Deferred d = std::move(deferred);
+  const auto columns = [&](const Tensor& t) { return linear::Columns(ctx, t, d.fp8); };
+  const linear::Columns x = columns(d.x), dq = columns(d.dq);
   if (d.q_n.empty()) {
-    ops::gemm_tn_acc(ctx, d.dq, d.x, dw.wq);  // [H*(Dn+Dr), D]    += [T, .]^T [T, D]
+    linear::backward_weight(ctx, dq, x, dw.wq);  // [H*(Dn+Dr), D]    += [T, .]^T [T, D]
   } else {
-    ops::gemm_tn_acc(ctx, d.dq_lat, d.x, dw.wq_a);  // [Rq, D]
-    ops::gemm_tn_acc(ctx, d.dq, d.q_n, dw.wq_b);    // [H*(Dn+Dr), Rq]
-    ops::add_acc(ctx, d.dq_norm, dw.q_norm);        // [Rq]
+    linear::backward_weight(ctx, columns(d.dq_lat), x, dw.wq_a);  // [Rq, D]
+    linear::backward_weight(ctx, dq, columns(d.q_n), dw.wq_b);    // [H*(Dn+Dr), Rq]
+    ops::add_acc(ctx, d.dq_norm, dw.q_norm);                      // [Rq]
   }
-  ops::gemm_tn_acc(ctx, d.dkv_lat, d.x, dw.wkv_a);  // [Rkv+Dr, D]
-  ops::gemm_tn_acc(ctx, d.dkv, d.kv_n, dw.wkv_b);   // [H*(Dn+Dv), Rkv]
-  ops::gemm_tn_acc(ctx, d.dy, d.out, dw.wo);        // [D, H*Dv]
-  ops::add_acc(ctx, d.dkv_norm, dw.kv_norm);        // [Rkv]
+  linear::backward_weight(ctx, columns(d.dkv_lat), x, dw.wkv_a);            // [Rkv+Dr, D]
+  linear::backward_weight(ctx, columns(d.dkv), columns(d.kv_n), dw.wkv_b);  // [H*(Dn+Dv), Rkv]
+  linear::backward_weight(ctx, columns(d.dy), columns(d.out), dw.wo);       // [D, H*Dv]
+  ops::add_acc(ctx, d.dkv_norm, dw.kv_norm);                                // [Rkv]
 }
 
 }  // namespace hadal::mla

@@ -22,9 +22,10 @@ namespace hadal::mla {
 struct [[nodiscard]] Saved {  // forward -> backward_input; q, k, v are recomputed (3.2.3)
   Block memory;
   Packed seq;
-  Tensor q_lat, q_rstd;    // [T, Rq]  [T]        before the norm; empty where Rq is 0
-  Tensor kv_lat, kv_rstd;  // [T, Rkv+Dr]  [T]    before norm and rope
-  Tensor out, lse;         // [T, H*Dv]  [H, T]
+  Tensor q_lat, q_rstd;         // [T, Rq]  [T]        before the norm; empty where Rq is 0
+  Tensor kv_lat, kv_rstd;       // [T, Rkv+Dr]  [T]    before norm and rope
+  Tensor out, lse;              // [T, H*Dv]  [H, T]
+  Tensor out_words, out_scale;  // out in E5M6, where it is kept so: [T, H*Dv*12/32]  [T, .]
 };
 struct [[nodiscard]] Deferred {  // backward_input -> backward_weight
   Block saved, memory;
@@ -34,6 +35,7 @@ struct [[nodiscard]] Deferred {  // backward_input -> backward_weight
   Tensor kv_n, dkv_lat, dkv;  // [T, Rkv]  [T, Rkv+Dr]  [T, H*(Dn+Dv)]
   Tensor out;                 // [T, H*Dv]
   Tensor dq_norm, dkv_norm;   // [Rq]  [Rkv]         already summed over T
+  bool fp8 = false;
 };
 
 using Weights = Params<Operand>;

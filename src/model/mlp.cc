@@ -7,25 +7,39 @@
 #include <utility>
 
 #include "model/bytes.h"
+#include "model/linear.h"
 #include "ops/activation.h"
 #include "ops/copy.h"
 #include "ops/few_tokens.h"
-#include "ops/gemm.h"
 
 namespace hadal::mlp {
 
-Saved forward(Context& ctx, const Weights& w, In x, Out y) {
+Saved forward(Context& ctx, const Weights& w, In x, Out y, const Precision& precision) {
   const auto [T, D] = HADAL_SHAPE(x, 2);
   const int64_t F = w.w1.data.dim(0);
+  const DType act = x.dtype();
+  const bool fp8 = linear::is_fp8(w.w1);
   Saved s;
-  s.memory = ctx.memory.take(saved_bytes(F, T, x.dtype()));
-  s.gate_up = s.memory.tensor(x.dtype(), {T, 2 * F});
-  ops::gemm_nt(ctx, x, w.w1, s.gate_up.cols(0, F));  // [T, F]
-  ops::gemm_nt(ctx, x, w.w3, s.gate_up.cols(F, F));  // [T, F]
+  s.memory = ctx.memory.take(saved_bytes(F, T, act, precision));
+  Tensor gate_up;
+  Block gate_up_memory;
+  if (precision.e4m3_swiglu)
+    gate_up_memory = ctx.memory.take_tensor(act, {T, 2 * F}, &gate_up);
+  else
+    s.gate_up = gate_up = s.memory.tensor(act, {T, 2 * F});
+  {
+    const linear::Rows rows(ctx, x, fp8);
+    linear::forward(ctx, rows, w.w1, gate_up.cols(0, F));  // [T, F]
+    linear::forward(ctx, rows, w.w3, gate_up.cols(F, F));  // [T, F]
+  }
+  if (precision.e4m3_swiglu) {
+    s.gate_up_e4m3 = linear::tile_rows(s.memory, T, 2 * F);
+    ops::quantise_rows(ctx, gate_up, {}, s.gate_up_e4m3);  // [T, 2F]
+  }
   Tensor hidden;
-  const Block memory = ctx.memory.take_tensor(x.dtype(), {T, F}, &hidden);
-  ops::swiglu_forward(ctx, s.gate_up, hidden);  // [T, F]
-  ops::gemm_nt(ctx, hidden, w.w2, y);           // [T, D]
+  const Block memory = ctx.memory.take_tensor(act, {T, F}, &hidden);
+  ops::swiglu_forward(ctx, gate_up, hidden);                      // [T, F]
+  linear::forward(ctx, linear::Rows(ctx, hidden, fp8), w.w2, y);  // [T, D]
   return s;
 }
 
@@ -47,31 +61,48 @@ void decode(Context& ctx, const Weights& w, In x, Acc y) {
   ops::add_acc(ctx, out, y);                   // [T, D]
 }
 
-Deferred backward_input(Context& ctx, const Weights& w, Saved&& saved, In x, In dy, Out dx) {
+Deferred backward_input(Context& ctx, const Weights& w, Saved&& saved, In x, In dy, Out dx,
+                        const Precision& precision) {
   const Saved s = std::move(saved);
   const auto [T, D] = HADAL_SHAPE(x, 2);
   const int64_t F = w.w1.data.dim(0);
+  const DType act = x.dtype();
+  const ops::TileRule rule = linear::gradient_rule(precision);
   Deferred d;
+  d.fp8 = linear::is_fp8(w.w1);
   d.x = x;
   d.dy = dy;
-  d.memory = ctx.memory.take(deferred_bytes(F, T, x.dtype()));
-  d.dgate_up = d.memory.tensor(x.dtype(), {T, 2 * F});
-  d.hidden = d.memory.tensor(x.dtype(), {T, F});
-  Tensor dhidden;
-  const Block memory = ctx.memory.take_tensor(x.dtype(), {T, F}, &dhidden);
-  ops::gemm_nn(ctx, dy, w.w2, dhidden);                                 // [T, F]
-  ops::swiglu_backward(ctx, s.gate_up, dhidden, d.dgate_up, d.hidden);  // [T, 2F]
-  ops::gemm_nn(ctx, d.dgate_up.cols(0, F), w.w1, dx);                   // [T, D]
-  ops::gemm_nn_acc(ctx, d.dgate_up.cols(F, F), w.w3, dx);               // [T, D]
+  d.memory = ctx.memory.take(deferred_bytes(F, T, act));
+  d.dgate_up = d.memory.tensor(act, {T, 2 * F});
+  d.hidden = d.memory.tensor(act, {T, F});
+  Tensor dhidden, gate_up = s.gate_up;
+  const Block memory = ctx.memory.take_tensor(act, {T, F}, &dhidden);
+  Block gate_up_memory;
+  if (gate_up.empty()) {
+    gate_up_memory = ctx.memory.take_tensor(act, {T, 2 * F}, &gate_up);
+    ops::dequantise_rows(ctx, s.gate_up_e4m3, gate_up);  // [T, 2F]
+  }
+  linear::backward_input(ctx, linear::Rows(ctx, dy, d.fp8, rule), w.w2, dhidden);  // [T, F]
+  ops::swiglu_backward(ctx, gate_up, dhidden, d.dgate_up, d.hidden);               // [T, 2F]
+  const linear::Rows dgate(ctx, d.dgate_up.cols(0, F), d.fp8, rule);
+  const linear::Rows dup(ctx, d.dgate_up.cols(F, F), d.fp8, rule);
+  linear::backward_input(ctx, dgate, w.w1, dx);         // [T, D]
+  linear::backward_input_acc(ctx, dup, w.w3, Acc(dx));  // [T, D]
   return d;
 }
 
 void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw) {
   const Deferred d = std::move(deferred);
   const int64_t F = d.hidden.dim(1);
-  ops::gemm_tn_acc(ctx, d.dgate_up.cols(0, F), d.x, dw.w1);  // [F, D] += [T, F]^T [T, D]
-  ops::gemm_tn_acc(ctx, d.dgate_up.cols(F, F), d.x, dw.w3);  // [F, D]
-  ops::gemm_tn_acc(ctx, d.dy, d.hidden, dw.w2);              // [D, F]
+  {
+    const linear::Columns x(ctx, d.x, d.fp8);
+    const linear::Columns dgate(ctx, d.dgate_up.cols(0, F), d.fp8);
+    const linear::Columns dup(ctx, d.dgate_up.cols(F, F), d.fp8);
+    linear::backward_weight(ctx, dgate, x, dw.w1);  // [F, D] += [T, F]^T [T, D]
+    linear::backward_weight(ctx, dup, x, dw.w3);    // [F, D]
+  }
+  const linear::Columns dy(ctx, d.dy, d.fp8), hidden(ctx, d.hidden, d.fp8);
+  linear::backward_weight(ctx, dy, hidden, dw.w2);  // [D, F]
 }
 
 }  // namespace hadal::mlp

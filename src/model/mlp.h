@@ -10,25 +10,30 @@
 
 #include "core/context.h"
 #include "model/params.h"
+#include "model/precision.h"
+#include "ops/fp8.h"
 
 namespace hadal::mlp {
 
 struct [[nodiscard]] Saved {
   Block memory;
-  Tensor gate_up;  // [T, 2F]
+  Tensor gate_up;              // [T, 2F]
+  ops::TileRows gate_up_e4m3;  // the same, where it is kept so
 };
 struct [[nodiscard]] Deferred {
   Block memory;
   Tensor x, dy;     // [T, D]  [T, D]   the caller's
   Tensor hidden;    // [T, F]
   Tensor dgate_up;  // [T, 2F]
+  bool fp8 = false;
 };
 
 using Weights = Params<Operand>;
 using Grads = Params<Tensor>;
-Saved forward(Context& ctx, const Weights& w, In x, Out y);
+Saved forward(Context& ctx, const Weights& w, In x, Out y, const Precision& precision = {});
 void decode(Context& ctx, const Weights& w, In x, Acc y);  // y [T, D] += ..., nothing kept
-Deferred backward_input(Context& ctx, const Weights& w, Saved&& saved, In x, In dy, Out dx);
+Deferred backward_input(Context& ctx, const Weights& w, Saved&& saved, In x, In dy, Out dx,
+                        const Precision& precision = {});
 void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw);  // dw += ...
 
 }  // namespace hadal::mlp

@@ -42,7 +42,7 @@ void mlp_forward(Context& ctx, const Config& c, const Weights& w, Exchange& exch
   s.y_rows.slab = s.memory.tensor(x.dtype(), rows_shape);
   if (c.n_shared_experts > 0) {
     s.y_shared = s.memory.tensor(x.dtype(), {T, D});
-    s.shared = mlp::forward(ctx, w.shared, x, s.y_shared);  // [T, D]
+    s.shared = mlp::forward(ctx, w.shared, x, s.y_shared, c.precision);  // [T, D]
   }
   exchange.dispatch_finish(ctx, s.ticket);
   experts::forward(ctx, c, w.experts, rows_of(s.ticket), s.experts, s.y_rows);  // [rows, D]
@@ -104,7 +104,8 @@ void mlp_backward(Context& ctx, const Config& c, const Weights& w, Exchange& exc
   d.has_shared = c.n_shared_experts > 0;
   if (d.has_shared) {
     d.dx_shared = d.memory.tensor(act, {T, D});
-    d.shared = mlp::backward_input(ctx, w.shared, std::move(s.shared), x, dy, d.dx_shared);
+    d.shared =
+        mlp::backward_input(ctx, w.shared, std::move(s.shared), x, dy, d.dx_shared, c.precision);
   }
   exchange.combine_backward_finish(ctx, s.ticket);
   experts::backward_input(ctx, c, w.experts, rows_of(s.ticket), std::move(s.experts), d.experts,

@@ -6,6 +6,7 @@
 
 #include "core/transfer.h"
 #include "model/bytes.h"
+#include "ops/fp8.h"
 
 namespace hadal {
 
@@ -28,22 +29,35 @@ RowLease::~RowLease() {
   if (pool_ != nullptr) ops::give_back_pages(pool_->ctx_, layout_, pool_->stack_, page_);
 }
 
-ops::PagedRows RowLease::x() const { return {.slab = pool_->x_, .page = page_}; }
-ops::PagedRows RowLease::gate_up() const { return {.slab = pool_->gate_up_, .page = page_}; }
+ops::PagedRows RowLease::x() const {
+  return {.slab = pool_->x_.slab, .page = page_, .scale = pool_->x_.scale};
+}
+ops::PagedRows RowLease::gate_up() const {
+  return {.slab = pool_->gate_up_.slab, .page = page_, .scale = pool_->gate_up_.scale};
+}
 
 RowPool::RowPool(Context& ctx, const Config& c, DType act, int64_t num_pages) : ctx_(ctx) {
   HADAL_CHECK(num_pages > 0 && num_pages < (int64_t{1} << 24), "a row pool cannot have ", num_pages,
               " pages of ", ops::kPageRows, " rows; use smaller micro-batches");
   const int64_t D = c.hidden_size, F2 = 2 * c.moe_intermediate_size;
-  const int64_t record = ops::kPageRows * (D + F2);
   static_assert(ops::kPageRows == 128, "experts::page_bytes counts 128 rows a page");
-  const size_t slab_bytes = tensor_bytes(act, {num_pages, record});
-  memory_ = ctx.memory.take(slab_bytes + tensor_bytes(DType::kI32, {num_pages}) +
-                            tensor_bytes(DType::kI32, {1}));
-  const Tensor slab = memory_.tensor(act, {num_pages, record});
-  x_ = Tensor(slab.raw(), act, {num_pages, ops::kPageRows, D}, {record, D, 1, 0});
-  const Tensor second = slab.cols(ops::kPageRows * D, ops::kPageRows * F2);
-  gate_up_ = Tensor(second.raw(), act, {num_pages, ops::kPageRows, F2}, {record, F2, 1, 0});
+  ByteCount bytes;
+  const auto shapes = [&](int64_t width, bool e4m3, const auto& fn) {
+    fn(e4m3 ? DType::kE4M3 : act, Shape{num_pages, ops::kPageRows, width});
+    if (e4m3) fn(DType::kF32, Shape{ops::num_tiles(width), num_pages * ops::kPageRows});
+  };
+  const auto count = [&](DType dtype, const Shape& shape) { bytes.add(dtype, shape); };
+  shapes(D, c.precision.fp8, count);
+  shapes(F2, c.precision.e4m3_swiglu, count);
+  bytes.add(DType::kI32, {num_pages}).add(DType::kI32, {1});
+  memory_ = ctx.memory.take(bytes.total());
+  const auto make = [&](ops::PagedRows& rows) {
+    return [&](DType dtype, const Shape& shape) {
+      (shape.rank == 3 ? rows.slab : rows.scale) = memory_.tensor(dtype, shape);
+    };
+  };
+  shapes(D, c.precision.fp8, make(x_));
+  shapes(F2, c.precision.e4m3_swiglu, make(gate_up_));
   stack_.free = memory_.tensor(DType::kI32, {num_pages});
   stack_.count = memory_.tensor(DType::kI32, {1});
   std::vector<int32_t> free(static_cast<size_t>(num_pages));

@@ -2,7 +2,8 @@
 //
 //   P pages   D model width   F hidden width of an expert
 //
-// A page is ops::kPageRows rows: their input x [rows, D], then gate|up before SwiGLU [rows, 2F].
+// A page is ops::kPageRows rows: their input x [rows, D], and gate|up before SwiGLU [rows, 2F];
+// either is e4m3 in tiles where the config's precision says so.
 // All MoE layers and micro-batches in flight share one pool, sized for a stated worst case; which
 // page a row lands in never changes a result. Taking more pages than are left is an Error on the
 // CPU.
@@ -45,14 +46,14 @@ class RowPool {
 
   // Takes the pages of a layout. REQUIRES: the layout's tensors and `page` outlive the lease.
   RowLease take(const ops::ExpertLayout& layout, const Tensor& page);
-  int64_t num_pages() const { return x_.dim(0); }
+  int64_t num_pages() const { return x_.slab.dim(0); }
   int64_t num_free_pages() const;
 
  private:
   friend class RowLease;
   Context& ctx_;
   Block memory_;
-  Tensor x_, gate_up_;  // [P, kPageRows, D]  [P, kPageRows, 2F], interleaved page by page
+  ops::PagedRows x_, gate_up_;  // [P, kPageRows, D]  [P, kPageRows, 2F], without their pages
   ops::PageStack stack_;
 };
 

@@ -121,6 +121,7 @@ Learner::Learner(Context& ctx, const Config& config, DType compute, int64_t max_
                   ? std::make_unique<ParamStore>(ctx, config, compute,
                                                  ParamStore::Extent::kMatrices, team_->placement())
                   : nullptr),
+      fp8_(config.precision.fp8 ? std::make_unique<Fp8Weights>(ctx, config) : nullptr),
       average_(options.ema_decay > 0.0
                    ? std::make_unique<ParamStore>(ctx, config, stat_dtype(compute),
                                                   ParamStore::Extent::kAll, team_->placement())
@@ -131,6 +132,12 @@ Learner::Learner(Context& ctx, const Config& config, DType compute, int64_t max_
             pool_pages(config_, *team_, max_tokens, options.max_micro_batches)) {
   HADAL_CHECK(compute == DType::kF64 || compute == DType::kF32 || compute == DType::kBF16,
               "training computes in f64, f32 or bf16, not ", dtype_name(compute));
+  HADAL_CHECK(!config.precision.fp8 || compute != DType::kF64,
+              "FP8 products add in f32: train in bf16 or f32, not f64");
+  if (fp8_) weights_ = fp8_->replace_matrices(std::move(weights_));
+  HADAL_CHECK(!config.precision.fp8 || team_->mesh().num_ranks() == 1,
+              "FP8 training runs on one rank; this run has ", team_->mesh().num_ranks(),
+              ": use \"precision\": \"compute\", or one rank");
   drop_absent_experts(module_grads_);
   make_stages();
 }
@@ -168,6 +175,7 @@ ExchangeCounters Learner::exchange_counters() const {
 
 void Learner::masters_changed() {
   if (copies_) ops::cast(ctx_, masters_.matrices(), copies_->matrices());
+  if (fp8_) fp8_->quantise(ctx_, masters_.tree);
 }
 
 void Learner::start_average() {

@@ -4,7 +4,8 @@
 //   Dm MTP depths   M MoE layers (MTP blocks last)   E experts
 //
 // Masters, gradients and the average are f32 (f64 when computing in f64), moments that or bf16;
-// bf16 compute reads a bf16 copy of matrices and embeddings made after each step. Sums over
+// bf16 compute reads a bf16 copy of matrices and embeddings made after each step, FP8 products an
+// e4m3 copy (config.precision). Sums over
 // micro-batches, clipping and the bias update see the whole step, so the result depends on how it
 // is cut only through rounding.
 //
@@ -20,6 +21,7 @@
 #include <optional>
 #include <vector>
 
+#include "model/fp8_weights.h"
 #include "model/param_store.h"
 #include "model/stage.h"
 #include "ops/optim.h"
@@ -127,6 +129,7 @@ class Learner {
   Team* team_;
   ParamStore masters_, grads_, m_, v_;
   std::unique_ptr<ParamStore> copies_;   // bf16 compute only
+  std::unique_ptr<Fp8Weights> fp8_;      // with precision.fp8
   std::unique_ptr<ParamStore> average_;  // with ema_decay
   Weights weights_;                      // as modules read them
   Grads module_grads_;                   // as modules add to them

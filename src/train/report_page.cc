@@ -1,4 +1,5 @@
-// The page of a report: no outside file, no framework; curves are drawn as SVG in the reader's browser.
+// The page of a report: no outside file, no framework; curves are drawn as SVG in the reader's
+// browser.
 // SPDX-License-Identifier: Apache-2.0
 #include "train/report_page.h"
 

@@ -9,6 +9,7 @@
 
 #include "core/check.h"
 #include "io/hf_config.h"
+#include "train/precision_config.h"
 
 namespace hadal::train {
 namespace {
@@ -155,6 +156,7 @@ TrainConfig read_train(const io::JsonObject& o) {
   check_integer(o.where(), "seed", seed, 0, INT64_MAX);  // what JSON can give back
   t.seed = static_cast<uint64_t>(seed);
   t.dtype = read_dtype(o, "dtype");
+  t.precision = read_precision(o);
   t.moments = read_dtype(o, "moments");
   if (o.has("device")) t.device = o.string("device");
   t.threads = o.integer("threads", t.threads);
@@ -307,6 +309,7 @@ io::Json to_json(const RunConfig& run) {
                     {"micro_batch_sequences", t.micro_batch_sequences},
                     {"seed", t.seed},
                     {"dtype", std::string(dtype_name(t.dtype))},
+                    {"precision", to_json(t.precision)},
                     {"moments", std::string(dtype_name(t.moments))},
                     {"device", t.device},
                     {"threads", t.threads},

@@ -35,6 +35,7 @@ struct TrainConfig {
   int64_t micro_batch_sequences = 0;  // of one forward and backward; 0: the largest batch
   uint64_t seed = 1;
   DType dtype = DType::kF32;    // compute: f32 or bf16
+  Precision precision = {};     // formats beside it
   std::string device = "cpu";   // or cuda
   int64_t threads = 0;          // 0: one per core
   DType moments = DType::kF32;  // of AdamW, as stored: f32 or bf16

@@ -80,6 +80,13 @@ void plant_spike(std::vector<Sequence>& sequences, int64_t position) {
   }
 }
 
+// The model with the precision that it is trained in.
+Config trained_model(const RunConfig& run) {
+  Config config = run.model;
+  config.precision = run.train.precision;
+  return config;
+}
+
 // One run in progress.
 class Run {
  public:
@@ -88,7 +95,7 @@ class Run {
         run_(run),
         options_(options),
         feed_(run),
-        learner_(ctx, run.model, run.train.dtype,
+        learner_(ctx, trained_model(run), run.train.dtype,
                  run.train.micro_batch_sequences * run.train.sequence_length,
                  {.moments = run.train.moments,
                   .ema_decay = run.train.ema_decay,

@@ -1,0 +1,89 @@
+// Fp8Weights: one block for all matrices; experts of a layer are quantised by one call.
+// SPDX-License-Identifier: Apache-2.0
+#include "model/fp8_weights.h"
+
+#include <span>
+
+#include "model/bytes.h"
+#include "ops/fp8.h"
+
+namespace hadal {
+namespace {
+
+// Rows start at multiples of what the copy engine reads.
+constexpr int64_t kRowUnit = 16;
+Shape padded(int64_t rows, int64_t cols) {
+  return {rows, (cols + kRowUnit - 1) / kRowUnit * kRowUnit};
+}
+
+struct MatrixShapes {
+  Shape data, transposed, scale, transposed_scale;
+  explicit MatrixShapes(const Shape& w)
+      : data(padded(w[0], w[1])),
+        transposed(padded(w[1], w[0])),
+        scale{ops::num_tiles(w[0]), ops::num_tiles(w[1])},
+        transposed_scale{ops::num_tiles(w[1]), ops::num_tiles(w[0])} {}
+};
+
+void quantise_experts(Context& ctx, experts::Params<Tensor>& from, experts::Params<Operand>& to) {
+  ops::quantise_weights(ctx, from.w1, to.w1);
+  ops::quantise_weights(ctx, from.w3, to.w3);
+  ops::quantise_weights(ctx, from.w2, to.w2);
+}
+
+}  // namespace
+
+Fp8Weights::Fp8Weights(Context& ctx, const Config& config) : config_(config) {
+  resize(config_, tree_);
+  ByteCount bytes;
+  for_each_param(
+      config_,
+      [&](const ParamInfo& info, Operand&) {
+        if (info.kind != ParamKind::kMatrix) return;
+        const MatrixShapes s(info.shape);
+        bytes.add(DType::kE4M3, s.data)
+            .add(DType::kE4M3, s.transposed)
+            .add(DType::kF32, s.scale)
+            .add(DType::kF32, s.transposed_scale);
+      },
+      tree_);
+  memory_ = ctx.memory.take(bytes.total());
+  for_each_param(
+      config_,
+      [&](const ParamInfo& info, Operand& o) {
+        if (info.kind != ParamKind::kMatrix) return;
+        const MatrixShapes s(info.shape);
+        o.data = memory_.tensor(DType::kE4M3, s.data).cols(0, info.shape[1]);
+        o.transposed = memory_.tensor(DType::kE4M3, s.transposed).cols(0, info.shape[0]);
+        o.scale = memory_.tensor(DType::kF32, s.scale);
+        o.transposed_scale = memory_.tensor(DType::kF32, s.transposed_scale);
+      },
+      tree_);
+}
+
+Weights Fp8Weights::replace_matrices(Weights weights) {
+  for_each_param(
+      config_,
+      [](const ParamInfo& info, Operand& w, Operand& mine) {
+        if (info.kind == ParamKind::kMatrix) w = mine;
+      },
+      weights, tree_);
+  return weights;
+}
+
+void Fp8Weights::quantise(Context& ctx, ModelParams<Tensor>& masters) {
+  for_each_param(
+      config_,
+      [&](const ParamInfo& info, Tensor& from, Operand& to) {
+        if (info.kind == ParamKind::kMatrix && info.shard != ParamShard::kExpert)
+          ops::quantise_weights(ctx, std::span<const Tensor>(&from, 1),
+                                std::span<const Operand>(&to, 1));
+      },
+      masters, tree_);
+  for (size_t l = 0; l < tree_.layers.size(); ++l)
+    quantise_experts(ctx, masters.layers[l].moe.experts, tree_.layers[l].moe.experts);
+  for (size_t k = 0; k < tree_.mtp.size(); ++k)
+    quantise_experts(ctx, masters.mtp[k].block.moe.experts, tree_.mtp[k].block.moe.experts);
+}
+
+}  // namespace hadal
