@@ -29,19 +29,20 @@ void check(const Options& o) {
     HADAL_CHECK(d >= 0 && d <= 1000000, "--depth is ", d, "; allowed: 0 to 1000000");
   for (int64_t t : o.tokens)
     HADAL_CHECK(t >= 1 && t <= 65536, "--tokens is ", t, "; allowed: 1 to 65536");
-  HADAL_CHECK(o.machine.device == "cpu", "hadal bench measures the CPU; use --device cpu");
 }
 
 template <class Fn>
 CLI::App* add(CLI::App& bench, const char* name, const char* what, const char* example,
-              const std::shared_ptr<Options>& o, const Fn& run) {
+              const std::shared_ptr<Options>& o, const Fn& run, bool any_device = false) {
   CLI::App* command = bench.add_subcommand(name, what);
   command->add_option("--config", o->config, "config.json, or a run config")->capture_default_str();
   command->add_option("--samples", o->samples, "runs that are timed")->capture_default_str();
   o->machine.add_to(*command);
   command->footer(std::string("Example: ") + example);
-  command->callback([o, run, name, command] {
+  command->callback([o, run, name, command, any_device] {
     check(*o);
+    HADAL_CHECK(any_device || o->machine.device == "cpu", "hadal bench ", name,
+                " measures the CPU; use --device cpu");
     const auto machine = o->machine.make();
     Context ctx = machine->context();
     nlohmann::json row =
@@ -120,6 +121,24 @@ void add_bench_command(CLI::App& app) {
       [](Context& ctx, const Options& options, const nlohmann::json& row) {
         bench_train(ctx, options.config, options.samples, row);
       });
+  auto* layer = add(
+      *bench, "layer", "one MoE layer of a rank with 4 experts",
+      "hadal bench layer --config configs/deepseek_v3.json --tokens 4096 --format bf16,fp8 "
+      "--device cuda",
+      o,
+      [](Context& ctx, const Options& options, const nlohmann::json& row) {
+        for (const std::string& format : options.formats) {
+          HADAL_CHECK(format == "bf16" || format == "fp8", "bench layer computes in bf16 or ",
+                      "fp8, not ", format);
+          const Precision precision = format == "fp8" ? kFp8Recipe : Precision{};
+          for (int64_t tokens : options.tokens)
+            bench_layer(ctx, read_model_config(options.config), precision, tokens, options.samples,
+                        row);
+        }
+      },
+      true);
+  add_formats(layer, o);
+  layer->add_option("--tokens", o->tokens, "of the one sequence")->delimiter(',');
   auto* ops = add(*bench, "ops", "matrix products one by one", "hadal bench ops --format int8", o,
                   [](Context& ctx, const Options& options, const nlohmann::json& row) {
                     const Config config = read_model_config(options.config);

@@ -102,6 +102,9 @@ struct RatesOptions {
 };
 // Rows of rates for configs/rates; steps run on a second machine of the same options.
 void bench_rates(Context& ctx, const MachineOptions& machine, const RatesOptions& options);
+// Milliseconds of a layer's forward pass and of the halves of its backward pass; on any device.
+void bench_layer(Context& ctx, Config config, const Precision& precision, int64_t tokens,
+                 int64_t count, nlohmann::json row);
 void bench_ops(Context& ctx, const Config& config, const std::string& format, int64_t count,
                const nlohmann::json& row);
 

@@ -42,7 +42,9 @@ void bench_train(Context& ctx, const std::string& path, int64_t count, json row)
   const auto& t = run.train;
   const int64_t batch = t.batch_of({});
   const int64_t micro = t.micro_batch_sequences > 0 ? t.micro_batch_sequences : batch;
-  train::Learner learner(ctx, run.model, t.dtype, micro * t.sequence_length);
+  Config config = run.model;
+  config.precision = t.precision;
+  train::Learner learner(ctx, config, t.dtype, micro * t.sequence_length);
   init_params(ctx, run.model, t.seed, learner.masters().tree);
   learner.masters_changed();
   const Rng rng(4, stream_id("bench"));

@@ -16,17 +16,22 @@ struct Options {
   bool json = false;
 };
 
+VerifyFormat format_of(const std::string& name) {
+  if (name == "fp8") return {DType::kBF16, kFp8Recipe};
+  return {parse_dtype(name, {DType::kF64, DType::kF32, DType::kBF16}, "--dtype")};
+}
+
 void run(const Options& o) {
-  const DType dtype = parse_dtype(o.dtype, {DType::kF64, DType::kF32, DType::kBF16}, "--dtype");
+  const VerifyFormat format = format_of(o.dtype);
   const auto machine = o.machine.make();
   Context ctx = machine->context();
   const io::HfCheckpoint checkpoint = io::open_checkpoint(resolve_model(o.model));
   const io::SafetensorsFile golden(o.golden);
   VerifyReport report(golden);
   if (golden.find("train.tokens") != nullptr)
-    verify_train(ctx, checkpoint, dtype, report);
+    verify_train(ctx, checkpoint, format, report);
   else
-    verify_golden(ctx, checkpoint, dtype, report);
+    verify_golden(ctx, checkpoint, format, report);
   if (o.json)
     fmt::print("{}", report.json());
   else
@@ -43,7 +48,10 @@ void add_verify_command(CLI::App& app) {
   auto* command = app.add_subcommand("verify", "compare a model with reference outputs");
   command->add_option("--model", o->model, "checkpoint directory")->required();
   command->add_option("--golden", o->golden, "golden.safetensors or train.safetensors")->required();
-  command->add_option("--dtype", o->dtype, "f64, f32 or bf16")->capture_default_str();
+  command
+      ->add_option("--dtype", o->dtype,
+                   "f64, f32, bf16, or fp8: bf16 with the recipe of FP8 training")
+      ->capture_default_str();
   command->add_flag("--json", o->json, "print the table as JSON");
   o->machine.add_to(*command);
   command->footer(
