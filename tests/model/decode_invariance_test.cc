@@ -1,5 +1,5 @@
 // A token's logits have the same bits in one piece, in chunks, in a batch and when it runs again as
-// verification does, with weights of every format.
+// verification does, with weights of every format; on CUDA in the invariant mode.
 //
 //   V vocabulary
 // SPDX-License-Identifier: Apache-2.0
@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "core/rng.h"
+#include "core/transfer.h"
 #include "io/hf.h"
 #include "io/int_weights.h"
 #include "model/decoder.h"
@@ -16,15 +17,34 @@ namespace hadal::testing {
 namespace {
 
 constexpr int64_t kPrompt = 150;  // more than two pages of the cache
-constexpr int64_t kBatch = 8;
 
-// The base model in a format, written and read back.
+// What is run: a golden's model in a format, and how many sequences side by side.
+struct Case {
+  const char *name, *golden, *format;
+  DeviceKind device;
+  int64_t batch;
+  friend void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
+};
+const Case kCases[] = {{"f32", "base", "f32", DeviceKind::kCpu, 8},
+                       {"bf16", "base", "bf16", DeviceKind::kCpu, 8},
+                       {"fp8", "base", "fp8", DeviceKind::kCpu, 8},
+                       {"int8", "base", "int8", DeviceKind::kCpu, 8},
+                       {"int4", "base", "int4", DeviceKind::kCpu, 8},
+                       {"bf16_cuda", "base", "bf16", DeviceKind::kCuda, 64},
+                       {"fp8_cuda", "base", "fp8", DeviceKind::kCuda, 64},
+                       // V3's head sizes: Hopper's attention kernel.
+                       {"v3_heads_bf16_cuda", "v3_heads", "bf16", DeviceKind::kCuda, 64},
+                       {"v3_heads_fp8_cuda", "v3_heads", "fp8", DeviceKind::kCuda, 64}};
+
+// A golden's model in a format, written and read back.
 class Model {
  public:
-  explicit Model(const std::string& format) {
-    const io::HfCheckpoint base = io::open_checkpoint("tests/goldens/base");
+  explicit Model(const Case& c) : device_{c.device, 0} {
+    const std::string format = c.format;
+    Context host{.device = {}, .stream = {}, .threads = threads, .memory = host_memory_};
+    const io::HfCheckpoint base = io::open_checkpoint(concat("tests/goldens/", c.golden));
     Weights f32;
-    const Block block = io::load_weights(ctx, base, io::WeightFormat::kF32, f32);
+    const Block block = io::load_weights(host, base, io::WeightFormat::kF32, f32);
     if (format.starts_with("int")) {
       io::save_int_checkpoint(dir_.path(), base.config, f32, format == "int8" ? 8 : 4, 1 << 30);
     } else {
@@ -38,11 +58,23 @@ class Model {
     memory_block = io::load_weights(ctx, *checkpoint, io::WeightFormat::kKeep, weights);
     act = format == "f32" ? DType::kF32 : DType::kBF16;
   }
+  ~Model() {
+    memory_block = Block();
+    device::destroy(device_, ctx.stream);
+  }
   int64_t V() const { return checkpoint->config.vocab_size; }
 
+ private:
+  Device device_;
+  Pool host_memory_;
+
+ public:
   ThreadPool threads{2};
-  Pool memory;
-  Context ctx{.device = {}, .stream = {}, .threads = threads, .memory = memory};
+  Pool memory{device_};
+  Context ctx{.device = device_,
+              .stream = device::make_stream(device_),
+              .threads = threads,
+              .memory = memory};
   Weights weights;
   DType act;
   std::unique_ptr<io::HfCheckpoint> checkpoint;
@@ -91,8 +123,8 @@ class Replay {
         model_.ctx.memory.take_tensor(DType::kF32, {n * count, model_.V()}, &out);
     decoder_.forward({.step = step, .seqs = slots_}, h);
     decoder_.logits(h, out);
-    std::memcpy(logits.data() + start * model_.V(), out.raw(),
-                static_cast<size_t>(count * model_.V()) * sizeof(float));
+    const std::vector<float> mine = download<float>(model_.ctx, out.rows(0, count));
+    std::copy(mine.begin(), mine.end(), logits.begin() + start * model_.V());
   }
 
  private:
@@ -104,10 +136,13 @@ class Replay {
   std::vector<float> logits;  // [kPrompt, V] of the first sequence
 };
 
-class DecodeInvariance : public ::testing::TestWithParam<const char*> {};
+class DecodeInvariance : public ::testing::TestWithParam<Case> {};
 
 TEST_P(DecodeInvariance, SameBitsHoweverTokensCome) {
-  Model model(GetParam());
+  const Case& test = GetParam();
+  if (test.device == DeviceKind::kCuda && device::num_devices(test.device) == 0)
+    GTEST_SKIP() << "no GPU: " << device::why_no_cuda();
+  Model model(test);
   const std::vector<int32_t> ids = prompt(model.V(), kPrompt, "mine");
   Replay whole(model, 1);
   whole.step({ids}, 0, kPrompt);
@@ -122,12 +157,13 @@ TEST_P(DecodeInvariance, SameBitsHoweverTokensCome) {
     expect_equal(run, concat("chunks of ", chunk));
   }
   // A batch of others, and token by token from the middle on.
-  Replay batch(model, kBatch);
+  Replay batch(model, test.batch);
   std::vector<std::vector<int32_t>> seqs = {ids};
-  for (int64_t s = 1; s < kBatch; ++s) seqs.push_back(prompt(model.V(), kPrompt, concat("s", s)));
+  for (int64_t s = 1; s < test.batch; ++s)
+    seqs.push_back(prompt(model.V(), kPrompt, concat("s", s)));
   batch.step(seqs, 0, 100);
   for (int64_t p = 100; p < kPrompt; ++p) batch.step(seqs, p, 1);
-  expect_equal(batch, "a batch of 8");
+  expect_equal(batch, concat("a batch of ", test.batch));
   // Verification: a round runs a token and three drafts, of which all but the first are wrong and
   // run again.
   Replay verify(model, 1);
@@ -141,9 +177,8 @@ TEST_P(DecodeInvariance, SameBitsHoweverTokensCome) {
   expect_equal(verify, "verification");
 }
 
-INSTANTIATE_TEST_SUITE_P(Formats, DecodeInvariance,
-                         ::testing::Values("f32", "bf16", "fp8", "int8", "int4"),
-                         [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Formats, DecodeInvariance, ::testing::ValuesIn(kCases),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace
 }  // namespace hadal::testing
