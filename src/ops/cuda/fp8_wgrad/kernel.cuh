@@ -94,24 +94,31 @@ __device__ inline void fp8_wgrad_copy(const Fp8WgradArgs& args, const CUtensorMa
 
 __device__ inline void fp8_wgrad_store(const Fp8WgradArgs& args, const float (&acc)[64], float* c,
                                        int rows, int cols, int row, int lane) {
+  constexpr int kAtOnce = 4;  // old values under way at once: all of them do not fit the registers
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int r = row + half * 8;
     if (r >= rows) continue;
+    float* const line = c + r * args.c_row_stride + lane % 4 * 2;
 #pragma unroll
-    for (int j = 0; j < 16; ++j) {
-      const int col = j * 8 + lane % 4 * 2;
-      if (col >= cols) break;
-      auto* const to = reinterpret_cast<float2*>(c + r * args.c_row_stride + col);
-      float2 value{acc[j * 4 + half * 2], acc[j * 4 + half * 2 + 1]};
-      if (args.accumulate) {
-        // NOTE: volatile: loads of all old values at once do not fit the registers.
-        float2 old;
-        asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(old.x), "=f"(old.y) : "l"(to));
-        value = {value.x + old.x, value.y + old.y};
+    for (int first = 0; first < 16; first += kAtOnce) {
+      float2 value[kAtOnce];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const bool in_use = (first + j) * 8 + lane % 4 * 2 < cols;
+        value[j] = args.accumulate && in_use
+                       ? *reinterpret_cast<const float2*>(line + (first + j) * 8)
+                       : float2{};
       }
-      asm volatile("st.global.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(value.x), "f"(value.y)
-                   : "memory");
+      asm volatile("" ::: "memory");
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        if ((first + j) * 8 + lane % 4 * 2 >= cols) continue;
+        const int i = (first + j) * 4 + half * 2;
+        *reinterpret_cast<float2*>(line + (first + j) * 8) =
+            float2{acc[i] + value[j].x, acc[i + 1] + value[j].y};
+      }
+      asm volatile("" ::: "memory");
     }
   }
 }
