@@ -11,15 +11,20 @@ if [ -z "$nvcc" ]; then
 fi
 out=build/cuda_objects
 mkdir -p "$out"
-git ls-files '*.cu' src/core/device_cuda.cc | while read -r source; do
+launcher=$(command -v ccache || true)
+
+compile() {
+  local source=$1 object flags=()
   object="$out/$(echo "$source" | tr / _).o"
   echo "compile_cuda: $source"
-  flags=()
   case "$source" in  # the bodies of ops, as cmake/cuda.cmake builds them
     src/ops/cuda/*/*) ;;
     src/ops/cuda/*) flags=(-fmad=false -DHADAL_HAS_CUDA -Werror=all-warnings) ;;
   esac
-  "$nvcc" -std=c++20 -O3 -gencode arch=compute_90a,code=sm_90a "${flags[@]}" -Isrc -I. -c "$source" \
-    -o "$object"
-done
+  ${launcher:+"$launcher"} "$nvcc" -std=c++20 -O3 -gencode arch=compute_90a,code=sm_90a \
+    "${flags[@]}" -Isrc -I. -c "$source" -o "$object"
+}
+export -f compile
+export nvcc out launcher
+git ls-files '*.cu' src/core/device_cuda.cc | xargs -P "$(nproc)" -I {} bash -euc 'compile {}'
 echo "compile_cuda: done"
