@@ -29,6 +29,11 @@ def wait_until(condition, seconds=20):
     return True
 
 
+def idle(server):
+    metrics = server.metrics()
+    return metrics["num_requests_running"] + metrics["num_requests_waiting"] == 0
+
+
 class Load(unittest.TestCase):
     def test_a_full_queue_is_429_and_clients_that_leave_make_room(self):
         with Server("--max-seqs", "1", "--max-queue", "1", "--context", "8000") as server:
@@ -42,7 +47,7 @@ class Load(unittest.TestCase):
                 connection.close()
             for _, response in open_streams:
                 response.close()
-            self.assertTrue(wait_until(lambda: server.metrics()["num_requests_running"] == 0))
+            self.assertTrue(wait_until(lambda: idle(server)))
             self.assertEqual(server.post(COMPLETIONS, {"prompt": "x", "max_tokens": 2})[0], 200)
             metrics = server.metrics()
             self.assertEqual(metrics['request_success_total{finished_reason="cancelled"}'], 2)
@@ -57,7 +62,8 @@ class Load(unittest.TestCase):
             idle.sendall(f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
                          f"Content-Length: {len(body)}\r\n\r\n{body}".encode())
             for _ in range(3):
-                status, _, answer = server.post(COMPLETIONS, {"prompt": "x", "max_tokens": 3})
+                status, _, answer = server.post(
+                    COMPLETIONS, {"prompt": "x", "max_tokens": 3, "ignore_eos": True})
                 self.assertEqual((status, answer["usage"]["completion_tokens"]), (200, 3))
             idle.close()
 
@@ -121,8 +127,7 @@ class Load(unittest.TestCase):
                 thread.start()
             for thread in threads:
                 thread.join()
-            self.assertTrue(wait_until(lambda: server.metrics()["num_requests_running"] == 0 and
-                                       server.metrics()["num_requests_waiting"] == 0))
+            self.assertTrue(wait_until(lambda: idle(server)))
             metrics = server.metrics()
             self.assertEqual(sum(outcomes.values()), 48)
             self.assertEqual(metrics["requests_rejected_total"], outcomes["busy"])
@@ -248,7 +253,7 @@ class Hostile(unittest.TestCase):
                 if count == 50:
                     before = self.memory(server)
             self.assertGreater(count, 50)
-            self.assertTrue(wait_until(lambda: server.metrics()["num_requests_running"] == 0))
+            self.assertTrue(wait_until(lambda: idle(server)))
             self.assertEqual(server.post(COMPLETIONS, {"prompt": "x", "max_tokens": 2})[0], 200)
             # Memory returns to its base: 8 MiB are for what malloc keeps.
             self.assertLess(self.memory(server), before + (8 << 20))

@@ -193,6 +193,22 @@ TEST(Rows, SameBitsAtAllThreadCounts) {
   });
 }
 
+// A choice that is left out has row -1: it brings nothing and gets nothing.
+TEST(Rows, ChoicesThatAreLeftOut) {
+  Machine machine(1);
+  const ops::PagedRows rows{machine.tensor(DType::kF32, {1, ops::kPageRows, 2}), Tensor()};
+  Array<double> threes({1, 2});
+  threes.data = {3.0, 3.0};
+  const Tensor x = machine.put(threes, DType::kF32);
+  Tensor y = machine.tensor(DType::kF32, {1, 2});
+  const Tensor row_of_choice = machine.put({1, -1}, {1, 2});
+  ops::scatter_rows(machine.ctx, x, row_of_choice, rows);
+  EXPECT_EQ(values(rows.slab).data[2], 3.0);
+  EXPECT_EQ(values(rows.slab).data[0], 0.0);
+  ops::combine_rows(machine.ctx, rows, row_of_choice, y);
+  EXPECT_EQ(values(y).data[0], 3.0);
+}
+
 TEST(Rows, NamesTheWrongArgument) {
   Machine machine(1);
   const ops::PagedRows rows{machine.tensor(DType::kF32, {1, ops::kPageRows, 4}), Tensor()};
@@ -200,8 +216,8 @@ TEST(Rows, NamesTheWrongArgument) {
   EXPECT_ERROR(ops::combine_rows(machine.ctx, rows, machine.put({128}, {1, 1}), y),
                "position 1 of the layout is page 1, but the slab has 1 pages; give the expert rows "
                "more pages");
-  EXPECT_ERROR(ops::combine_rows(machine.ctx, rows, machine.put({-1}, {1, 1}), y),
-               "row number -1 is negative: row_of_choice does not come from expert_layout");
+  EXPECT_ERROR(ops::combine_rows(machine.ctx, rows, machine.put({-2}, {1, 1}), y),
+               "row number -2 is negative: row_of_choice does not come from expert_layout");
   EXPECT_ERROR(ops::scatter_rows(machine.ctx, three, machine.put({0}, {1, 1}), rows),
                "rows.slab must have shape [pages, 128, 3], is f32 [1, 128, 4]");
   EXPECT_ERROR(ops::scatter_rows(machine.ctx, y, machine.put({0, 1}, {2, 1}), rows),
