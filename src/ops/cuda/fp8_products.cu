@@ -211,11 +211,6 @@ void dense(Context& ctx, const char* op, const TileRows& a, const Operand& w, co
   check_launch(ctx, op, c);
 }
 
-const int* page_list(const PagedRows& rows) {
-  return rows.page.empty() ? nullptr : rows.page.data<int32_t>();
-}
-bool has_dense_list(const PagedRows& rows) { return rows.page.empty() || rows.page.stride(0) == 1; }
-
 bool grouped_sm90(Context& ctx, const char* op, const ExpertLayout& layout, const PagedRows& a,
                   std::span<const Operand> w, const PagedRows& c, bool transposed, Start start) {
   const Tensor &rows = a.slab, &result = c.slab;

@@ -329,13 +329,7 @@ bool grouped_gemm(Context& ctx, const char* op, Bf16Layout layout, const ExpertL
   if (!has_sm90(ctx) || !is_bf16(a.slab) || !is_result(c.slab) || P == 0 || K == 0 || N == 0)
     return false;
   if (!fits_int({P, N, K})) return false;
-  const auto page_list = [](const PagedRows& rows) {
-    return rows.page.empty() ? nullptr : rows.page.data<int32_t>();
-  };
-  const auto is_dense = [](const PagedRows& rows) {
-    return rows.page.empty() || rows.page.stride(0) == 1;
-  };
-  if (!is_dense(a) || !is_dense(c)) return false;
+  if (!has_dense_list(a) || !has_dense_list(c)) return false;
   const DType dtype = w[0].data.dtype();
   const int64_t distance =
       distance_between(w, [](const Operand& o) -> const Tensor& { return o.data; });
@@ -409,11 +403,8 @@ bool grouped_gemm_tn_acc(Context& ctx, const ExpertLayout& experts, const PagedR
   if (!has_sm90(ctx) || !is_bf16(a.slab) || !is_bf16(b.slab) || !is_result(dw[0]) || N == 0 ||
       K == 0)
     return false;
-  const auto is_dense = [](const PagedRows& rows) {
-    return rows.page.empty() || rows.page.stride(0) == 1;
-  };
   const int64_t distance = distance_between(dw, [](const Tensor& t) -> const Tensor& { return t; });
-  if (distance < 0 || !is_dense(a) || !is_dense(b) || !fits_int({N, K})) return false;
+  if (distance < 0 || !has_dense_list(a) || !has_dense_list(b) || !fits_int({N, K})) return false;
   Bf16GemmArgs args{};
   args.a = bf16_matrix(a);
   args.b = bf16_matrix(b);
@@ -427,8 +418,8 @@ bool grouped_gemm_tn_acc(Context& ctx, const ExpertLayout& experts, const PagedR
   args.accumulate = 1;
   args.counts = experts.counts.data<int32_t>();
   args.page_begin = experts.page_begin.data<int32_t>();
-  args.a_page = a.page.empty() ? nullptr : a.page.data<int32_t>();
-  args.b_page = b.page.empty() ? nullptr : b.page.data<int32_t>();
+  args.a_page = page_list(a);
+  args.b_page = page_list(b);
   args.places = static_cast<int>(std::min(num_places(a), num_places(b)));
   return run(ctx, "grouped_gemm_tn_acc", Bf16Layout::kTn, Bf16Work::kExpertRows, args, a.slab);
 }

@@ -1,10 +1,11 @@
-// What kernels ask of weights: alignment, and experts at even distances.
+// What kernels ask of weights and rows: alignment, experts at even distances, lists of pages.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <span>
 
 #include "ops/cuda/detail/matmul.cuh"
+#include "ops/pages.h"
 
 namespace hadal::ops::cuda {
 
@@ -24,6 +25,15 @@ int64_t distance_between(std::span<const T> list, const Get& get) {
       return -1;
   }
   return bytes > 0 && bytes % size == 0 ? bytes / size : -1;
+}
+
+// The list of pages as Hopper's kernels take it, null where position i is page i; they read it
+// densely.
+inline const int32_t* page_list(const PagedRows& rows) {
+  return rows.page.empty() ? nullptr : rows.page.data<int32_t>();
+}
+inline bool has_dense_list(const PagedRows& rows) {
+  return rows.page.empty() || rows.page.stride(0) == 1;
 }
 
 }  // namespace hadal::ops::cuda
