@@ -1,20 +1,18 @@
 // Block-scaled FP8 matrix product: checks against f64, then times beside cuBLASLt in the same run.
 //
-//   fp8_gemm_bench [--quick | --one EXPERTS ROWS N K]
+//   fp8_gemm_bench [--quick | --accuracy | --one EXPERTS ROWS N K]
 //
 //   E experts   N output width   K inner width
 //
 // Checked: sampled rows and the first and last row of each expert against f64, rows past a count
 // untouched, the same bits twice, rows the same bits whatever the other experts hold.
 // SPDX-License-Identifier: Apache-2.0
-#include <cublasLt.h>
-
 #include <cstring>
 #include <memory>
 #include <numeric>
 #include <random>
 
-#include "bench/cuda/harness.cuh"
+#include "bench/cuda/fp8_accuracy.cuh"
 #include "ops/cuda/fp8_gemm/config.h"
 
 namespace {
@@ -209,72 +207,6 @@ int check_thin(int rows, int n, int k) {
   return !same;
 }
 
-void check_cublas(cublasStatus_t status, const char* call) {
-  HADAL_CHECK(status == CUBLAS_STATUS_SUCCESS, call, " failed with status ",
-              static_cast<int>(status));
-}
-#define CHECK_CUBLAS(call) check_cublas((call), #call)
-
-// cuBLASLt with 1 x 128 scales of x and 128 x 128 scales of w (block) or one scale each (tensor).
-class Peer {
- public:
-  enum class Mode { kBlock, kTensor, kBf16 };
-  Peer(Mode mode, int m, int n, int k, cudaDataType_t out)
-      : m_(m), n_(n), k_(k), space_(64 << 20), one_(1, {1.0f}) {
-    CHECK_CUBLAS(cublasLtCreate(&handle_));
-    CHECK_CUBLAS(cublasLtMatmulDescCreate(&op_, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    const cublasOperation_t t = CUBLAS_OP_T;
-    set(CUBLASLT_MATMUL_DESC_TRANSA, t);
-    if (mode == Mode::kBlock) {
-      set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F);
-      set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F);
-    }
-    const cudaDataType_t in = mode == Mode::kBf16 ? CUDA_R_16BF : CUDA_R_8F_E4M3;
-    if (mode != Mode::kBf16) {
-      const void* some = one_.get();
-      set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, some);
-      set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, some);
-    }
-    CHECK_CUBLAS(
-        cublasLtMatrixLayoutCreate(&w_, in, static_cast<uint64_t>(k), static_cast<uint64_t>(n), k));
-    CHECK_CUBLAS(
-        cublasLtMatrixLayoutCreate(&x_, in, static_cast<uint64_t>(k), static_cast<uint64_t>(m), k));
-    CHECK_CUBLAS(cublasLtMatrixLayoutCreate(&y_, out, static_cast<uint64_t>(n),
-                                            static_cast<uint64_t>(m), n));
-    cublasLtMatmulPreference_t preference;
-    CHECK_CUBLAS(cublasLtMatmulPreferenceCreate(&preference));
-    const size_t bytes = static_cast<size_t>(space_.count());
-    CHECK_CUBLAS(cublasLtMatmulPreferenceSetAttribute(
-        preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes));
-    CHECK_CUBLAS(cublasLtMatmulAlgoGetHeuristic(handle_, op_, w_, x_, y_, y_, preference, 8, found_,
-                                                &num_found_));
-    cublasLtMatmulPreferenceDestroy(preference);
-  }
-  int algorithms() const { return num_found_; }
-  void run(int algorithm, const void* x, const float* scale_x, const void* w, const float* scale_w,
-           void* y, cudaStream_t stream) {
-    const float alpha = 1.0f, beta = 0.0f;
-    if (scale_x != nullptr) set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, scale_x);
-    if (scale_w != nullptr) set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, scale_w);
-    CHECK_CUBLAS(cublasLtMatmul(handle_, op_, &alpha, w, w_, x, x_, &beta, y, y_, y, y_,
-                                &found_[algorithm].algo, space_.get(),
-                                static_cast<size_t>(space_.count()), stream));
-  }
-
- private:
-  template <class T>
-  void set(cublasLtMatmulDescAttributes_t name, const T& value) {
-    CHECK_CUBLAS(cublasLtMatmulDescSetAttribute(op_, name, &value, sizeof value));
-  }
-  int m_, n_, k_, num_found_ = 0;
-  Buffer<uint8_t> space_;
-  Buffer<float> one_;
-  cublasLtHandle_t handle_;
-  cublasLtMatmulDesc_t op_;
-  cublasLtMatrixLayout_t w_, x_, y_;
-  cublasLtMatmulHeuristicResult_t found_[8];
-};
-
 // Best of the heuristics' algorithms, one call an expert; 0 where none runs.
 double time_peer(const Problem& p, Peer::Mode mode, int calls) {
   const int64_t rows = p.counts[0];
@@ -355,22 +287,6 @@ void print_ceilings() {
               tera / eight_us);
 }
 
-// Distance of the library's result to f64 beside ours: does it promote every 128 of K?
-void compare_accuracy(int m, int n, int k) {
-  Problem p({m}, n, k, 1, false);
-  const double ours = distance(p, run_once(p)).relative();
-  // The library wants the K blocks of scale_w padded to a multiple of 4; these K have that already.
-  Peer peer(Peer::Mode::kBlock, m, n, k, CUDA_R_16BF);
-  const Fp8GemmArgs g = p.args(0);
-  p.c.fill_bytes(0xFF);
-  peer.run(0, g.a, g.scale_a, g.w, g.scale_w, g.c, nullptr);
-  HADAL_CHECK_CUDA(cudaDeviceSynchronize());
-  std::printf(
-      "accuracy M %d N %d K %d: ours %.3e, cuBLASLt block scales %.3e (relative L2 to f64; bf16 "
-      "rounding alone 1.66e-03)\n",
-      m, n, k, ours, distance(p, p.c.to_host()).relative());
-}
-
 }  // namespace
 
 int main(int argc, char** argv) try {
@@ -397,8 +313,11 @@ int main(int argc, char** argv) try {
   failures += check_thin(65, 2112, 1152);
   failures += check_thin(128, 7168, 16384);
   std::printf(failures ? "%d CHECKS FAILED\n" : "all checks passed\n", failures);
-  compare_accuracy(4096, 4096, 4096);
-  compare_accuracy(4096, 7168, 16384);
+  for (const bool uniform : {false, true}) {
+    print_fp8_accuracy(uniform, 4096);
+    print_fp8_accuracy(uniform, 16384);
+  }
+  if (argc > 1 && std::strcmp(argv[1], "--accuracy") == 0) return failures != 0;
   const double copy = copy_ceiling();
   std::printf("copy ceiling %.2f TB/s\n", copy);
   print_ceilings();
