@@ -50,6 +50,7 @@ __global__ void inputs_kernel(Sizes size, RopeLayout layout, T eps, Array<const 
                               View q_pe, Cache cache, View q_out, FaultSite fault) {
   __shared__ T shared[kWarps];
   hadal::cuda::let_next_kernel_start();
+  hadal::cuda::wait_for_previous_kernel();
   const int64_t t = blockIdx.x, row = t * kv_lat.stride0, num_pairs = size.Dr / 2;
   const int64_t seq = sequence_of(offsets, size.S, t), at = cache.offset(seq, positions[t]);
   if (at < 0) {
@@ -90,10 +91,11 @@ void latent_inputs(Context& ctx, const Packed& seq, const LatentNorm& norm, In k
   if (T == 0) return;
   const Sizes size{seq.num_seqs, q_pe.dim(1), kv_lat.dim(1) - Dr, Dr};
   with_arithmetic({kv_lat.dtype()}, [&]<class R>(R) {
-    inputs_kernel<R><<<static_cast<unsigned>(T), kThreads, 0, stream_of(ctx)>>>(
-        size, norm.layout, static_cast<R>(norm.eps), Array<const int32_t>(seq.offsets),
-        Array<const int32_t>(seq.positions), View(seq.rope), View(norm.gain), View(kv_lat),
-        View(q_pe), Cache(cache), View(q_out), FaultSite(ctx, kNoPage));
+    launch_programmatic(ctx, inputs_kernel<R>, static_cast<unsigned>(T), kThreads, 0, size,
+                        norm.layout, static_cast<R>(norm.eps), Array<const int32_t>(seq.offsets),
+                        Array<const int32_t>(seq.positions), View(seq.rope), View(norm.gain),
+                        View(kv_lat), View(q_pe), Cache(cache), View(q_out),
+                        FaultSite(ctx, kNoPage));
   });
   check_launch(ctx, "latent_inputs", kv_lat);
 }

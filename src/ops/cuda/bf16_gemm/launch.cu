@@ -5,6 +5,7 @@
 #include "core/check.h"
 #include "ops/cuda/bf16_gemm/kernel.cuh"
 #include "ops/cuda/bf16_gemm/thin.cuh"
+#include "ops/cuda/detail/programmatic_launch.h"
 #include "ops/cuda/detail/tensor_map.h"
 
 namespace hadal::cuda {
@@ -33,7 +34,7 @@ int64_t most_tiles(const Bf16GemmArgs& args) {
 }
 
 template <Bf16Layout kLayout, Bf16Work kWork, int kCols>
-void launch(const Bf16GemmArgs& args, cudaStream_t stream) {
+void launch_wide(const Bf16GemmArgs& args, cudaStream_t stream) {
   using C = Bf16GemmConfig<kCols>;
   const auto kernel = bf16_gemm_kernel_sm90<kLayout, kWork, kCols>;
   static const bool ready = [kernel] {
@@ -46,17 +47,9 @@ void launch(const Bf16GemmArgs& args, cudaStream_t stream) {
   const CUtensorMap map_b = map_of(args.b, kLayout == Bf16Layout::kNt ? C::kCols : 64);
   const int64_t tiles = most_tiles<kWork, C>(args);
   HADAL_CHECK(tiles < (int64_t{1} << 31), "bf16_gemm: ", tiles, " tiles are more than 2^31");
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(std::min<int64_t>(tiles, args.num_sms)));
-  config.blockDim = dim3(C::kThreads);
-  config.dynamicSmemBytes = C::kSharedBytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  HADAL_CHECK_CUDA(cudaLaunchKernelEx(&config, kernel, args, map_a, map_b));
+  const ProgrammaticLaunch launch(static_cast<unsigned>(std::min<int64_t>(tiles, args.num_sms)),
+                                  C::kThreads, C::kSharedBytes, stream);
+  HADAL_CHECK_CUDA(launch.start(kernel, args, map_a, map_b));
 }
 
 // Wide tiles feed the matrix unit best; narrow ones waste less where there are few.
@@ -66,9 +59,9 @@ void choose(const Bf16GemmArgs& args, cudaStream_t stream) {
   const int64_t wide = rounds(most_tiles<kWork, Bf16GemmConfig<256>>(args));
   const int64_t narrow = rounds(most_tiles<kWork, Bf16GemmConfig<128>>(args));
   if (wide * 2 <= narrow * 11 / 10) {
-    launch<kLayout, kWork, 256>(args, stream);
+    launch_wide<kLayout, kWork, 256>(args, stream);
   } else {
-    launch<kLayout, kWork, 128>(args, stream);
+    launch_wide<kLayout, kWork, 128>(args, stream);
   }
 }
 
@@ -83,19 +76,10 @@ void launch_thin(const Bf16GemmArgs& args, cudaStream_t stream) {
   }();
   static_cast<void>(ready);
   const int batches = kWork == Bf16Work::kPages ? args.places : args.batches;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>((args.n + C::kCols - 1) / C::kCols),
-                        static_cast<unsigned>(batches));
-  config.blockDim = dim3(C::kThreads);
-  config.dynamicSmemBytes = C::kSharedBytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  HADAL_CHECK_CUDA(
-      cudaLaunchKernelEx(&config, kernel, args, map_of(args.a, kFew), map_of(args.b, 64)));
+  const dim3 grid(static_cast<unsigned>((args.n + C::kCols - 1) / C::kCols),
+                  static_cast<unsigned>(batches));
+  const ProgrammaticLaunch launch(grid, C::kThreads, C::kSharedBytes, stream);
+  HADAL_CHECK_CUDA(launch.start(kernel, args, map_of(args.a, kFew), map_of(args.b, 64)));
 }
 
 // As many columns of the matrix unit as hold the rows.

@@ -6,9 +6,11 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <type_traits>
 
 #include "core/context.h"
 #include "core/env.h"
+#include "ops/cuda/detail/programmatic_launch.h"
 #include "ops/cuda/profile.h"
 
 namespace hadal::ops::cuda {
@@ -38,6 +40,14 @@ inline bool has_sm90(const Context& ctx) {
 inline unsigned blocks_for(int64_t count, int64_t per_block) {
   constexpr int64_t kMostBlocks = int64_t{1} << 20;
   return static_cast<unsigned>(std::clamp<int64_t>(ceil_div(count, per_block), 1, kMostBlocks));
+}
+
+// A launch that may overlap the end of the kernel before. Errors are left to check_launch().
+template <class... Params>
+void launch_programmatic(const Context& ctx, void (*kernel)(Params...), dim3 grid, int threads,
+                         int64_t shared_bytes, const std::type_identity_t<Params>&... args) {
+  const hadal::cuda::ProgrammaticLaunch launch(grid, threads, shared_bytes, stream_of(ctx));
+  static_cast<void>(launch.start(kernel, args...));
 }
 
 // After each launch: an error names the op and what it worked on.

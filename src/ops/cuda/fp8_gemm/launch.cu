@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "ops/cuda/detail/programmatic_launch.h"
 #include "ops/cuda/detail/tensor_map.h"
 #include "ops/cuda/fp8_gemm/kernel.cuh"
 #include "ops/cuda/fp8_gemm/thin.cuh"
@@ -10,28 +11,6 @@
 namespace hadal::cuda {
 
 namespace {
-
-// A launch in clusters of a kernel that waits for the one before by itself.
-struct Launch {
-  cudaLaunchAttribute attributes[2];
-  cudaLaunchConfig_t config{};
-  Launch(int blocks, int cluster, int threads, int shared_bytes, cudaStream_t stream) {
-    attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim.x = static_cast<unsigned>(cluster);
-    attributes[0].val.clusterDim.y = 1;
-    attributes[0].val.clusterDim.z = 1;
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    config.gridDim = dim3(static_cast<unsigned>(blocks));
-    config.blockDim = dim3(static_cast<unsigned>(threads));
-    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-    config.stream = stream;
-    config.attrs = attributes;
-    config.numAttrs = 2;
-  }
-  Launch(const Launch&) = delete;
-  Launch& operator=(const Launch&) = delete;
-};
 
 // Clusters that the device holds at once. With four blocks it is fewer than SMs / 4: some groups of
 // SMs have a number that 4 does not divide.
@@ -42,7 +21,8 @@ int resident_clusters() {
     const auto kernel = fp8_gemm_thin_kernel_sm90<kCols, kBlocks>;
     HADAL_CHECK_CUDA(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes));
-    const Launch launch(C::kCluster, C::kCluster, C::kThreads, C::kSharedBytes, nullptr);
+    const ProgrammaticLaunch launch(C::kCluster, C::kThreads, C::kSharedBytes, nullptr,
+                                    C::kCluster);
     int clusters = 0;
     HADAL_CHECK_CUDA(cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config));
     return clusters;
@@ -63,10 +43,9 @@ bool launch_thin(const Fp8GemmArgs& args, cudaStream_t stream, bool anyway) {
   const CUtensorMap map_w =
       make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, args.w, args.n, args.k, args.w_row_stride,
                       kCols, Fp8GemmConfig::kDepth);
-  const Launch launch(std::min(groups, room) * C::kCluster, C::kCluster, C::kThreads,
-                      C::kSharedBytes, stream);
-  HADAL_CHECK_CUDA(cudaLaunchKernelEx(&launch.config, fp8_gemm_thin_kernel_sm90<kCols, kBlocks>,
-                                      args, map_a, map_w));
+  const ProgrammaticLaunch launch(static_cast<unsigned>(std::min(groups, room) * C::kCluster),
+                                  C::kThreads, C::kSharedBytes, stream, C::kCluster);
+  HADAL_CHECK_CUDA(launch.start(fp8_gemm_thin_kernel_sm90<kCols, kBlocks>, args, map_a, map_w));
   return true;
 }
 
@@ -82,9 +61,9 @@ void launch_general(const Fp8GemmArgs& args, const CUtensorMap& map_a, const CUt
   }();
   static_cast<void>(ready);
   const int blocks = args.num_sms / C::kCluster * C::kCluster;
-  const Launch launch(blocks, C::kCluster, C::kThreads, C::kSharedBytes, stream);
-  HADAL_CHECK_CUDA(
-      cudaLaunchKernelEx(&launch.config, fp8_gemm_kernel_sm90<kShort>, args, map_a, map_w));
+  const ProgrammaticLaunch launch(static_cast<unsigned>(blocks), C::kThreads, C::kSharedBytes,
+                                  stream, C::kCluster);
+  HADAL_CHECK_CUDA(launch.start(fp8_gemm_kernel_sm90<kShort>, args, map_a, map_w));
 }
 
 }  // namespace

@@ -4,7 +4,8 @@
 //
 // c[e] = (or +=) sum over the pages p of e, over t < 128, of a[p, n, t] scale_a[p, n] b[p, k, t]
 // scale_b[p, k]. The matrix unit sums a page; the partial sum is scaled and added in f32 registers,
-// pages in order (report, 3.3.2). Deterministic.
+// pages in order (report, 3.3.2). Deterministic. An old value below f32's normal numbers counts as
+// zero where it is added to.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -19,6 +20,7 @@ struct Fp8WgradConfig {
   static constexpr int kCols = 128;   // of a tile
   static constexpr int kDepth = 128;  // tokens of a stage: a page
   static constexpr int kStages = 4;
+  static constexpr int kCluster = 2;    // blocks of neighbouring columns share their rows
   static constexpr int kThreads = 384;  // a copy warpgroup and two matrix warpgroups
 
   static constexpr int kBytesA = kRows * kDepth;

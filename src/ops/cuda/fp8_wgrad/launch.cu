@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "ops/cuda/detail/programmatic_launch.h"
 #include "ops/cuda/detail/tensor_map.h"
 #include "ops/cuda/fp8_wgrad/kernel.cuh"
 
@@ -23,7 +24,7 @@ CUtensorMap map_of(const void* data, int width, int pages) {
 }
 
 template <bool kShort>
-void launch(const Fp8WgradArgs& args, cudaStream_t stream) {
+void launch_wgrad(const Fp8WgradArgs& args, cudaStream_t stream) {
   using C = Fp8WgradConfig;
   static const bool ready = [] {
     HADAL_CHECK_CUDA(cudaFuncSetAttribute(fp8_wgrad_kernel_sm90<kShort>,
@@ -32,22 +33,16 @@ void launch(const Fp8WgradArgs& args, cudaStream_t stream) {
     return true;
   }();
   static_cast<void>(ready);
+  constexpr int kClusterCols = C::kCols * C::kCluster;
   const int64_t tiles = static_cast<int64_t>(args.batches) * ((args.n + C::kRows - 1) / C::kRows) *
-                        ((args.k + C::kCols - 1) / C::kCols);
+                        ((args.k + kClusterCols - 1) / kClusterCols);
   HADAL_CHECK(tiles < (int64_t{1} << 31), "fp8_wgrad: ", tiles, " tiles are more than 2^31");
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(std::min<int64_t>(tiles, args.num_sms)));
-  config.blockDim = dim3(C::kThreads);
-  config.dynamicSmemBytes = C::kSharedBytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  HADAL_CHECK_CUDA(cudaLaunchKernelEx(&config, fp8_wgrad_kernel_sm90<kShort>, args,
-                                      map_of(args.a, args.n, args.pages),
-                                      map_of(args.b, args.k, args.pages)));
+  const int64_t clusters = std::min<int64_t>(tiles, args.num_sms / C::kCluster);
+  const ProgrammaticLaunch launch(static_cast<unsigned>(clusters * C::kCluster), C::kThreads,
+                                  C::kSharedBytes, stream, C::kCluster);
+  HADAL_CHECK_CUDA(launch.start(fp8_wgrad_kernel_sm90<kShort>, args,
+                                map_of(args.a, args.n, args.pages),
+                                map_of(args.b, args.k, args.pages)));
 }
 
 }  // namespace
@@ -59,9 +54,9 @@ void fp8_wgrad_sm90(const Fp8WgradArgs& args, cudaStream_t stream) {
               args.k, ", strides ", args.c_row_stride, " and ", args.c_batch_stride);
   if (args.n == 0 || args.k == 0 || args.pages == 0 || args.batches == 0) return;
   if (args.short_sums)
-    launch<true>(args, stream);
+    launch_wgrad<true>(args, stream);
   else
-    launch<false>(args, stream);
+    launch_wgrad<false>(args, stream);
 }
 
 }  // namespace hadal::cuda

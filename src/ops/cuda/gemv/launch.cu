@@ -1,6 +1,7 @@
 // Launches products with few rows.
 // SPDX-License-Identifier: Apache-2.0
 #include "core/check.h"
+#include "ops/cuda/detail/programmatic_launch.h"
 #include "ops/cuda/detail/tensor_map.h"
 #include "ops/cuda/gemv/moe.cuh"
 
@@ -8,22 +9,13 @@ namespace hadal::cuda {
 
 namespace {
 
-// A launch that may overlap the end of the kernel before, for which its blocks wait.
 template <class Args>
-void launch(void (*kernel)(Args), dim3 grid, const Args& args, cudaStream_t stream,
-            int warps = GemvConfig::kWarps) {
+void launch_gemv(void (*kernel)(Args), dim3 grid, const Args& args, cudaStream_t stream,
+                 int warps = GemvConfig::kWarps) {
   HADAL_CHECK(grid.y <= 65535 && grid.z <= 65535, "gemv: ", grid.y, " x ", grid.z,
               " batches are more than a CUDA grid has");
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(static_cast<unsigned>(warps) * 32);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  HADAL_CHECK_CUDA(cudaLaunchKernelEx(&config, kernel, args));
+  const ProgrammaticLaunch launch(grid, warps * 32, 0, stream);
+  HADAL_CHECK_CUDA(launch.start(kernel, args));
 }
 
 }  // namespace
@@ -35,21 +27,21 @@ void gemv_nt(const GemvArgs& args, cudaStream_t stream) {
                   static_cast<unsigned>(args.batches));
   switch (args.type) {
     case GemvWeight::kBF16:
-      return launch(gemv_nt_kernel<GemvWeight::kBF16>, grid, args, stream);
+      return launch_gemv(gemv_nt_kernel<GemvWeight::kBF16>, grid, args, stream);
     case GemvWeight::kF32:
-      return launch(gemv_nt_kernel<GemvWeight::kF32>, grid, args, stream);
+      return launch_gemv(gemv_nt_kernel<GemvWeight::kF32>, grid, args, stream);
     case GemvWeight::kE4M3:
-      return launch(gemv_nt_kernel<GemvWeight::kE4M3>, grid, args, stream);
+      return launch_gemv(gemv_nt_kernel<GemvWeight::kE4M3>, grid, args, stream);
   }
 }
 
 void gemv_nn(const GemvArgs& args, cudaStream_t stream) {
   HADAL_CHECK(args.n % 8 == 0 && args.type == GemvWeight::kBF16 && args.counts == nullptr,
               "gemv_nn needs a bf16 weight and N a multiple of 8; got N ", args.n);
-  launch(gemv_nn_kernel,
-         dim3(static_cast<unsigned>((args.n + kGemvColumns - 1) / kGemvColumns),
-              static_cast<unsigned>(args.batches), static_cast<unsigned>(args.m)),
-         args, stream, GemvConfig::kColumnWarps);
+  launch_gemv(gemv_nn_kernel,
+              dim3(static_cast<unsigned>((args.n + kGemvColumns - 1) / kGemvColumns),
+                   static_cast<unsigned>(args.batches), static_cast<unsigned>(args.m)),
+              args, stream, GemvConfig::kColumnWarps);
 }
 
 void moe_few_tokens(const MoeFewArgs& args, cudaStream_t stream) {
@@ -63,14 +55,15 @@ void moe_few_tokens(const MoeFewArgs& args, cudaStream_t stream) {
   if (tasks == 0) return;
   const int widest = args.num_choices > 0 && args.f > args.shared_f ? args.f : args.shared_f;
   const dim3 up(blocks(widest), static_cast<unsigned>(tasks));
-  const dim3 down(blocks(args.d), static_cast<unsigned>(args.num_tokens));
+  const dim3 down(static_cast<unsigned>((args.d + kMoeDownRows - 1) / kMoeDownRows),
+                  static_cast<unsigned>(args.num_tokens));
   switch (args.type) {
     case GemvWeight::kBF16:
-      launch(moe_up_kernel<GemvWeight::kBF16>, up, args, stream);
-      return launch(moe_down_kernel<GemvWeight::kBF16>, down, args, stream);
+      launch_gemv(moe_up_kernel<GemvWeight::kBF16>, up, args, stream);
+      return launch_gemv(moe_down_kernel<GemvWeight::kBF16>, down, args, stream, kMoeDownWarps);
     case GemvWeight::kE4M3:
-      launch(moe_up_kernel<GemvWeight::kE4M3>, up, args, stream);
-      return launch(moe_down_kernel<GemvWeight::kE4M3>, down, args, stream);
+      launch_gemv(moe_up_kernel<GemvWeight::kE4M3>, up, args, stream);
+      return launch_gemv(moe_down_kernel<GemvWeight::kE4M3>, down, args, stream, kMoeDownWarps);
     case GemvWeight::kF32:
       HADAL_FAIL("moe_few_tokens takes bf16 and e4m3 weights");
   }

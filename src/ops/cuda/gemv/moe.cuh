@@ -1,4 +1,5 @@
-// A mixture of experts for few tokens: a warp for a hidden unit (up), a warp for an output (down).
+// A mixture of experts for few tokens: a warp for a hidden unit (up), a block for four outputs
+// (down).
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -19,28 +20,29 @@ __device__ ExpertRow expert_row(const ExpertMatrices& w, int expert, int row) {
       w.scale + expert * w.scale_expert_stride + (w.scale_row + row) / 128 * w.scale_row_stride};
 }
 
-// sum[o] += row o . x over this lane's share of `count` elements.
+// sum[o] += row o . x over this lane's share of the elements begin .. end - 1, begin a multiple
+// of 16.
 template <GemvWeight kType, int kOutputs>
-__device__ void add_dots(const ExpertRow (&row)[kOutputs], const __nv_bfloat16* x, int count,
-                         float (&sum)[kOutputs]) {
+__device__ void add_dots(const ExpertRow (&row)[kOutputs], const __nv_bfloat16* x, int begin,
+                         int end, float (&sum)[kOutputs]) {
   using Load = GemvLoad<kType>;
   constexpr int kElements = Load::kElements, kStep = 32 * kElements;
-  constexpr int kUnroll = kOutputs > 1 ? 4 : 8;
+  constexpr int kUnroll = 4;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int first = lane * kElements; first < count; first += kUnroll * kStep) {
+  for (int first = begin + lane * kElements; first < end; first += kUnroll * kStep) {
     int4 raw[kUnroll][kOutputs];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u)
 #pragma unroll
       for (int o = 0; o < kOutputs; ++o) {
         const int k = first + u * kStep;
-        if (k < count)
+        if (k < end)
           raw[u][o] = __ldg(reinterpret_cast<const int4*>(row[o].data + k * Load::kBytes));
       }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int k = first + u * kStep;
-      if (k >= count) break;
+      if (k >= end) break;
       float a[kElements];
       load_row(x + k, a);
 #pragma unroll
@@ -63,14 +65,18 @@ __device__ __forceinline__ float sum_of_warp(float value) {
   return value;
 }
 
-// blockIdx.y is a choice of a token, then the shared expert of one.
+// blockIdx.y is the shared expert of a token, then a choice of one. The shared ones come first:
+// their blocks are in place early, and call for their weights while the choices are still being
+// made.
 template <GemvWeight kType>
 __global__ void __launch_bounds__(GemvConfig::kWarps * 32)
     moe_up_kernel(const __grid_constant__ MoeFewArgs args) {
   constexpr int kBytes = GemvLoad<kType>::kBytes;
   let_next_kernel_start();
-  const int task = static_cast<int>(blockIdx.y), routed = args.num_tokens * args.num_choices;
-  const bool shared = task >= routed;
+  const int with_shared = args.shared_f > 0 ? args.num_tokens : 0;
+  const int number = static_cast<int>(blockIdx.y);
+  const bool shared = number < with_shared;
+  const int task = number - with_shared;  // of the choices
   const int width = shared ? args.shared_f : args.f;
   const int unit =
       static_cast<int>(blockIdx.x) * GemvConfig::kWarps + static_cast<int>(threadIdx.x) / 32;
@@ -80,7 +86,7 @@ __global__ void __launch_bounds__(GemvConfig::kWarps * 32)
   }
   wait_for_previous_kernel();
   if (unit >= width) return;
-  const int token = shared ? task - routed : task / args.num_choices;
+  const int token = shared ? number : task / args.num_choices;
   int expert = 0;
   float weight = 1.0f;
   if (!shared) {
@@ -92,7 +98,7 @@ __global__ void __launch_bounds__(GemvConfig::kWarps * 32)
   const ExpertRow rows[2] = {expert_row<kBytes>(shared ? args.shared_w1 : args.w1, expert, unit),
                              expert_row<kBytes>(shared ? args.shared_w3 : args.w3, expert, unit)};
   float sum[2] = {};
-  add_dots<kType>(rows, static_cast<const __nv_bfloat16*>(args.x) + token * args.x_row_stride,
+  add_dots<kType>(rows, static_cast<const __nv_bfloat16*>(args.x) + token * args.x_row_stride, 0,
                   args.d, sum);
   // Rounded as the rows that the general path stores.
   const float gate = __bfloat162float(__float2bfloat16(sum_of_warp(sum[0])));
@@ -104,43 +110,62 @@ __global__ void __launch_bounds__(GemvConfig::kWarps * 32)
   *to = __float2bfloat16(value);
 }
 
+inline constexpr int kMoeDownRows = 4;   // outputs of a block
+inline constexpr int kMoeDownWarps = 8;  // that share the choices and pieces of the shared expert
+inline constexpr int kMoeDownPiece = 2048;  // most elements of such a piece
+
 template <GemvWeight kType>
-__global__ void __launch_bounds__(GemvConfig::kWarps * 32)
+__global__ void __launch_bounds__(kMoeDownWarps * 32)
     moe_down_kernel(const __grid_constant__ MoeFewArgs args) {
   constexpr int kBytes = GemvLoad<kType>::kBytes;
+  __shared__ float of_warp[kMoeDownWarps][kMoeDownRows];
   let_next_kernel_start();
-  const int n =
-      static_cast<int>(blockIdx.x) * GemvConfig::kWarps + static_cast<int>(threadIdx.x) / 32;
+  const int n0 = static_cast<int>(blockIdx.x) * kMoeDownRows;
   const int token = static_cast<int>(blockIdx.y);
-  if (n < args.d && args.shared_f > 0)
-    prefetch_l2(expert_row<kBytes>(args.shared_w2, 0, n).data, args.shared_f * kBytes);
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  // Row r of an expert's matrix; the last again where there are no more.
+  const auto rows_of = [&](const ExpertMatrices& w, int expert, ExpertRow(&row)[kMoeDownRows]) {
+#pragma unroll
+    for (int r = 0; r < kMoeDownRows; ++r)
+      row[r] = expert_row<kBytes>(w, expert, min(n0 + r, args.d - 1));
+  };
+  if (args.shared_f > 0 && warp < kMoeDownRows)
+    prefetch_l2(expert_row<kBytes>(args.shared_w2, 0, min(n0 + warp, args.d - 1)).data,
+                args.shared_f * kBytes);
   wait_for_previous_kernel();
-  if (n >= args.d) return;
-  // The choices were made before the kernel that this one waits for.
-  for (int choice = 0; choice < args.num_choices; ++choice) {
-    const int expert = __ldg(args.topk_idx + token * args.idx_row_stride + choice);
-    if (expert >= 0 && expert < args.num_experts)
-      prefetch_l2(expert_row<kBytes>(args.w2, expert, n).data, args.f * kBytes);
+  const int pieces = (args.shared_f + kMoeDownPiece - 1) / kMoeDownPiece;
+  const int piece = pieces > 0 ? (args.shared_f / 16 + pieces - 1) / pieces * 16 : 0;
+  ExpertRow row[kMoeDownRows];
+  float sum[kMoeDownRows] = {};
+  for (int part = warp; part < args.num_choices + pieces; part += kMoeDownWarps) {
+    if (part < args.num_choices) {
+      const int expert = __ldg(args.topk_idx + token * args.idx_row_stride + part);
+      if (expert < 0 || expert >= args.num_experts) continue;
+      rows_of(args.w2, expert, row);
+      add_dots<kType>(row,
+                      static_cast<const __nv_bfloat16*>(args.hidden) +
+                          static_cast<int64_t>(token * args.num_choices + part) * args.f,
+                      0, args.f, sum);
+    } else {
+      const int begin = (part - args.num_choices) * piece;
+      rows_of(args.shared_w2, 0, row);
+      add_dots<kType>(row,
+                      static_cast<const __nv_bfloat16*>(args.shared_hidden) +
+                          static_cast<int64_t>(token) * args.shared_f,
+                      begin, min(begin + piece, args.shared_f), sum);
+    }
   }
-  float sum[1] = {};
-  for (int choice = 0; choice < args.num_choices; ++choice) {
-    const int expert = __ldg(args.topk_idx + token * args.idx_row_stride + choice);
-    if (expert < 0 || expert >= args.num_experts) continue;
-    const ExpertRow row[1] = {expert_row<kBytes>(args.w2, expert, n)};
-    add_dots<kType>(row,
-                    static_cast<const __nv_bfloat16*>(args.hidden) +
-                        static_cast<int64_t>(token * args.num_choices + choice) * args.f,
-                    args.f, sum);
+#pragma unroll
+  for (int r = 0; r < kMoeDownRows; ++r) {
+    const float total = sum_of_warp(sum[r]);
+    if (lane == 0) of_warp[warp][r] = total;
   }
-  if (args.shared_f > 0) {
-    const ExpertRow row[1] = {expert_row<kBytes>(args.shared_w2, 0, n)};
-    add_dots<kType>(row,
-                    static_cast<const __nv_bfloat16*>(args.shared_hidden) +
-                        static_cast<int64_t>(token) * args.shared_f,
-                    args.shared_f, sum);
-  }
-  const float total = sum_of_warp(sum[0]);
-  if (threadIdx.x % 32 != 0) return;
+  __syncthreads();
+  const int n = n0 + static_cast<int>(threadIdx.x);
+  if (threadIdx.x >= kMoeDownRows || n >= args.d) return;
+  float total = 0.0f;
+#pragma unroll
+  for (int w = 0; w < kMoeDownWarps; ++w) total += of_warp[w][threadIdx.x];
   const int64_t at = token * args.y_row_stride + n;
   if (args.y_is_f32) {
     static_cast<float*>(args.y)[at] += total;

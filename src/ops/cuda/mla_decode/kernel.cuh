@@ -453,6 +453,7 @@ __global__ void __launch_bounds__(MlaDecodeConfig::kThreads, 1)
   } else {
     __syncthreads();
   }
+  wait_for_previous_kernel();
   const int group = static_cast<int>(threadIdx.x) / 128;
   if (group == 0) {
     registers_shrink<40>();

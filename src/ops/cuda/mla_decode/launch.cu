@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "ops/cuda/detail/programmatic_launch.h"
 #include "ops/cuda/detail/tensor_map.h"
 #include "ops/cuda/mla_decode/kernel.cuh"
 
@@ -21,20 +22,10 @@ void launch_decode(const MlaDecodeArgs& args, const CUtensorMap& map_q,
     return true;
   }();
   static_cast<void>(ready);
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = kCluster;
-  attribute.val.clusterDim.y = 1;
-  attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(std::min(tiles, args.num_sms / kCluster * kCluster)));
-  config.blockDim = dim3(C::kThreads);
-  config.dynamicSmemBytes = C::kSharedBytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = kCluster > 1 ? 1 : 0;
-  HADAL_CHECK_CUDA(
-      cudaLaunchKernelEx(&config, mla_decode_kernel_sm90<kCluster>, args, map_q, map_pages));
+  const int blocks = std::min(tiles, args.num_sms / kCluster * kCluster);
+  const ProgrammaticLaunch launch(static_cast<unsigned>(blocks), C::kThreads, C::kSharedBytes,
+                                  stream, kCluster);
+  HADAL_CHECK_CUDA(launch.start(mla_decode_kernel_sm90<kCluster>, args, map_q, map_pages));
 }
 
 }  // namespace
@@ -75,16 +66,9 @@ void mla_decode_sm90(const MlaDecodeArgs& args, cudaStream_t stream) {
     launch_decode<1>(args, map_q, map_pages, tiles, stream);
   }
   if (args.max_splits == 1) return;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(rows), static_cast<unsigned>(args.num_seqs));
-  config.blockDim = dim3(256);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  HADAL_CHECK_CUDA(cudaLaunchKernelEx(&config, mla_decode_merge_kernel, args));
+  const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(args.num_seqs));
+  const ProgrammaticLaunch launch(grid, 256, 0, stream);
+  HADAL_CHECK_CUDA(launch.start(mla_decode_merge_kernel, args));
 }
 
 }  // namespace hadal::cuda
