@@ -16,7 +16,7 @@ HADAL_OP(cross_entropy_forward, Context& ctx, In logits, In targets, Out lse, Ou
 // dlogits = scale * (softmax(logits) - onehot(target)); dlogits may be logits itself.
 HADAL_OP(cross_entropy_backward, Context& ctx, In logits, In targets, In lse, double scale,
          Out dlogits)
-// total [1] f64 += sum of x in index order (f64)
+// total [1] f64 += sum of x (f64; in index order on a CPU, in another fixed order on CUDA)
 HADAL_OP(sum_acc, Context& ctx, In x, Acc total)
 
 }  // namespace hadal::ops

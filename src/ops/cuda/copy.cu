@@ -89,6 +89,10 @@ __global__ void add_eight_kernel(int64_t n, const void* a, DType a_type, const v
 __global__ void fill_kernel(int64_t n, double value, Elements x) {
   for (int64_t i = first_index(); i < n; i += index_step()) x.put(i, value);
 }
+__global__ void fill_eight_kernel(int64_t n, float value, void* x, DType dtype) {
+  const Eight all{{value, value, value, value, value, value, value, value}};
+  for (int64_t i = first_index() * 8; i < n; i += index_step() * 8) store_eight(x, dtype, i, all);
+}
 
 template <class R>
 __global__ void embed_kernel(int64_t D, int64_t V, View table, Array<const int32_t> ids, View x,
@@ -104,22 +108,28 @@ __global__ void embed_kernel(int64_t D, int64_t V, View table, Array<const int32
     x.put(t * x.stride0 + j, table.get<R>(id * table.stride0 + j));
 }
 
+// first[id] = the first token of that id; what is above T before.
+__global__ void first_token_kernel(int64_t T, int64_t V, Array<const int32_t> ids, uint32_t* first,
+                                   FaultSite fault) {
+  const int64_t t = first_index();
+  if (t >= T) return;
+  const int64_t id = ids[t];
+  if (id >= 0 && id < V)
+    atomicMin(first + id, static_cast<uint32_t>(t));
+  else
+    fault.raise(static_cast<double>(id), static_cast<double>(t), static_cast<double>(V));
+}
+
 // The blocks of an id's first token add all tokens of that id, in token order: a thread a column.
 template <class R>
 __global__ void embed_backward_kernel(int64_t T, int64_t D, int64_t V, View dx,
-                                      Array<const int32_t> ids, View dtable, FaultSite fault) {
+                                      Array<const int32_t> ids, const uint32_t* first_of,
+                                      View dtable) {
   __shared__ int32_t found[kThreads];  // tokens of this id among kThreads, in order
   __shared__ int in_warp[kThreads / 32];
   const int64_t first = blockIdx.x, id = ids[first];
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
-  if (id < 0 || id >= V) {
-    if (thread == 0)
-      fault.raise(static_cast<double>(id), static_cast<double>(first), static_cast<double>(V));
-    return;
-  }
-  int seen = 0;
-  for (int64_t t = thread; t < first; t += kThreads) seen |= ids[t] == id ? 1 : 0;
-  if (__syncthreads_or(seen) != 0) return;
+  if (id < 0 || id >= V || first_of[id] != first) return;
   const int64_t column = static_cast<int64_t>(blockIdx.y) * kThreads + thread;
   const int64_t at = id * dtable.stride0 + column;
   R sum = column < D ? dtable.get<R>(at) : R(0);
@@ -180,6 +190,12 @@ void add_acc(Context& ctx, In x, Acc y) { add(ctx, x, y, Out(static_cast<Tensor&
 
 void fill(Context& ctx, double value, Out x) {
   const int64_t n = x.num_elements();
+  const bool is_exact = static_cast<double>(static_cast<float>(value)) == value;
+  if (is_exact && is_vector(x) && n > 0) {
+    fill_eight_kernel<<<blocks_for(n / 8, kThreads), kThreads, 0, stream_of(ctx)>>>(
+        n, static_cast<float>(value), x.raw(), x.dtype());
+    return check_launch(ctx, "fill", x);
+  }
   fill_kernel<<<blocks_for(n, kThreads), kThreads, 0, stream_of(ctx)>>>(n, value, Elements(x));
   check_launch(ctx, "fill", x);
 }
@@ -197,10 +213,17 @@ void embed_forward(Context& ctx, In table, In ids, Out x) {
 void embed_backward_acc(Context& ctx, In dx, In ids, Acc dtable) {
   const int64_t V = dtable.dim(0), D = dtable.dim(1), T = ids.dim(0);
   if (T == 0) return;
+  Tensor first;
+  const Block memory = ctx.memory.take_tensor(DType::kI32, {V}, &first);
+  fill(ctx, -1.0, first);  // as unsigned numbers above every token
+  auto* const first_of = static_cast<uint32_t*>(first.raw());
+  first_token_kernel<<<blocks_for(T, kThreads), kThreads, 0, stream_of(ctx)>>>(
+      T, V, Array<const int32_t>(ids), first_of, FaultSite(ctx, kIdOutside));
+  check_launch(ctx, "embed_backward_acc", dx);
   with_arithmetic({dx.dtype(), dtable.dtype()}, [&]<class R>(R) {
     const dim3 grid(static_cast<unsigned>(T), static_cast<unsigned>(ceil_div(D, kThreads)));
     embed_backward_kernel<R><<<grid, kThreads, 0, stream_of(ctx)>>>(
-        T, D, V, View(dx), Array<const int32_t>(ids), View(dtable), FaultSite(ctx, kIdOutside));
+        T, D, V, View(dx), Array<const int32_t>(ids), first_of, View(dtable));
   });
   check_launch(ctx, "embed_backward_acc", dx);
 }

@@ -68,6 +68,39 @@ __global__ void dgain_blocks_kernel(int64_t T, int64_t D, View x, Array<const R>
   partial[blockIdx.y * D + j] = sum;
 }
 
+// The same for bf16: a warp takes eight rows and 256 columns, the eight warps add up in order.
+constexpr int kGainWarps = 8, kGainColumns = 256;
+__global__ void __launch_bounds__(kGainWarps * 32)
+    dgain_blocks_bf16_kernel(int64_t T, int64_t D, View x, Array<const float> rstd, View dy,
+                             float* partial) {
+  constexpr int64_t kWarpRows = kGainRows / kGainWarps;
+  __shared__ float of_warp[kGainWarps][kGainColumns];
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t j = static_cast<int64_t>(blockIdx.x) * kGainColumns + lane * 8;
+  const int64_t first = blockIdx.y * kGainRows + warp * kWarpRows;
+  Eight sum{};
+  if (j < D) {
+#pragma unroll 4
+    for (int64_t t = first; t < first + kWarpRows; ++t) {
+      if (t >= T) break;
+      const Eight v = Eight::load(static_cast<const bf16*>(x.data) + t * x.stride0 + j);
+      const Eight d = Eight::load(static_cast<const bf16*>(dy.data) + t * dy.stride0 + j);
+      const float r = rstd[t];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sum.of[i] += d.of[i] * (v.of[i] * r);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) of_warp[warp][lane * 8 + i] = sum.of[i];
+  __syncthreads();
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kGainColumns + threadIdx.x;
+  if (column >= D) return;
+  float all = 0.0f;
+#pragma unroll
+  for (int w = 0; w < kGainWarps; ++w) all += of_warp[w][threadIdx.x];
+  partial[blockIdx.y * D + column] = all;
+}
+
 template <class R>
 __global__ void dgain_total_kernel(int64_t B, int64_t D, const R* partial, R* dgain) {
   const int64_t j = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -80,6 +113,7 @@ __global__ void dgain_total_kernel(int64_t B, int64_t D, const R* partial, R* dg
 __global__ void __launch_bounds__(kRowThreads)
     forward_bf16_kernel(int64_t D, View x, View gain, float eps, View y, Array<float> rstd) {
   hadal::cuda::let_next_kernel_start();
+  hadal::cuda::wait_for_previous_kernel();
   __shared__ float shared[kRowThreads / 32];
   const int64_t t = blockIdx.x;
   const auto* from = static_cast<const bf16*>(x.data) + t * x.stride0;
@@ -150,8 +184,8 @@ void rmsnorm_forward(Context& ctx, In x, In gain, double eps, Out y, Out rstd) {
   const int64_t T = x.dim(0), D = x.dim(1);
   if (T == 0) return;
   if (has_bf16_rows(x) && has_bf16_rows(y) && is_gain_of_bf16_rows(gain)) {
-    forward_bf16_kernel<<<static_cast<unsigned>(T), kRowThreads, 0, stream_of(ctx)>>>(
-        D, View(x), View(gain), static_cast<float>(eps), View(y), Array<float>(rstd));
+    launch_programmatic(ctx, forward_bf16_kernel, static_cast<unsigned>(T), kRowThreads, 0, D,
+                        View(x), View(gain), static_cast<float>(eps), View(y), Array<float>(rstd));
     return check_launch(ctx, "rmsnorm_forward", x);
   }
   with_arithmetic({x.dtype()}, [&]<class R>(R) {
@@ -183,12 +217,19 @@ void rmsnorm_backward(Context& ctx, In x, In gain, In rstd, In dy, Out dx, Out d
     Tensor partial;
     const Block memory = ctx.memory.take_tensor(DTypeOf<R>::value, {B, D}, &partial);
     if (T > 0) {
+      const bool is_bf16 =
+          has_bf16_rows(x) && has_bf16_rows(dy) && has_bf16_rows(dx) && is_gain_of_bf16_rows(gain);
       // NOTE: before dx, which may be dy.
-      dgain_blocks_kernel<R>
-          <<<dim3(columns, static_cast<unsigned>(B)), kThreads, 0, stream_of(ctx)>>>(
-              T, D, View(x), Array<const R>(rstd), View(dy), partial.data<R>());
+      const dim3 gain_blocks(columns, static_cast<unsigned>(B));
+      static_assert(kGainColumns == kThreads);
+      if (is_bf16)
+        dgain_blocks_bf16_kernel<<<gain_blocks, kGainWarps * 32, 0, stream_of(ctx)>>>(
+            T, D, View(x), Array<const float>(rstd), View(dy), static_cast<float*>(partial.raw()));
+      else
+        dgain_blocks_kernel<R><<<gain_blocks, kThreads, 0, stream_of(ctx)>>>(
+            T, D, View(x), Array<const R>(rstd), View(dy), partial.data<R>());
       check_launch(ctx, "rmsnorm_backward", x);
-      if (has_bf16_rows(x) && has_bf16_rows(dy) && has_bf16_rows(dx) && is_gain_of_bf16_rows(gain))
+      if (is_bf16)
         dx_bf16_kernel<<<static_cast<unsigned>(T), kRowThreads, 0, stream_of(ctx)>>>(
             D, View(x), View(gain), Array<const float>(rstd), View(dy), View(dx));
       else

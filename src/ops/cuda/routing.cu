@@ -108,6 +108,7 @@ __global__ void gate_kernel(int64_t E, GateRule rule, Array<const R> logits, con
                             Array<R> scores, Array<int32_t> topk_idx, Array<R> topk_weight) {
   extern __shared__ __align__(16) char memory[];
   hadal::cuda::let_next_kernel_start();
+  hadal::cuda::wait_for_previous_kernel();
   const int64_t t = blockIdx.x, lane = threadIdx.x, G = rule.n_group, size = E / G;
   const Scratch<R> s(memory, E, G);
   R* score = scores.row(t);
@@ -199,21 +200,18 @@ __global__ void balance_choose_kernel(int64_t E, int64_t K, Array<const R> score
   for_taken(marks, E, [&](int64_t k, int64_t e) { chosen[t * K + k] = static_cast<int32_t>(e); });
 }
 
-// Averages over a sequence in token order: a block a sequence, a thread an expert. Counts are whole
-// numbers, so they come from a histogram in any order.
+constexpr int64_t kShareTokens = 64;  // of one partial sum of shares
+
+// A sequence's shares summed over pieces of kShareTokens tokens: a block a piece, a thread an
+// expert.
 template <class R>
-__global__ void balance_average_kernel(int64_t E, int64_t K, Array<const int32_t> offsets,
-                                       Array<const R> scores, const R* total, const int32_t* chosen,
-                                       R* share, Array<R> loss, Array<R> fraction) {
+__global__ void balance_share_kernel(int64_t E, Array<const int32_t> offsets, Array<const R> scores,
+                                     const R* total, R* share) {
   constexpr int kAhead = 8;  // tokens whose scores are under way at once
-  extern __shared__ int32_t histogram[];
-  const int64_t s = blockIdx.x, first = offsets[s], last = offsets[s + 1], length = last - first;
-  R *f = fraction.row(s), *shares = share + s * E;
-  for (int64_t e = threadIdx.x; e < E; e += blockDim.x) histogram[e] = 0;
-  __syncthreads();
-  for (int64_t i = first * K + threadIdx.x; i < last * K; i += blockDim.x)
-    atomicAdd(&histogram[chosen[i]], 1);
-  __syncthreads();
+  const int64_t s = blockIdx.x, end = offsets[s + 1];
+  const int64_t first = offsets[s] + blockIdx.y * kShareTokens;
+  const int64_t last = first + kShareTokens < end ? first + kShareTokens : end;
+  R* const to = share + (s * gridDim.y + blockIdx.y) * E;
   for (int64_t e = threadIdx.x; e < E; e += blockDim.x) {
     R mine = 0;
     for (int64_t t = first; t < last; t += kAhead) {
@@ -226,6 +224,27 @@ __global__ void balance_average_kernel(int64_t E, int64_t K, Array<const int32_t
       for (int i = 0; i < kAhead; ++i)
         if (i < ahead) mine += score[i] * inverse[i];
     }
+    to[e] = mine;
+  }
+}
+
+// Averages over a sequence: a block a sequence, a thread an expert, pieces in token order. Counts
+// are whole numbers, so they come from a histogram in any order.
+template <class R>
+__global__ void balance_average_kernel(int64_t E, int64_t K, int64_t pieces,
+                                       Array<const int32_t> offsets, const int32_t* chosen,
+                                       R* share, Array<R> loss, Array<R> fraction) {
+  extern __shared__ int32_t histogram[];
+  const int64_t s = blockIdx.x, first = offsets[s], last = offsets[s + 1], length = last - first;
+  R *f = fraction.row(s), *shares = share + s * pieces * E;
+  for (int64_t e = threadIdx.x; e < E; e += blockDim.x) histogram[e] = 0;
+  __syncthreads();
+  for (int64_t i = first * K + threadIdx.x; i < last * K; i += blockDim.x)
+    atomicAdd(&histogram[chosen[i]], 1);
+  __syncthreads();
+  for (int64_t e = threadIdx.x; e < E; e += blockDim.x) {
+    R mine = 0;
+    for (int64_t piece = 0; piece < pieces; ++piece) mine += shares[piece * E + e];
     R count = static_cast<R>(histogram[e]);
     if (length > 0) count = count * static_cast<R>(E) / static_cast<R>(K * length);
     f[e] = count;
@@ -286,9 +305,10 @@ void gate_forward(Context& ctx, const GateRule& rule, In logits, In bias, Out sc
   const int64_t T = logits.dim(0), E = logits.dim(1);
   if (T == 0) return;
   with_arithmetic({logits.dtype()}, [&]<class R>(R) {
-    gate_kernel<R><<<static_cast<unsigned>(T), kWarp, gate_bytes<R>(rule, E), stream_of(ctx)>>>(
-        E, rule, Array<const R>(logits), bias.data<R>(), Array<R>(scores), Array<int32_t>(topk_idx),
-        Array<R>(topk_weight));
+    launch_programmatic(ctx, gate_kernel<R>, static_cast<unsigned>(T), kWarp,
+                        gate_bytes<R>(rule, E), E, rule, Array<const R>(logits),
+                        const_cast<const R*>(bias.data<R>()), Array<R>(scores),
+                        Array<int32_t>(topk_idx), Array<R>(topk_weight));
   });
   check_launch(ctx, "gate_forward", logits);
 }
@@ -315,18 +335,25 @@ void balance_loss_forward(Context& ctx, const GateRule& rule, const Packed& seq,
     Tensor total, chosen, share;
     const Block total_memory = ctx.memory.take_tensor(DTypeOf<R>::value, {T}, &total);
     const Block chosen_memory = ctx.memory.take_tensor(DType::kI32, {T, K}, &chosen);
-    const Block share_memory = ctx.memory.take_tensor(DTypeOf<R>::value, {S, E}, &share);
+    const int64_t pieces = std::max<int64_t>(1, ceil_div(seq.max_len, kShareTokens));
+    const Block share_memory = ctx.memory.take_tensor(DTypeOf<R>::value, {S, pieces, E}, &share);
     if (T > 0) {
       balance_choose_kernel<R>
           <<<static_cast<unsigned>(T), kWarp, gate_bytes<R>(rule, E), stream_of(ctx)>>>(
               E, K, Array<const R>(scores), total.data<R>(), chosen.data<int32_t>());
       check_launch(ctx, "balance_loss_forward", scores);
     }
+    balance_share_kernel<R>
+        <<<dim3(static_cast<unsigned>(S), static_cast<unsigned>(pieces)),
+           static_cast<unsigned>(std::min<int64_t>(ceil_div(E, kWarp) * kWarp, kThreads)), 0,
+           stream_of(ctx)>>>(E, Array<const int32_t>(seq.offsets), Array<const R>(scores),
+                             total.data<R>(), share.data<R>());
+    check_launch(ctx, "balance_loss_forward", scores);
     const auto histogram_bytes = static_cast<unsigned>(E * static_cast<int64_t>(sizeof(int32_t)));
     balance_average_kernel<R>
         <<<static_cast<unsigned>(S), kThreads, histogram_bytes, stream_of(ctx)>>>(
-            E, K, Array<const int32_t>(seq.offsets), Array<const R>(scores), total.data<R>(),
-            chosen.data<int32_t>(), share.data<R>(), Array<R>(loss), Array<R>(fraction));
+            E, K, pieces, Array<const int32_t>(seq.offsets), chosen.data<int32_t>(),
+            share.data<R>(), Array<R>(loss), Array<R>(fraction));
   });
   check_launch(ctx, "balance_loss_forward", scores);
 }

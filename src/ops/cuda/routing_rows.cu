@@ -66,30 +66,54 @@ __global__ void page_begin_kernel(int64_t E, const int32_t* counts, int32_t* pag
 constexpr int kNumberThreads = 1024;  // of a block that numbers an expert's rows
 
 // Gives the choices of expert blockIdx.x their row numbers in token order: a running count over
-// pieces of blockDim.x choices, and within a piece the number of earlier threads with a match.
-__global__ void row_numbers_kernel(Choices choices, const int32_t* page_begin,
-                                   Array<int32_t> row_of_choice) {
-  __shared__ int in_warp[kNumberThreads / kWarp];
-  const int64_t expert = blockIdx.x;
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+// pieces of kNumberEach choices a thread, and within a piece the matches of earlier threads.
+__global__ void __launch_bounds__(kNumberThreads)
+    row_numbers_kernel(Choices choices, const int32_t* page_begin, Array<int32_t> row_of_choice) {
+  constexpr int kNumberEach = 4, kWarps = kNumberThreads / kWarp;
+  __shared__ int in_warp[2][kWarps];
+  const int64_t expert = blockIdx.x, n = choices.count();
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const bool is_dense = choices.rows.stride == choices.K;
   int64_t next = page_begin[expert] * kPageRows;
-  for (int64_t begin = 0; begin < choices.count(); begin += blockDim.x) {
-    const int64_t i = begin + threadIdx.x;
-    const bool match = i < choices.count() && choices[i] == expert;
-    const unsigned votes = __ballot_sync(0xffffffffu, match);
-    if (lane == 0) in_warp[warp] = __popc(votes);
-    __syncthreads();
-    int before = __popc(votes & ((1u << lane) - 1u)), all = 0;
-    for (int w = 0; w < kNumberThreads / kWarp; ++w) {
-      if (w < warp) before += in_warp[w];
-      all += in_warp[w];
+  int turn = 0;
+  for (int64_t begin = 0; begin < n; begin += int64_t{kNumberThreads} * kNumberEach, turn ^= 1) {
+    const int64_t i = begin + threadIdx.x * kNumberEach;
+    bool match[kNumberEach];
+    int mine = 0;
+#pragma unroll
+    for (int j = 0; j < kNumberEach; ++j) {
+      const int64_t at = i + j;
+      match[j] = at < n && (is_dense ? choices.rows.data[at] : choices[at]) == expert;
+      mine += match[j] ? 1 : 0;
     }
-    if (match)
-      row_of_choice.row(i / choices.K)[i % choices.K] = static_cast<int32_t>(next + before);
-    next += all;
+    int before = mine;  // of the warp, this thread's included
+#pragma unroll
+    for (int d = 1; d < kWarp; d *= 2) {
+      const int other = __shfl_up_sync(0xffffffffu, before, d);
+      if (lane >= d) before += other;
+    }
+    if (lane == kWarp - 1) in_warp[turn][warp] = before;
     __syncthreads();
+    before -= mine;
+    // Each warp adds up all warps' counts, a lane one.
+    int of_lane = in_warp[turn][lane];
+    int earlier = lane < warp ? of_lane : 0;
+#pragma unroll
+    for (int d = kWarp / 2; d > 0; d /= 2) {
+      of_lane += __shfl_xor_sync(0xffffffffu, of_lane, d);
+      earlier += __shfl_xor_sync(0xffffffffu, earlier, d);
+    }
+    before += earlier;
+    for (int j = 0; mine > 0 && j < kNumberEach; ++j) {
+      if (!match[j]) continue;
+      const int64_t at = i + j;
+      row_of_choice.row(at / choices.K)[at % choices.K] = static_cast<int32_t>(next + before++);
+    }
+    next += of_lane;
   }
 }
+static_assert(kNumberThreads / kWarp == kWarp);
 
 // Sixteen bytes at a time: eight bf16.
 __global__ void scatter_bf16_kernel(int64_t D, View x, Choices row_of_choice, PagedView rows) {

@@ -188,12 +188,10 @@ __device__ void bf16_gemm_store(const Bf16GemmArgs& args, const float (&acc)[C::
       float2 value{acc[j * 4 + half * 2], acc[j * 4 + half * 2 + 1]};
       if (args.c_is_f32) {
         auto* const to = reinterpret_cast<float2*>(static_cast<float*>(args.c) + line + col);
-        if (args.accumulate) {
-          const float2 old = *to;
-          value.x += old.x;
-          value.y += old.y;
-        }
-        *to = value;
+        if (args.accumulate)
+          add_in_memory(reinterpret_cast<float*>(to), value);
+        else
+          *to = value;
       } else {
         auto* const to =
             reinterpret_cast<__nv_bfloat162*>(static_cast<__nv_bfloat16*>(args.c) + line + col);
