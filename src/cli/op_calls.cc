@@ -173,9 +173,14 @@ class Maker {
   ops::PagedRows paged_output(const Routed& r, int64_t width) {
     return {.slab = output({r.pages, ops::kPageRows, width}), .page = Tensor()};
   }
+  // Matrices of experts lie one after the other, as in a model's store.
+  static Tensor matrix_of(const Tensor& all, int64_t e) {
+    return all.view({all.dim(0) * all.dim(1), all.dim(2)}).rows(e * all.dim(1), all.dim(1));
+  }
   std::vector<Operand> expert_weights(int64_t E, const Shape& shape) {
+    const Tensor all = filled(act_, {E, shape[0], shape[1]});
     std::vector<Operand> w;
-    for (int64_t e = 0; e < E; ++e) w.push_back(weight(act_, shape));
+    for (int64_t e = 0; e < E; ++e) w.push_back(Operand(matrix_of(all, e)));
     return w;
   }
   void grouped_gemm_nt() {
@@ -200,7 +205,8 @@ class Maker {
     const Routed r = routed(s_[0], s_[3]);
     const ops::PagedRows a = paged_input(r, s_[1]), b = paged_input(r, s_[2]);
     std::vector<Tensor> dw;
-    for (int64_t e = 0; e < s_[3]; ++e) dw.push_back(zeros(kStat, {s_[1], s_[2]}));
+    const Tensor all = zeros(kStat, {s_[3], s_[1], s_[2]});
+    for (int64_t e = 0; e < s_[3]; ++e) dw.push_back(matrix_of(all, e));
     run([=, &ctx = ctx_] { ops::grouped_gemm_tn_acc(ctx, r.layout, a, b, dw); });
   }
 
