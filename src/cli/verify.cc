@@ -12,7 +12,9 @@ namespace {
 
 struct Options {
   MachineOptions machine;
-  std::string model, golden, dtype = "f32";
+  std::string model, golden, record, dtype = "f32";
+  int64_t sequences = 2, tokens = 48;
+  uint64_t seed = 0;
   bool json = false;
 };
 
@@ -21,7 +23,26 @@ VerifyFormat format_of(const std::string& name) {
   return {parse_dtype(name, {DType::kF64, DType::kF32, DType::kBF16}, "--dtype")};
 }
 
+void record(const Options& o) {
+  constexpr int64_t kFewest = 18, kMost = 1 << 20;
+  HADAL_CHECK(o.sequences >= 1 && o.tokens >= kFewest && o.sequences * o.tokens <= kMost,
+              "--sequences ", o.sequences, " --tokens ", o.tokens,
+              ": a golden has at least one sequence of ", kFewest, " tokens and at most ", kMost,
+              " tokens in all");
+  const auto machine = o.machine.make();
+  Context ctx = machine->context();
+  const io::HfCheckpoint checkpoint = io::open_checkpoint(resolve_model(o.model));
+  Recording recording(o.sequences, o.tokens, checkpoint.config.vocab_size, o.seed);
+  VerifyReport report(recording);
+  verify_golden(ctx, checkpoint, format_of(o.dtype), report);
+  recording.write(o.record);
+  fmt::print("recorded: {} in {}\n", o.record, o.dtype);
+}
+
 void run(const Options& o) {
+  HADAL_CHECK(o.golden.empty() != o.record.empty(),
+              "hadal verify needs --golden FILE to compare with, or --record FILE to write");
+  if (!o.record.empty()) return record(o);
   const VerifyFormat format = format_of(o.dtype);
   const auto machine = o.machine.make();
   Context ctx = machine->context();
@@ -47,7 +68,14 @@ void add_verify_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
   auto* command = app.add_subcommand("verify", "compare a model with reference outputs");
   command->add_option("--model", o->model, "checkpoint directory")->required();
-  command->add_option("--golden", o->golden, "golden.safetensors or train.safetensors")->required();
+  command->add_option("--golden", o->golden, "golden.safetensors or train.safetensors");
+  command->add_option(
+      "--record", o->record,
+      "write this file instead: a golden of random tokens, as this machine computes "
+      "it in --dtype; compare another device with it");
+  command->add_option("--sequences", o->sequences, "of --record")->capture_default_str();
+  command->add_option("--tokens", o->tokens, "of each sequence of --record")->capture_default_str();
+  command->add_option("--seed", o->seed, "of the tokens of --record")->capture_default_str();
   command
       ->add_option("--dtype", o->dtype,
                    "f64, f32, bf16, or fp8: bf16 with the recipe of FP8 training")

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "cli/verify_record.h"
 #include "core/tensor.h"
 #include "io/safetensors.h"
 
@@ -23,7 +24,9 @@ struct Tolerance {
 
 class VerifyReport {
  public:
-  explicit VerifyReport(const io::SafetensorsFile& golden) : golden_(golden) {}
+  explicit VerifyReport(const io::SafetensorsFile& golden) : golden_(&golden) {}
+  // What would be compared is recorded instead.
+  explicit VerifyReport(Recording& recording) : recording_(&recording) {}
 
   // Compares with golden tensor `key`; an Error if it is missing or has another shape. `kind` is
   // the row of the table.
@@ -39,7 +42,9 @@ class VerifyReport {
   const io::StoredTensor& golden(const std::string& key, const io::StoredShape& shape);
 
   // A tensor of the file by name; null if it has none.
-  const io::StoredTensor* find(const std::string& key) const { return golden_.find(key); }
+  const io::StoredTensor* find(const std::string& key) const {
+    return recording_ != nullptr ? recording_->find(key) : golden_->find(key);
+  }
 
   bool passed() const;
   std::string table() const;
@@ -55,7 +60,8 @@ class VerifyReport {
   };
   Row& row_of(const std::string& kind, Tolerance tolerance);
 
-  const io::SafetensorsFile& golden_;
+  const io::SafetensorsFile* golden_ = nullptr;  // or
+  Recording* recording_ = nullptr;
   std::set<std::string> used_;
   std::vector<std::pair<std::string, Row>> rows_;
 };

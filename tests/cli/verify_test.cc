@@ -150,6 +150,49 @@ TEST(Verify, RefusesTheGoldenOfAnotherModel) {
                  "cannot open /absent: No such file or directory; check the path");
 }
 
+TEST(Verify, PassesItsOwnRecordInAnotherType) {
+  const TempDir dir;
+  const std::string golden = dir / "golden.safetensors";
+  const std::vector<std::string> record = {"verify",   "--model",     "tests/goldens/v3_heads",
+                                           "--dtype",  "f64",         "--record",
+                                           golden,     "--sequences", "3",
+                                           "--tokens", "21",          "--seed"};
+  const auto with_seed = [&](const char* seed) {
+    std::vector<std::string> args = record;
+    args.push_back(seed);
+    return run(args);
+  };
+  ASSERT_EQ(with_seed("1").status, 0);
+  const io::SafetensorsFile file(golden);
+  ASSERT_NE(file.find("input_ids"), nullptr);
+  EXPECT_EQ(file.find("input_ids")->shape, (io::StoredShape{3, 21}));
+  ASSERT_NE(file.find("logits"), nullptr);
+  EXPECT_EQ(file.find("logits")->type, io::StoredType::kF64);
+  const auto verify_record = [&](const std::string& path) {
+    return run({"verify", "--model", "tests/goldens/v3_heads", "--golden", path});
+  };
+  EXPECT_EQ(verify_record(golden).status, 0);
+  // With one value changed it does not.
+  const std::string edited = dir / "edited.safetensors";
+  std::vector<std::byte> bytes;
+  rewrite(golden, edited, [&](auto& tensors) {
+    io::TensorSource& t = find(tensors, "logits");
+    bytes = changed(t);
+    t.data = bytes.data();
+  });
+  EXPECT_EQ(verify_record(edited).status, 1);
+}
+
+TEST(Verify, RefusesARecordThatIsTooShort) {
+  const TempDir dir;
+  expect_refused(
+      {"verify", "--model", "tests/goldens/base", "--record", dir / "g", "--tokens", "17"},
+      "--sequences 2 --tokens 17: a golden has at least one sequence of 18 tokens and at "
+      "most 1048576 tokens in all");
+  expect_refused({"verify", "--model", "tests/goldens/base"},
+                 "hadal verify needs --golden FILE to compare with, or --record FILE to write");
+}
+
 TEST(Verify, PrintsJson) {
   const Result r = run({"verify", "--model", "tests/goldens/base", "--golden",
                         "tests/goldens/base/golden.safetensors", "--json"});
