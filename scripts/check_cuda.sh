@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks the CUDA backend on a machine with a GPU: every op against the CPU, the goldens in f32, f64
-# and bf16, generation against the CPU's, and training against the CPU's and against itself.
+# Checks the CUDA backend on a machine with a GPU: every op against the CPU, the goldens in f32, f64,
+# bf16 and fp8, generation against the CPU's, and training against the CPU's and against itself.
 #
 #   scripts/check_cuda.sh [BUILD]     BUILD holds hadal and ops_cuda_test; default build/cuda
 #
@@ -116,7 +116,7 @@ for case in base odd v3_heads; do
   model=tests/goldens/$case
   for golden in "$model"/golden.safetensors "$model"/train.safetensors; do
     [ -f "$golden" ] || continue
-    for dtype in f32 f64 bf16; do
+    for dtype in f32 f64 bf16 fp8; do
       run "verify $golden in $dtype" \
         "$hadal" verify --model "$model" --golden "$golden" --dtype $dtype --device cuda
     done
@@ -131,6 +131,15 @@ for case in base odd v3_heads; do
   run "generate $case: sampled" same_tokens "$model" --dtype f32 --temperature 0.8 --top-p 0.9
 done
 run "generate base: speculating" same_tokens tests/goldens/base --dtype f32 --speculate 2
+
+# 256 experts in 8 groups with DeepSeek-V3's head sizes: CUDA in f32 against the CPU in f64.
+many_experts() {
+  "$hadal" init --config configs/experts_256.json --seed 1 "$work/experts" &&
+    "$hadal" verify --model "$work/experts" --dtype f64 --record "$work/experts.safetensors" &&
+    "$hadal" verify --model "$work/experts" --golden "$work/experts.safetensors" --device cuda
+}
+run "256 experts: CUDA in f32 against the CPU in f64" many_experts
+rm -rf "$work/experts" "$work/experts.safetensors"
 
 run "training: a text and a tokenizer" make_text
 run "training: 30 steps as on the CPU" train_as_cpu
