@@ -2,6 +2,8 @@
 //
 //   T rows   D width   V vocabulary
 // SPDX-License-Identifier: Apache-2.0
+#include <bit>
+
 #include "ops/copy.h"
 #include "ops/cuda/detail/bf16_rows.cuh"
 #include "ops/cuda/detail/element.cuh"
@@ -89,9 +91,8 @@ __global__ void add_eight_kernel(int64_t n, const void* a, DType a_type, const v
 __global__ void fill_kernel(int64_t n, double value, Elements x) {
   for (int64_t i = first_index(); i < n; i += index_step()) x.put(i, value);
 }
-__global__ void fill_eight_kernel(int64_t n, float value, void* x, DType dtype) {
-  const Eight all{{value, value, value, value, value, value, value, value}};
-  for (int64_t i = first_index() * 8; i < n; i += index_step() * 8) store_eight(x, dtype, i, all);
+__global__ void fill_units_kernel(int64_t units, uint4 value, uint4* x) {
+  for (int64_t i = first_index(); i < units; i += index_step()) x[i] = value;
 }
 
 template <class R>
@@ -125,30 +126,44 @@ template <class R>
 __global__ void embed_backward_kernel(int64_t T, int64_t D, int64_t V, View dx,
                                       Array<const int32_t> ids, const uint32_t* first_of,
                                       View dtable) {
-  __shared__ int32_t found[kThreads];  // tokens of this id among kThreads, in order
-  __shared__ int in_warp[kThreads / 32];
+  constexpr int kEach = 8, kPiece = kThreads * kEach, kWarps = kThreads / 32;
+  __shared__ int16_t found[kPiece];  // tokens of this id in a piece, in order
+  __shared__ int in_warp[kWarps];
   const int64_t first = blockIdx.x, id = ids[first];
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   if (id < 0 || id >= V || first_of[id] != first) return;
   const int64_t column = static_cast<int64_t>(blockIdx.y) * kThreads + thread;
   const int64_t at = id * dtable.stride0 + column;
   R sum = column < D ? dtable.get<R>(at) : R(0);
-  for (int64_t begin = first; begin < T; begin += kThreads) {
-    const bool match = begin + thread < T && ids[begin + thread] == id;
-    const unsigned votes = __ballot_sync(0xffffffffu, match);
-    if (thread % 32 == 0) in_warp[warp] = __popc(votes);
+  for (int64_t begin = first; begin < T; begin += kPiece) {
+    unsigned matches = 0;
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      const int64_t t = begin + thread * kEach + j;
+      if (t < T && ids[t] == id) matches |= 1u << j;
+    }
+    if (__syncthreads_or(static_cast<int>(matches)) == 0) continue;
+    const int mine = __popc(matches);
+    int before = mine;  // of the warp, this thread's included
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+      const int other = __shfl_up_sync(0xffffffffu, before, d);
+      if (lane >= d) before += other;
+    }
+    if (lane == 31) in_warp[warp] = before;
     __syncthreads();
-    int before = __popc(votes & ((1u << thread % 32) - 1u)), count = 0;
-    for (int w = 0; w < kThreads / 32; ++w) {
+    before -= mine;
+    int count = 0;
+    for (int w = 0; w < kWarps; ++w) {
       if (w < warp) before += in_warp[w];
       count += in_warp[w];
     }
-    if (match) found[before] = thread;
+    for (int j = 0; j < kEach; ++j)
+      if ((matches >> j & 1u) != 0) found[before++] = static_cast<int16_t>(thread * kEach + j);
     __syncthreads();
     if (column < D)
       for (int i = 0; i < count; ++i)
         sum = sum + dx.get<R>((begin + found[i]) * dx.stride0 + column);
-    __syncthreads();
   }
   if (column < D) dtable.put(at, sum);
 }
@@ -190,10 +205,14 @@ void add_acc(Context& ctx, In x, Acc y) { add(ctx, x, y, Out(static_cast<Tensor&
 
 void fill(Context& ctx, double value, Out x) {
   const int64_t n = x.num_elements();
-  const bool is_exact = static_cast<double>(static_cast<float>(value)) == value;
-  if (is_exact && is_vector(x) && n > 0) {
-    fill_eight_kernel<<<blocks_for(n / 8, kThreads), kThreads, 0, stream_of(ctx)>>>(
-        n, static_cast<float>(value), x.raw(), x.dtype());
+  const auto narrow = static_cast<float>(value);
+  if (is_vector(x) && n > 0 && static_cast<double>(narrow) == value) {
+    const bool is_f32 = x.dtype() == DType::kF32;
+    uint32_t word = std::bit_cast<uint32_t>(narrow);
+    if (!is_f32) word = uint32_t{to_bf16(narrow).bits} * 0x10001u;
+    const int64_t units = n / (is_f32 ? 4 : 8);
+    fill_units_kernel<<<blocks_for(units, kThreads), kThreads, 0, stream_of(ctx)>>>(
+        units, uint4{word, word, word, word}, static_cast<uint4*>(x.raw()));
     return check_launch(ctx, "fill", x);
   }
   fill_kernel<<<blocks_for(n, kThreads), kThreads, 0, stream_of(ctx)>>>(n, value, Elements(x));
