@@ -20,6 +20,7 @@
 #include "cli/bench.h"
 #include "cli/op_calls.h"
 #include "core/check.h"
+#include "core/device_memory.h"
 #include "core/rng.h"
 #include "core/timer.h"
 #include "io/atomic.h"
@@ -123,12 +124,17 @@ std::vector<std::vector<Sequence>> random_batch(const plan::TrainPlan& p, uint64
 class Steps {
  public:
   Steps(const MachineOptions& machine, const plan::TrainPlan& p)
-      : plan_(p), machine_(machine.make()), ctx_(machine_->context()) {
+      : plan_(p),
+        machine_(machine.make()),
+        ctx_(machine_->context()),
+        before_(device::memory_in_use(ctx_.device)) {
     const DType compute = p.recipe == plan::Recipe::kBf16 ? DType::kBF16 : DType::kF32;
     learner_ = std::make_unique<train::Learner>(ctx_, p.model, compute, p.micro_batch_tokens());
     init_params(ctx_, p.model, 1, learner_->masters().tree);
     learner_->masters_changed();
     step();  // fills the pool
+    step();
+    driver_bytes_ = device::memory_in_use(ctx_.device) - before_;
   }
   // CPU: of the thread; CUDA: of the clock, from launch to result.
   double step() {
@@ -140,11 +146,15 @@ class Steps {
     return ctx_.device.kind == DeviceKind::kCpu ? thread_seconds() - cpu : timer.seconds();
   }
   size_t peak_bytes() const { return machine_->memory.peak_bytes(); }
+  // What the driver gave from the start to the end of the second step; 0 on the CPU. Kernels that
+  // it loaded meanwhile count, unless CUDA_MODULE_LOADING=EAGER.
+  size_t driver_bytes() const { return driver_bytes_; }
 
  private:
   const plan::TrainPlan& plan_;
   std::unique_ptr<Machine> machine_;
   Context ctx_;
+  size_t before_, driver_bytes_ = 0;
   std::unique_ptr<train::Learner> learner_;
   int64_t count_ = 0;
 };
@@ -152,7 +162,7 @@ class Steps {
 struct Measured {
   std::vector<plan::RateRow> rows;
   std::vector<double> steps;
-  size_t peak_bytes = 0;
+  size_t peak_bytes = 0, driver_bytes = 0;
 };
 
 Measured measure(Context& ctx, const MachineOptions& machine, const plan::TrainPlan& p,
@@ -178,6 +188,7 @@ Measured measure(Context& ctx, const MachineOptions& machine, const plan::TrainP
     }
   }
   m.peak_bytes = steps.peak_bytes();
+  m.driver_bytes = steps.driver_bytes();
   for (size_t i = 0; i < calls.size(); ++i) {
     const plan::OpUse& use = calls[i].use;
     m.rows.push_back({.op = use.op,
@@ -219,6 +230,7 @@ void bench_rates(Context& ctx, const MachineOptions& machine, const RatesOptions
                              {"planned_seconds", rounded(planned.step_seconds)},
                              {"time_error", rounded(planned.step_seconds / step - 1.0)},
                              {"peak_bytes", m.peak_bytes},
+                             {"driver_bytes", m.driver_bytes},
                              {"planned_bytes", planned.largest_memory},
                              {"memory_error", rounded(planned.largest_memory / bytes - 1.0)}})
                            .dump());

@@ -9,6 +9,7 @@
 
 #include "core/check.h"
 #include "core/device.h"
+#include "core/device_memory.h"
 #include "core/env.h"
 
 namespace hadal::device {
@@ -79,6 +80,14 @@ void synchronize(Device device, Stream stream) {
   if (is_cpu(device)) return;
   CHECK_CALL(cudaStreamSynchronize(native(stream)));
   throw_fault(device);
+}
+
+size_t memory_in_use(Device device) {
+  if (is_cpu(device)) return 0;
+  use(device);
+  size_t free_bytes = 0, total = 0;
+  CHECK_CALL(cudaMemGetInfo(&free_bytes, &total));
+  return total - free_bytes;
 }
 
 void* allocate(Device device, size_t bytes) {
