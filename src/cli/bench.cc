@@ -6,6 +6,7 @@
 
 #include "cli/convert.h"
 #include "cli/model_config.h"
+#include "cli/serve.h"
 #include "core/check.h"
 
 namespace hadal::cli {
@@ -147,6 +148,8 @@ void add_bench_command(CLI::App& app) {
                   });
   add_formats(ops, o);
   add_rates(*bench);
+  add_bench_serve_command(*bench);
+  add_bench_frontend_command(*bench);
 }
 
 }  // namespace hadal::cli

@@ -63,6 +63,8 @@ struct Sampled {
 Sampled sample(Context& ctx, int64_t count, const std::function<void()>& fn);
 double quantile(std::vector<double> values, double q);
 
+// The commit that this program was built from.
+const char* built_commit();
 // commit, processor, instruction set, threads, command.
 nlohmann::json machine_row(const Context& ctx, const std::string& command);
 

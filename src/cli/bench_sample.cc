@@ -136,8 +136,10 @@ json Sampled::to_json(const Work& work) const {
   return row;
 }
 
+const char* built_commit() { return HADAL_COMMIT; }
+
 json machine_row(const Context& ctx, const std::string& command) {
-  return {{"commit", HADAL_COMMIT},
+  return {{"commit", built_commit()},
           {"cpu", processor_name()},
           {"isa", ops::peak::isa_name()},
           {"threads", ctx.threads.num_threads()},

@@ -23,6 +23,7 @@
 #include <set>
 
 #include "core/check.h"
+#include "server/files.h"
 
 namespace hadal::server {
 namespace {
@@ -475,6 +476,7 @@ void HttpServer::Impl::accept() {
 
 HttpServer::HttpServer(const Options& options, Handler handler)
     : impl_(std::make_unique<Impl>(options, std::move(handler))) {
+  allow_files(options.max_connections);
   impl_->listen();
 }
 

@@ -30,7 +30,7 @@ INSTANTIATE_TEST_SUITE_P(All, Help,
                          ::testing::Values("train", "generate", "chat", "serve", "eval", "verify",
                                            "info", "init", "env", "tokenizer train",
                                            "tokenizer encode", "tokenizer decode",
-                                           "tokenizer bench"),
+                                           "tokenizer bench", "bench serve", "bench frontend"),
                          [](const auto& info) {
                            std::string name = info.param;
                            for (char& c : name)
