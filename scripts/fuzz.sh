@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs every fuzzer of tests/fuzz, one after another: scripts/fuzz.sh [SECONDS [FUZZER ...]]
 #   1200 seconds each unless given; FUZZER: safetensors, config, tokenizer, pretokenizer, chat, ...
+#   TIMEOUT=SECONDS: what one input may take, 30 unless given (more where the machine is shared)
 # Starts from tests/fuzz/corpus and from what earlier runs found (build/fuzz/corpus). A finding stays
 # in build/fuzz/findings, is shown, and ends the run with status 1.
 # SPDX-License-Identifier: Apache-2.0
@@ -33,7 +34,7 @@ for name in "${fuzzers[@]}"; do
   log=build/fuzz/$name.log
   status=0
   UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-    "$program" -max_total_time="$seconds" -max_len=16384 -timeout=30 -rss_limit_mb=2048 \
+    "$program" -max_total_time="$seconds" -max_len=16384 -timeout="${TIMEOUT:-30}" -rss_limit_mb=2048 \
     -print_final_stats=1 -artifact_prefix="$findings/$name-" "$found" "$seeds" >"$log" 2>&1 || status=$?
   runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log" | tail -1)
   if [ "$status" -eq 0 ]; then

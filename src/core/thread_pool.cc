@@ -13,6 +13,7 @@ namespace hadal {
 namespace {
 
 constexpr auto kSpin = std::chrono::microseconds(100);
+constexpr int kPollsToYield = 256;  // about 15 us: longer than threads of a free core are apart
 
 std::vector<int> allowed_cpus() {
   cpu_set_t set;
@@ -76,7 +77,12 @@ void ThreadPool::run(int64_t num_tasks, Call call, const void* fn) {
   }
   wake_.notify_all();
   work(0);
-  while (running_.load(std::memory_order_acquire) != 0) pause_cpu();
+  // Where other programs run, a worker may be waiting for this very core.
+  for (int polls = 1; running_.load(std::memory_order_acquire) != 0; ++polls)
+    if (polls % kPollsToYield == 0)
+      sched_yield();
+    else
+      pause_cpu();
   if (error_) std::rethrow_exception(error_);
 }
 

@@ -1,5 +1,5 @@
 // The loops of well-known patterns cut any text as PCRE2 does. The first byte chooses the patterns.
-// Characters whose class PCRE2's version of Unicode does not know are left out of the text.
+// Characters whose class PCRE2's version of Unicode does not know become an x.
 // SPDX-License-Identifier: Apache-2.0
 #include <nlohmann/json.hpp>
 #include <vector>
@@ -36,7 +36,8 @@ std::string without_unknown(std::string_view text) {
     const bool differs =
         length > 0 && unassigned.search(character, 0, matches) &&
         (character == "\u180e" || io::unicode_classes()[io::character_at(text, 0).code] != 0);
-    if (!differs) known += character;
+    // NOTE: not left out: what stands around it could be another one then.
+    known += differs ? std::string_view("x") : character;
     text.remove_prefix(character.size());
   }
   return known;

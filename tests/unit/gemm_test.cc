@@ -300,7 +300,8 @@ TEST(Gemm, EveryInstructionSet) {
     for (size_t i = 0; i < b.size(); ++i) b[i] = static_cast<float>(rng.normal(i + 100000));
     for (int64_t m = 1; m <= kernel.mr; ++m) {
       std::vector<float> c(static_cast<size_t>(m * kernel.nr), 1.0f);
-      kernel.compute(K, a.data(), b.data(), c.data(), kernel.nr, m, ops::cpu::Start::kOld);
+      kernel.compute(K, a.data(), b.data(), c.data(), kernel.nr, m, ops::cpu::Start::kOld, c.data(),
+                     {});
       for (int64_t i = 0; i < m; ++i)
         for (int64_t n = 0; n < kernel.nr; ++n) {
           float sum = 1.0f;

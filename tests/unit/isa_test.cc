@@ -180,8 +180,9 @@ TYPED_TEST(Kernels, Matmul) {
       const auto a = rows(K, kernel.width, "a"), b = rows(K, kernel.nr, "b");
       for (int64_t m = 1; m <= kernel.mr; ++m) {
         std::vector<R> c(static_cast<size_t>(m * kernel.nr), R(0.5)), zero = c;
-        kernel.compute(K, a.data(), b.data(), c.data(), kernel.nr, m, Start::kOld);
-        kernel.compute(K, a.data(), b.data(), zero.data(), kernel.nr, m, Start::kZero);
+        kernel.compute(K, a.data(), b.data(), c.data(), kernel.nr, m, Start::kOld, c.data(), {});
+        kernel.compute(K, a.data(), b.data(), zero.data(), kernel.nr, m, Start::kZero, zero.data(),
+                       {});
         for (int64_t i = 0; i < m; ++i)
           for (int64_t j = 0; j < kernel.nr; ++j) {
             R old = R(0.5), from_zero = 0;

@@ -51,9 +51,8 @@ const IntKernels& int_kernels() {
 
 namespace {
 
-constexpr int64_t kBlockK = 256;  // k of a packed block: a panel of b stays in L1
-constexpr int64_t kBlockM = 192;  // rows of a packed block of a: it stays in L2 (192 KiB in f32)
-constexpr int64_t kBlockN = 512;  // columns of a packed block of b
+constexpr int64_t kBlockK = 256;  // k of a packed block: a panel of a stays in L1
+constexpr int64_t kBlockN = 512;  // columns of a packed block of b: it stays in L2
 constexpr size_t kAlign = 64;
 
 // One growing buffer per thread and use.
@@ -169,7 +168,7 @@ bool is_packable(const MatrixView& v, int64_t r, int64_t rows) {
 // Panel of `width` rows from row r: panel[k * width + i], i past `rows` anything.
 template <class T>
 void pack_panel(const MatrixView& v, int64_t r, int64_t rows, int64_t k, int64_t K, int64_t width,
-                Scratch<T>& scratch, T* panel) {
+                int64_t ahead, Scratch<T>& scratch, T* panel) {
   const bool native = v.dtype == DTypeOf<T>::value;
   if constexpr (std::is_same_v<T, float>) {
     const PackKernels& kernels = pack_kernels();
@@ -179,8 +178,10 @@ void pack_panel(const MatrixView& v, int64_t r, int64_t rows, int64_t k, int64_t
       const int64_t block_row = at.stored_row / kScaleBlock, block = at.stored_col / kScaleBlock;
       const float* scale =
           v.scale == nullptr ? nullptr : v.scale + block_row * v.scale_stride + block;
-      return kernels.rows(v.dtype, {static_cast<const std::byte*>(at.data), row_bytes, rows}, K,
-                          scale, at.stored_col % kScaleBlock, width, panel);
+      const auto* data = static_cast<const std::byte*>(at.data);
+      return kernels.rows(v.dtype,
+                          {data, row_bytes, rows, ahead == 0 ? nullptr : data + ahead * row_bytes},
+                          K, scale, at.stored_col % kScaleBlock, width, panel);
     }
     if (v.k_stride != 1 && v.dtype == DType::kBF16)
       return kernels.bf16_columns(rows, K, static_cast<const bf16*>(v.block(r, k).data), v.k_stride,
@@ -210,19 +211,11 @@ void pack_panel(const MatrixView& v, int64_t r, int64_t rows, int64_t k, int64_t
   }
 }
 
-// A whole block: panels of `step` rows, each [K][width].
-template <class T>
-void pack_block(const MatrixView& v, int64_t r, int64_t rows, int64_t k, int64_t K, int64_t step,
-                int64_t width, Scratch<T>& scratch, T* out) {
-  for (int64_t i = 0; i < rows; i += step, out += width * K)
-    pack_panel(v, r + i, std::min(step, rows - i), k, K, width, scratch, out);
-}
-
 template <class T>
 void run_tile(const MatmulKernel<T>& kern, int64_t K, const T* a, const T* b, T* c, int64_t ldc,
               int64_t m, int64_t n, Start start, T* tile) {
   if (n == kern.nr) {
-    kern.compute(K, a, b, c, ldc, m, start);
+    kern.compute(K, a, b, c, ldc, m, start, c + n, {});
     return;
   }
   if (start == Start::kOld)
@@ -230,21 +223,21 @@ void run_tile(const MatmulKernel<T>& kern, int64_t K, const T* a, const T* b, T*
       std::memcpy(tile + i * kern.nr, c + i * ldc, static_cast<size_t>(n) * sizeof(T));
       std::fill(tile + i * kern.nr + n, tile + (i + 1) * kern.nr, T(0));
     }
-  kern.compute(K, a, b, tile, kern.nr, m, start);
+  kern.compute(K, a, b, tile, kern.nr, m, start, tile, {});
   for (int64_t i = 0; i < m; ++i)
     std::memcpy(c + i * ldc, tile + i * kern.nr, static_cast<size_t>(n) * sizeof(T));
 }
 
+// A panel of a stays in the first-level cache for all panels of b, which stay in the second.
 template <class T>
 void multiply(int64_t M, int64_t N, int64_t K, const MatrixView& a, const MatrixView& b, T* c,
               int64_t ldc, Start start) {
   const MatmulKernel<T>& kern = kernel<T>();
   ThreadScratch<T>& scratch = thread_scratch<T>();
   const auto round_up = [](int64_t n, int64_t to) { return (n + to - 1) / to * to; };
-  const int64_t block_m = round_up(std::min(M, kBlockM), kern.mr);
   const int64_t block_n = round_up(std::min(N, kBlockN), kern.nr);
   const int64_t block_k = std::min(K, kBlockK);
-  T* packed_a = scratch.a.get(block_m / kern.mr * kern.width * block_k);
+  T* packed_a = scratch.a.get(kern.width * block_k);
   T* packed_b = scratch.b.get(block_n * block_k);
   T* tile = scratch.tile.get(kern.mr * kern.nr);
   for (int64_t n0 = 0; n0 < N; n0 += block_n) {
@@ -252,15 +245,15 @@ void multiply(int64_t M, int64_t N, int64_t K, const MatrixView& a, const Matrix
     for (int64_t k0 = 0; k0 < K; k0 += block_k) {
       const int64_t depth = std::min(block_k, K - k0);
       const Start from = k0 > 0 ? Start::kOld : start;
-      pack_block(b, n0, n1 - n0, k0, depth, kern.nr, kern.nr, scratch.converted, packed_b);
-      for (int64_t m0 = 0; m0 < M; m0 += block_m) {
-        const int64_t m1 = std::min(M, m0 + block_m);
-        pack_block(a, m0, m1 - m0, k0, depth, kern.mr, kern.width, scratch.converted, packed_a);
+      for (int64_t n = n0; n < n1; n += kern.nr)
+        pack_panel(b, n, std::min(kern.nr, n1 - n), k0, depth, kern.nr, kern.nr, scratch.converted,
+                   packed_b + (n - n0) * depth);
+      for (int64_t m = 0; m < M; m += kern.mr) {
+        const int64_t rows = std::min(kern.mr, M - m);
+        pack_panel(a, m, rows, k0, depth, kern.width, kern.mr, scratch.converted, packed_a);
         for (int64_t n = n0; n < n1; n += kern.nr)
-          for (int64_t m = m0; m < m1; m += kern.mr)
-            run_tile(kern, depth, packed_a + (m - m0) / kern.mr * kern.width * depth,
-                     packed_b + (n - n0) * depth, c + m * ldc + n, ldc, std::min(kern.mr, m1 - m),
-                     std::min(kern.nr, n1 - n), from, tile);
+          run_tile(kern, depth, packed_a, packed_b + (n - n0) * depth, c + m * ldc + n, ldc, rows,
+                   std::min(kern.nr, n1 - n), from, tile);
       }
     }
   }
@@ -269,8 +262,8 @@ void multiply(int64_t M, int64_t N, int64_t K, const MatrixView& a, const Matrix
 }  // namespace
 
 void pack_panel(const MatrixView& v, int64_t r, int64_t rows, int64_t k, int64_t K, int64_t width,
-                float* panel) {
-  pack_panel(v, r, rows, k, K, width, thread_scratch<float>().converted, panel);
+                int64_t ahead, float* panel) {
+  pack_panel(v, r, rows, k, K, width, ahead, thread_scratch<float>().converted, panel);
 }
 
 MatrixView MatrixView::block(int64_t r, int64_t k) const {

@@ -9,6 +9,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "core/tensor.h"
@@ -63,13 +64,22 @@ void matmul_tn(int64_t M, int64_t N, int64_t K, const T* a, int64_t lda, const T
             {c, DTypeOf<T>::value, ldc}, start);
 }
 
+// Memory that will be read soon: lines of 64 bytes, `stride` bytes apart. A register kernel asks
+// the second-level cache for one of them each k (for the first K of them), so that memory is read
+// while it computes. Nothing depends on the addresses being real.
+struct Ahead {
+  const std::byte* data = nullptr;
+  int64_t stride = 0, count = 0;
+};
+
 // The register kernel of one instruction set.
 template <class T>
 struct MatmulKernel {
   int64_t mr, nr;  // rows and columns that it computes at once
   int64_t width;   // of a panel of a: mr, or more to keep vectors aligned
-  // c[m, nr] (ldc) from panels a [K][width] and b [K][nr]; m <= mr.
-  void (*compute)(int64_t K, const T* a, const T* b, T* c, int64_t ldc, int64_t m, Start start);
+  // c[m, nr] (ldc) from panels a [K][width] and b [K][nr]; m <= mr. next_c: the c of the next call.
+  void (*compute)(int64_t K, const T* a, const T* b, T* c, int64_t ldc, int64_t m, Start start,
+                  const T* next_c, const Ahead& ahead);
   // panel[k * width + r] = src[r * stride + k] for r < rows, zero for the other r < width.
   void (*transpose)(int64_t rows, int64_t K, const T* src, int64_t stride, int64_t width, T* panel);
   // The same from columns: panel[k * width + r] = src[k * stride + r].
@@ -83,8 +93,8 @@ extern const MatmulKernels matmul_portable, matmul_avx2, matmul_avx512;
 const MatmulKernels& matmul_kernels();  // of active_isa()
 
 // Panel of `width` rows from row r of v, k in [k, k + K): panel[i * width + j]. Rows past `rows`
-// hold anything.
+// hold anything. The panel that will be packed next begins `ahead` rows further; 0: not known.
 void pack_panel(const MatrixView& v, int64_t r, int64_t rows, int64_t k, int64_t K, int64_t width,
-                float* panel);
+                int64_t ahead, float* panel);
 
 }  // namespace hadal::ops::cpu

@@ -20,6 +20,7 @@ struct StoredRows {
   const std::byte* data;
   int64_t row_bytes;
   int64_t rows;
+  const std::byte* ahead = nullptr;  // rows of the same kind that will be read next, or null
 };
 
 struct PackKernels {

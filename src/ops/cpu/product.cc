@@ -17,17 +17,26 @@
 namespace hadal::ops::cpu {
 namespace {
 
-constexpr int64_t kBandCols = 128;  // most columns of a task
-constexpr int64_t kBandRows = 512;  // most rows of a task: their k-block stays in L2
+constexpr int64_t kBandCols = 256;  // most columns of a task
+constexpr int64_t kBandRows = 512;  // most rows of a task
 constexpr int64_t kTasksPerThread = 4;
-constexpr int64_t kDepth = 192;     // k of a block: its panel of b stays in L1
+// Most k of a block: with kBandCols it stays in L2, while a panel of rows stays in L1.
+constexpr int64_t kDepth = 512;
+constexpr int64_t kDepthStep = 64;  // packing reads that many k at once, of one scale
+constexpr int64_t kPackDepth = 64;  // k of columns that are packed at once
 constexpr int64_t kThinBand = 256;  // most columns of a task of few rows
 constexpr int64_t kThinTasks = 2;   // and how many of them a thread gets at least
 constexpr int64_t kScaleBlock = 128;
 constexpr int64_t kPageBytes = 4096;
 constexpr int64_t kSerialElements = 65536;  // rows to pack that are not worth waking threads for
 
+constexpr int64_t kLineBytes = 64;
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// Blocks of K of about the same depth.
+int64_t depth_of(int64_t K) {
+  return ceil_div(ceil_div(K, ceil_div(K, kDepth)), kDepthStep) * kDepthStep;
+}
 
 bool is_int(const Product& p) { return p.int_scale != nullptr; }
 IntBits bits_of(const Product& p) {
@@ -49,7 +58,7 @@ bool is_few(const Product& p) { return is_thin(p) || (is_int(p) && p.M <= kThinR
 
 // The rows of one product, packed: f32 panels of mr rows, or blocks of quantised rows.
 struct PackedRows {
-  float* f32 = nullptr;    // [M/mr][K][width]
+  float* f32 = nullptr;    // [panels][K][width]
   uint32_t* q = nullptr;   // blocks of at most kIntRows rows: [words][rows]
   float* scale = nullptr;  // [G][rows] of each block
   int32_t* sum = nullptr;
@@ -58,6 +67,39 @@ struct PackedRows {
 struct Band {
   size_t product;
   int64_t m, rows, n, cols;
+};
+
+// Lines of a weight that will be packed: `lines` a stored row. The tiles of a band ask for them.
+class Lines {
+ public:
+  Lines() = default;
+  // k of columns [n, n + cols) of a product.
+  Lines(const Product& p, int64_t n, int64_t cols, int64_t k) {
+    const MatrixView at = p.b.block(n, k);
+    const auto element_bytes = static_cast<int64_t>(dtype_size(at.dtype));
+    const int64_t depth = std::min(depth_of(p.K), p.K - k);
+    const bool by_rows = at.k_stride == 1;
+    data_ = static_cast<const std::byte*>(at.data);
+    stride_ = (by_rows ? at.row_stride : at.k_stride) * element_bytes;
+    rows_ = by_rows ? cols : depth;
+    lines_ = ceil_div((by_rows ? depth : cols) * element_bytes, kLineBytes);
+  }
+  // The next of them for a tile of K; line by line down the rows.
+  Ahead next(int64_t K) {
+    if (line_ == lines_) return {};
+    const Ahead ahead{data_ + line_ * kLineBytes + row_ * stride_, stride_,
+                      std::min(K, rows_ - row_)};
+    row_ += ahead.count;
+    if (row_ == rows_) {
+      row_ = 0;
+      ++line_;
+    }
+    return ahead;
+  }
+
+ private:
+  const std::byte* data_ = nullptr;
+  int64_t stride_ = 0, rows_ = 0, lines_ = 0, row_ = 0, line_ = 0;
 };
 
 // Scratch of a thread that only grows.
@@ -87,32 +129,47 @@ class Run {
     ctx_.threads.parallel_for(static_cast<int64_t>(bands_.size()), [&](int64_t i, int) {
       const Band& band = bands_[static_cast<size_t>(i)];
       const Product& p = products_[band.product];
+      // What this thread is likely to do next.
+      const auto later = static_cast<size_t>(i + ctx_.threads.num_threads());
+      const Band* next = later < bands_.size() ? &bands_[later] : nullptr;
       if (is_int(p))
         int_band(p, rows_[band.product], band);
       else if (is_thin(p))
         thin_band(p, rows_[band.product], band);
       else
-        float_band(p, rows_[band.product], band);
+        float_band(p, rows_[band.product], band, next);
     });
   }
 
  private:
-  int64_t block_rows(const Product& p) const { return is_int(p) ? kIntRows : kernel_.mr; }
+  // Rows of a block: of a panel, about the same in all.
+  int64_t block_rows(const Product& p) const {
+    if (is_int(p)) return kIntRows;
+    return ceil_div(p.M, ceil_div(p.M, kernel_.mr));
+  }
 
-  // Rows [block * step, ...) of a product.
-  void pack(size_t index, int64_t block) const {
-    const Product& p = products_[index];
-    const PackedRows& to = rows_[index];
-    const int64_t step = block_rows(p), m = block * step, rows = std::min(step, p.M - m);
-    if (is_thin(p)) {
-      for (int64_t r = m; r < m + rows; ++r)
-        read_elements(p.a.block(r, 0).data, p.a.dtype, to.f32 + r * p.K, p.K);
-      return;
+  // Blocks of rows [begin, end) of a product, k in [k, k + K).
+  struct PackTask {
+    size_t product;
+    int64_t begin, end, k, K;
+  };
+  void pack(const PackTask& task) const {
+    const Product& p = products_[task.product];
+    const PackedRows& to = rows_[task.product];
+    const int64_t step = block_rows(p), width = kernel_.width;
+    for (int64_t block = task.begin; block < task.end; ++block) {
+      const int64_t m = block * step, rows = std::min(step, p.M - m);
+      if (is_int(p))
+        pack_ints(p, to, m, rows);
+      else if (is_thin(p))
+        for (int64_t r = m; r < m + rows; ++r)
+          read_elements(p.a.block(r, 0).data, p.a.dtype, to.f32 + r * p.K, p.K);
+      else
+        pack_panel(p.a, m, rows, task.k, task.K, width, step * ctx_.threads.num_threads(),
+                   to.f32 + (block * p.K + task.k) * width);
     }
-    if (!is_int(p)) {
-      pack_panel(p.a, m, rows, 0, p.K, kernel_.width, to.f32 + block * p.K * kernel_.width);
-      return;
-    }
+  }
+  void pack_ints(const Product& p, const PackedRows& to, int64_t m, int64_t rows) const {
     const IntBits bits = bits_of(p);
     const int64_t words = panel_words(bits, p.K), groups = ceil_div(p.K, kIntGroup);
     float* x = thread_floats(0, p.K);
@@ -123,12 +180,13 @@ class Run {
     }
   }
 
-  // Packs the rows of every product, one block of rows a task.
+  // Packs the rows of every product: a block of rows a task, or, where they are the columns of a
+  // stored matrix, some of its rows a task.
   void pack_all() {
     int64_t bytes = 0, elements = 0;
     const auto aligned = [](int64_t n) { return (n + 63) / 64 * 64; };
     std::vector<int64_t> offsets;
-    std::vector<std::pair<size_t, int64_t>> tasks;
+    std::vector<PackTask> tasks;
     for (size_t i = 0; i < products_.size(); ++i) {
       const Product& p = products_[i];
       offsets.push_back(bytes);
@@ -139,7 +197,11 @@ class Run {
       else
         bytes += aligned(4 * blocks * p.K * kernel_.width);
       elements += p.M * p.K;
-      for (int64_t b = 0; b < blocks; ++b) tasks.emplace_back(i, b);
+      if (p.a.k_stride == 1)
+        for (int64_t b = 0; b < blocks; ++b) tasks.push_back({i, b, b + 1, 0, p.K});
+      else
+        for (int64_t k = 0; k < p.K; k += kPackDepth)
+          tasks.push_back({i, 0, blocks, k, std::min(kPackDepth, p.K - k)});
     }
     memory_ = ctx_.memory.take(static_cast<size_t>(bytes));
     rows_.resize(products_.size());
@@ -157,13 +219,19 @@ class Run {
       rows_[i].sum = reinterpret_cast<int32_t*>(at);
     }
     if (elements <= kSerialElements) {
-      for (const auto& [product, block] : tasks) pack(product, block);
+      for (const PackTask& task : tasks) pack(task);
       return;
     }
-    ctx_.threads.parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t i, int) {
-      const auto& [product, block] = tasks[static_cast<size_t>(i)];
-      pack(product, block);
-    });
+    ctx_.threads.parallel_for(static_cast<int64_t>(tasks.size()),
+                              [&](int64_t i, int) { pack(tasks[static_cast<size_t>(i)]); });
+  }
+
+  // Rows of a product's bands, where they are cut into about `parts` beyond kBandRows.
+  int64_t band_rows(const Product& p, int64_t parts) const {
+    const int64_t step = block_rows(p);
+    int64_t rows = std::min(kBandRows, p.M);
+    if (parts > 1) rows = std::min(rows, std::max<int64_t>(4 * step, ceil_div(p.M, parts)));
+    return ceil_div(rows, step) * step;
   }
 
   // Bands of columns, narrower and lower where there would be too few for the threads.
@@ -171,20 +239,19 @@ class Run {
     const int threads = ctx_.threads.num_threads();
     const int64_t wanted = threads == 1 ? 1 : threads * kTasksPerThread;
     if (std::all_of(products_.begin(), products_.end(), is_few)) return cut_few(threads);
-    int64_t cols = kBandCols;
-    const auto total = [&] {
-      int64_t count = 0;
-      for (const Product& p : products_) count += ceil_div(p.N, cols) * ceil_div(p.M, kBandRows);
-      return count;
+    const auto count = [&](int64_t cols, int64_t parts) {
+      int64_t total = 0;
+      for (const Product& p : products_)
+        total += ceil_div(p.N, cols) * ceil_div(p.M, band_rows(p, parts));
+      return total;
     };
-    while (total() < wanted && cols > kIntPanel) cols /= 2;
-    const int64_t lower = std::max<int64_t>(1, wanted / std::max<int64_t>(1, total()));
+    int64_t cols = kBandCols, parts = 1;
+    if (count(cols, parts) < wanted) cols /= 2;
+    if (count(cols, parts) < wanted) parts = ceil_div(wanted, count(cols, parts));
+    while (count(cols, parts) < wanted && cols > kIntPanel) cols /= 2;
     for (size_t i = 0; i < products_.size(); ++i) {
       const Product& p = products_[i];
-      const int64_t step = block_rows(p);
-      int64_t rows = std::min(kBandRows, p.M);
-      if (lower > 1) rows = std::max<int64_t>(4 * step, ceil_div(p.M, lower));
-      rows = ceil_div(rows, step) * step;
+      const int64_t rows = band_rows(p, parts);
       for (int64_t m = 0; m < p.M; m += rows)
         for (int64_t n = 0; n < p.N; n += cols)
           bands_.push_back({i, m, std::min(rows, p.M - m), n, std::min(cols, p.N - n)});
@@ -269,21 +336,46 @@ class Run {
     finish(p, band, r);
   }
 
-  void float_band(const Product& p, const PackedRows& a, const Band& band) const {
-    const int64_t nr = kernel_.nr, mr = kernel_.mr, panels = ceil_div(band.cols, nr);
+  // Panels of b, columns [band.n, band.n + band.cols) and k in [k, k + depth):
+  // packed[j][depth][nr].
+  void pack_columns(const Product& p, const Band& band, int64_t k, int64_t depth,
+                    float* packed) const {
+    const int64_t nr = kernel_.nr, piece = p.b.k_stride == 1 ? depth : kPackDepth;
+    for (int64_t i = 0; i < depth; i += piece)
+      for (int64_t n = 0; n < band.cols; n += nr)
+        pack_panel(p.b, band.n + n, std::min(nr, band.cols - n), k + i, std::min(piece, depth - i),
+                   nr, 0, packed + n * depth + i * nr);
+  }
+
+  // next: what the thread is likely to do afterwards, or null.
+  void float_band(const Product& p, const PackedRows& a, const Band& band, const Band* next) const {
+    const int64_t nr = kernel_.nr, width = kernel_.width, step = block_rows(p);
+    const int64_t panels = ceil_div(band.cols, nr), depth_most = depth_of(p.K);
     const Result r = begin(p, band);
-    float* packed = thread_floats(1, panels * nr * std::min(kDepth, p.K));
-    for (int64_t k = 0; k < p.K; k += kDepth) {
-      const int64_t depth = std::min(kDepth, p.K - k);
+    float* packed = thread_floats(1, panels * nr * depth_most);
+    for (int64_t k = 0; k < p.K; k += depth_most) {
+      const int64_t depth = std::min(depth_most, p.K - k);
       const Start from = k > 0 ? Start::kOld : start_;
-      for (int64_t j = 0; j < panels; ++j)
-        pack_panel(p.b, band.n + j * nr, std::min(nr, band.cols - j * nr), k, depth, nr,
-                   packed + j * depth * nr);
-      for (int64_t j = 0; j < panels; ++j)
-        for (int64_t m = 0; m < band.rows; m += mr)
-          kernel_.compute(depth, a.f32 + ((band.m + m) / mr * p.K + k) * kernel_.width,
-                          packed + j * depth * nr, r.data + m * r.ld + j * nr, r.ld,
-                          std::min(mr, band.rows - m), from);
+      pack_columns(p, band, k, depth, packed);
+      Lines lines;
+      if (k + depth < p.K)
+        lines = Lines(p, band.n, band.cols, k + depth);
+      else if (next != nullptr && !is_int(products_[next->product]))
+        lines = Lines(products_[next->product], next->n, next->cols, 0);
+      for (int64_t m = 0; m < band.rows; m += step) {
+        const float* rows = a.f32 + ((band.m + m) / step * p.K + k) * width;
+        float* c = r.data + m * r.ld;
+        for (int64_t j = 0; j < panels; ++j, c += nr) {
+          // The first tile of some rows asks for the panel of the next ones.
+          const Ahead ahead =
+              j == 0 ? Ahead{reinterpret_cast<const std::byte*>(rows + p.K * width), kLineBytes,
+                             depth * width * static_cast<int64_t>(sizeof(float)) / kLineBytes}
+                     : lines.next(depth);
+          const float* next_c = j + 1 < panels ? c + nr : r.data + (m + step) * r.ld;
+          kernel_.compute(depth, rows, packed + j * depth * nr, c, r.ld,
+                          std::min(step, band.rows - m), from, next_c, ahead);
+        }
+      }
     }
     finish(p, band, r);
   }

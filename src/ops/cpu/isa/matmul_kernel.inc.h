@@ -20,7 +20,7 @@ constexpr int kLanes = HADAL_VECTOR_BYTES / static_cast<int>(sizeof(T));
 template <class T>
 constexpr int64_t kWidth = sizeof(T) == 4 ? HADAL_WIDTH : HADAL_ROWS;
 
-// k of a's panel to ask L2 for before they are read; the tile below is asked for too.
+// k of a's panel to ask for before they are read.
 constexpr int64_t kAhead = 12;
 
 template <class T>
@@ -36,7 +36,8 @@ void store(T* p, Vector<T> v) {
 
 // M rows: all sums stay in registers, in the order of k.
 template <class T, int M>
-void block(int64_t K, const T* a, const T* b, T* c, int64_t ldc, Start start) {
+void block(int64_t K, const T* a, const T* b, T* c, int64_t ldc, Start start, const T* next_c,
+           const Ahead& ahead) {
   constexpr int64_t kNr = kVectors * kLanes<T>;
   Vector<T> sum[M][kVectors];
 #pragma GCC unroll 16
@@ -44,9 +45,10 @@ void block(int64_t K, const T* a, const T* b, T* c, int64_t ldc, Start start) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v)
       sum[m][v] = start == Start::kOld ? load(c + m * ldc + v * kLanes<T>) : Vector<T>{};
+  // Not into the first level: rows a power of two apart would push each other out.
   for (int m = 0; m < M; ++m)
-    for (int v = 0; v < kVectors; ++v) __builtin_prefetch(c + (m + M) * ldc + v * kLanes<T>, 1, 3);
-  for (int64_t k = 0; k < K; ++k) {
+    for (int v = 0; v < kVectors; ++v) __builtin_prefetch(next_c + m * ldc + v * kLanes<T>, 1, 2);
+  const auto step = [&](int64_t k) __attribute__((always_inline)) {
     __builtin_prefetch(a + (k + kAhead) * kWidth<T>, 0, 3);
     Vector<T> column[kVectors];
 #pragma GCC unroll 2
@@ -57,7 +59,15 @@ void block(int64_t K, const T* a, const T* b, T* c, int64_t ldc, Start start) {
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) sum[m][v] = multiply_add(row, column[v], sum[m][v]);
     }
+  };
+  const int64_t asked = ahead.count < K ? ahead.count : K;
+  const std::byte* line = ahead.data;
+  int64_t k = 0;
+  for (; k < asked; ++k, line += ahead.stride) {
+    __builtin_prefetch(line, 0, 2);
+    step(k);
   }
+  for (; k < K; ++k) step(k);
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
@@ -65,14 +75,16 @@ void block(int64_t K, const T* a, const T* b, T* c, int64_t ldc, Start start) {
 }
 
 template <class T, int M>
-void compute_rows(int64_t K, const T* a, const T* b, T* c, int64_t ldc, int64_t m, Start start) {
-  if (m == M) return block<T, M>(K, a, b, c, ldc, start);
-  if constexpr (M > 1) compute_rows<T, M - 1>(K, a, b, c, ldc, m, start);
+void compute_rows(int64_t K, const T* a, const T* b, T* c, int64_t ldc, int64_t m, Start start,
+                  const T* next_c, const Ahead& ahead) {
+  if (m == M) return block<T, M>(K, a, b, c, ldc, start, next_c, ahead);
+  if constexpr (M > 1) compute_rows<T, M - 1>(K, a, b, c, ldc, m, start, next_c, ahead);
 }
 
 template <class T>
-void compute(int64_t K, const T* a, const T* b, T* c, int64_t ldc, int64_t m, Start start) {
-  compute_rows<T, HADAL_ROWS>(K, a, b, c, ldc, m, start);
+void compute(int64_t K, const T* a, const T* b, T* c, int64_t ldc, int64_t m, Start start,
+             const T* next_c, const Ahead& ahead) {
+  compute_rows<T, HADAL_ROWS>(K, a, b, c, ldc, m, start, next_c, ahead);
 }
 
 // Squares of kSide x kSide are transposed in registers by the compiler's shuffles.

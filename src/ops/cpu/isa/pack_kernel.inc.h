@@ -26,7 +26,10 @@ void pack_stripe(const StoredRows& from, int64_t first, int64_t lanes, int64_t K
 #pragma GCC unroll 16
       for (int r = 0; r < kLanes; ++r) {
         __builtin_memcpy(&w[r], row[r] + k * kElementBytes, sizeof(Words));
-        __builtin_prefetch(row[r] + k * kElementBytes + kAhead, 0, 2);
+        if (from.ahead != nullptr)
+          __builtin_prefetch(row[r] + (from.ahead - from.data) + k * kElementBytes, 0, 2);
+        else if ((K - k) * kElementBytes > kAhead)
+          __builtin_prefetch(row[r] + k * kElementBytes + kAhead, 0, 2);
       }
     } else {
       for (int r = 0; r < kLanes; ++r) {
@@ -87,8 +90,23 @@ void rows(DType dtype, const StoredRows& from, int64_t K, const float* scale, in
   return pack_rows<E4M3>(from, K, scale, first_k, width, panel);
 }
 
+// Whole panels of kWidth rows: a few vector moves each k.
+template <int64_t kWidth>
+void bf16_columns(int64_t K, const bf16* data, int64_t stride, float* panel) {
+  typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
+  for (int64_t k = 0; k < K; ++k)
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < kWidth; r += kLanes) {
+      Halves h;
+      __builtin_memcpy(&h, data + k * stride + r, sizeof(h));
+      const Words bits = __builtin_convertvector(h, Words) << 16;
+      __builtin_memcpy(panel + k * kWidth + r, &bits, sizeof(bits));
+    }
+}
+
 void bf16_columns(int64_t rows, int64_t K, const bf16* data, int64_t stride, int64_t width,
                   float* panel) {
+  if (rows == width && width == 2 * kLanes) return bf16_columns<2 * kLanes>(K, data, stride, panel);
   for (int64_t k = 0; k < K; ++k) {
     const bf16* from = data + k * stride;
     float* to = panel + k * width;

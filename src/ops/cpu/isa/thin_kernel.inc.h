@@ -195,8 +195,8 @@ void rows_of(const ThinProduct& p) {
   }
 }
 
-// kLanes elements that lie one after the other.
-template <class T>
+// kLanes elements that lie one after the other. kCareful: any bytes of e4m3 and any scale.
+template <class T, bool kCareful>
 inline Vec load_elements(const std::byte* from, Vec scale) {
   if constexpr (std::is_same_v<T, F32>) {
     return load(reinterpret_cast<const float*>(from));
@@ -209,15 +209,41 @@ inline Vec load_elements(const std::byte* from, Vec scale) {
     typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
     Bytes b;
     __builtin_memcpy(&b, from, sizeof(b));
-    return E4M3::decode_byte(__builtin_convertvector(b, Words), scale);
+    const Words w = __builtin_convertvector(b, Words);
+    return kCareful ? E4M3::decode_byte(w, scale) : E4M3::decode_top(w << 24, scale * 0x1p120f);
   }
 }
 
-// kDeep stored rows from k on, for columns [0, N): each element's chain goes on through them.
-template <class T, int M, int kDeep>
-void columns_of(const ThinProduct& p, int64_t k) {
+constexpr int64_t kStrip = 64;  // columns that are checked at once
+
+// Whether load_elements must be careful in kDeep stored rows of a strip.
+template <class T, int kDeep>
+inline bool needs_care(const ThinProduct& p, int64_t k, int64_t n) {
+  if constexpr (std::is_same_v<T, E4M3>) {
+    if (p.N - n < kStrip) return true;
+    Words nan = {};
+    for (int d = 0; d < kDeep; ++d) {
+      const int64_t block = (p.first_row + k + d) / kThinScaleBlock * p.scale_stride;
+      const int64_t first = p.first_col + n;
+      if (p.scale[block + first / kThinScaleBlock] >= 128.0f ||
+          p.scale[block + (first + kStrip - 1) / kThinScaleBlock] >= 128.0f)
+        return true;
+      for (int64_t i = 0; i < kStrip; i += static_cast<int64_t>(sizeof(Words))) {
+        Words w;
+        __builtin_memcpy(&w, p.data + (k + d) * p.stride_bytes + n + i, sizeof(w));
+        nan |= E4M3::nan_bits(w);
+      }
+    }
+    return E4M3::any_nan(nan);
+  }
+  return false;
+}
+
+// kDeep stored rows from k on, for columns [begin, end): each element's chain goes on through them.
+template <class T, int M, int kDeep, bool kCareful>
+void columns_strip(const ThinProduct& p, int64_t k, int64_t begin, int64_t end) {
   constexpr int64_t kElementBytes = 4 / T::kPerWord;
-  for (int64_t n = 0; n < p.N; n += kLanes) {
+  for (int64_t n = begin; n < end; n += kLanes) {
     Vec w[kDeep];
     std::byte tail[kLanes * kElementBytes];
 #pragma GCC unroll 4
@@ -233,7 +259,7 @@ void columns_of(const ThinProduct& p, int64_t k) {
         scale = p.scale[(p.first_row + k + d) / kThinScaleBlock * p.scale_stride +
                         (p.first_col + n) / kThinScaleBlock] -
                 Vec{};
-      w[d] = load_elements<T>(from, scale);
+      w[d] = load_elements<T, kCareful>(from, scale);
     }
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
@@ -243,6 +269,16 @@ void columns_of(const ThinProduct& p, int64_t k) {
       for (int d = 0; d < kDeep; ++d) sum = multiply_add(p.a[m * p.lda + k + d] - Vec{}, w[d], sum);
       store(c, sum);
     }
+  }
+}
+template <class T, int M, int kDeep>
+void columns_of(const ThinProduct& p, int64_t k) {
+  for (int64_t n = 0; n < p.N; n += kStrip) {
+    const int64_t end = p.N - n < kStrip ? p.N : n + kStrip;
+    if (needs_care<T, kDeep>(p, k, n))
+      columns_strip<T, M, kDeep, true>(p, k, n, end);
+    else
+      columns_strip<T, M, kDeep, false>(p, k, n, end);
   }
 }
 template <class T, int M>
