@@ -14,6 +14,7 @@ namespace hadal {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kLargestFit = 2;  // times its class: the largest free block that a request takes
 
 size_t align_up(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -32,7 +33,10 @@ Block::Block(Block&& other) noexcept
 
 Block& Block::operator=(Block&& other) noexcept {
   if (this != &other) {
-    if (pool_ != nullptr) pool_->give_back(data_, capacity_);
+    if (pool_ != nullptr) {
+      pool_->in_use_ -= size_class(size_);
+      pool_->give_back(data_, capacity_);
+    }
     pool_ = std::exchange(other.pool_, nullptr);
     data_ = std::exchange(other.data_, nullptr);
     size_ = std::exchange(other.size_, 0);
@@ -43,7 +47,9 @@ Block& Block::operator=(Block&& other) noexcept {
 }
 
 Block::~Block() {
-  if (pool_ != nullptr) pool_->give_back(data_, capacity_);
+  if (pool_ == nullptr) return;
+  pool_->in_use_ -= size_class(size_);  // what it counted as, whatever block it got
+  pool_->give_back(data_, capacity_);
 }
 
 Tensor Block::tensor(DType dtype, Shape shape) {
@@ -73,12 +79,17 @@ void* Pool::allocate(size_t capacity) {
 }
 
 Block Pool::take(size_t bytes) {
-  const size_t capacity = size_class(bytes);
-  std::vector<void*>& list = free_[capacity];
+  const size_t wanted = size_class(bytes);
+  // A free block of the class, or of the next larger ones, before the system is asked for more.
+  auto found = free_.lower_bound(wanted);
+  while (found != free_.end() && found->first <= kLargestFit * wanted && found->second.empty())
+    ++found;
+  const bool is_free = found != free_.end() && found->first <= kLargestFit * wanted;
+  const size_t capacity = is_free ? found->first : wanted;
   Block block;
-  if (!list.empty()) {
-    block.data_ = list.back();
-    list.pop_back();
+  if (is_free) {
+    block.data_ = found->second.back();
+    found->second.pop_back();
   } else {
     block.data_ = allocate(capacity);
   }
@@ -89,7 +100,7 @@ Block Pool::take(size_t bytes) {
   block.pool_ = this;
   block.size_ = bytes;
   block.capacity_ = capacity;
-  in_use_ += capacity;
+  in_use_ += wanted;
   peak_ = std::max(peak_, in_use_);
   return block;
 }
@@ -100,9 +111,6 @@ Block Pool::take_tensor(DType dtype, Shape shape, Tensor* out) {
   return block;
 }
 
-void Pool::give_back(void* data, size_t capacity) {
-  free_[capacity].push_back(data);
-  in_use_ -= capacity;
-}
+void Pool::give_back(void* data, size_t capacity) { free_[capacity].push_back(data); }
 
 }  // namespace hadal
