@@ -8,6 +8,7 @@
 
 #include "model/bytes.h"
 #include "ops/copy.h"
+#include "ops/few_tokens.h"
 #include "ops/norm.h"
 
 namespace hadal::block {
@@ -147,8 +148,56 @@ void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw) {
   attn_backward_weight(ctx, d, dw);
 }
 
+namespace {
+
+ops::DecodeAttention decode_attention_of(const Layer& l) {
+  const Config& c = l.config;
+  const mla::Weights& attn = l.w.attn;
+  return {.wq = attn.wq,
+          .wq_a = attn.wq_a,
+          .wq_b = attn.wq_b,
+          .wkv_a = attn.wkv_a,
+          .wkv_b = attn.wkv_b,
+          .wo = attn.wo,
+          .attn_norm = l.w.attn_norm.data,
+          .q_norm = attn.q_norm.data,
+          .kv_norm = attn.kv_norm.data,
+          .ffn_norm = l.w.ffn_norm.data,
+          .gate_weight = l.is_moe ? l.w.moe.gate.weight.data : Tensor(),
+          .layout = mla::rope_layout(c),
+          .eps = c.rms_norm_eps,
+          .scale = softmax_scale(c),
+          .num_heads = c.num_attention_heads,
+          .nope_dim = c.qk_nope_head_dim,
+          .rope_dim = c.qk_rope_head_dim,
+          .v_dim = c.v_head_dim};
+}
+
+// decode() with the attention half in one op, where there is one; false where there is not.
+bool decode_fused(Context& ctx, const Layer& l, const Packed& seq, const ops::LatentPages& cache,
+                  Acc x) {
+  const auto [T, D] = HADAL_SHAPE(x, 2);
+  const ops::DecodeAttention attention = decode_attention_of(l);
+  bool pays = false;
+  ops::decode_attention_pays(ctx, attention, seq, cache, x, &pays);
+  if (!pays) return false;
+  Tensor n, logits;
+  const Block n_memory = ctx.memory.take_tensor(x.dtype(), {T, D}, &n);
+  const Block logits_memory = ctx.memory.take_tensor(
+      stat_dtype(x.dtype()), {T, l.is_moe ? l.config.n_routed_experts : 0}, &logits);
+  ops::decode_attention(ctx, attention, seq, cache, x, n, logits);  // [T, D] +=  [T, D]  [T, E]
+  if (l.is_moe)
+    moe::decode(ctx, l.config, l.w.moe, l.exchange, seq, n, logits, x);  // [T, D] +=
+  else
+    mlp::decode(ctx, l.w.mlp, n, x);  // [T, D] +=
+  return true;
+}
+
+}  // namespace
+
 void decode(Context& ctx, const Layer& l, const Packed& seq, const ops::LatentPages& cache, Acc x) {
   const auto [T, D] = HADAL_SHAPE(x, 2);
+  if (ctx.numerics == Numerics::kFastest && decode_fused(ctx, l, seq, cache, x)) return;
   const DType act = x.dtype();
   Tensor n, rstd;
   const Block n_memory = ctx.memory.take_tensor(act, {T, D}, &n);
@@ -157,7 +206,7 @@ void decode(Context& ctx, const Layer& l, const Packed& seq, const ops::LatentPa
   mla::decode(ctx, l.config, l.w.attn, seq, cache, n, x);                            // [T, D] +=
   ops::rmsnorm_forward(ctx, x, l.w.ffn_norm.data, l.config.rms_norm_eps, n, rstd);   // [T, D]
   if (l.is_moe)
-    moe::decode(ctx, l.config, l.w.moe, l.exchange, seq, n, x);  // [T, D] +=
+    moe::decode(ctx, l.config, l.w.moe, l.exchange, seq, n, Tensor(), x);  // [T, D] +=
   else
     mlp::decode(ctx, l.w.mlp, n, x);  // [T, D] +=
 }

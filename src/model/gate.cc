@@ -27,8 +27,8 @@ namespace {
 
 enum class Balance : uint8_t { kMeasured, kLeftOut };
 
-// Scores and choices; the balance loss on request.
-Saved choose(Context& ctx, const Config& c, const Weights& w, const Packed& seq, In x,
+// Scores and choices; the balance loss on request. `known` holds the logits, or is empty.
+Saved choose(Context& ctx, const Config& c, const Weights& w, const Packed& seq, In x, In known,
              Balance balance) {
   const auto [T, D] = HADAL_SHAPE(x, 2);
   const int64_t E = c.n_routed_experts, K = c.num_experts_per_tok;
@@ -42,9 +42,12 @@ Saved choose(Context& ctx, const Config& c, const Weights& w, const Packed& seq,
   s.topk_weight = s.memory.tensor(stat, {T, K});
   s.fraction = s.memory.tensor(stat, {G, E});
   s.balance = s.memory.tensor(stat, {G});
-  Tensor logits;
-  const Block memory = ctx.memory.take_tensor(stat, {T, E}, &logits);
-  ops::gemm_nt(ctx, x, w.weight, logits);  // [T, E]
+  Tensor logits = known;
+  Block memory;
+  if (logits.empty()) {
+    memory = ctx.memory.take_tensor(stat, {T, E}, &logits);
+    ops::gemm_nt(ctx, x, w.weight, logits);  // [T, E]
+  }
   ops::gate_forward(ctx, rule(c), logits, w.bias.data, s.scores, s.topk_idx, s.topk_weight);
   if (balance == Balance::kMeasured)
     ops::balance_loss_forward(ctx, rule(c), s.seq, s.scores, s.balance, s.fraction);  // [G]  [G, E]
@@ -54,11 +57,11 @@ Saved choose(Context& ctx, const Config& c, const Weights& w, const Packed& seq,
 }  // namespace
 
 Saved forward(Context& ctx, const Config& c, const Weights& w, const Packed& seq, In x) {
-  return choose(ctx, c, w, seq, x, Balance::kMeasured);
+  return choose(ctx, c, w, seq, x, Tensor(), Balance::kMeasured);
 }
 
-Saved decode(Context& ctx, const Config& c, const Weights& w, const Packed& seq, In x) {
-  return choose(ctx, c, w, seq, x, Balance::kLeftOut);
+Saved decode(Context& ctx, const Config& c, const Weights& w, const Packed& seq, In x, In logits) {
+  return choose(ctx, c, w, seq, x, logits, Balance::kLeftOut);
 }
 
 Deferred backward_input(Context& ctx, const Config& c, const Weights& w, Saved&& saved, In x,

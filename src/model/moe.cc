@@ -64,8 +64,8 @@ Saved forward(Context& ctx, const Config& c, const Weights& w, Exchange& exchang
 }
 
 void decode(Context& ctx, const Config& c, const Weights& w, Exchange& exchange, const Packed& seq,
-            In x, Acc y) {
-  gate::Saved choice = gate::decode(ctx, c, w.gate, seq, x);
+            In x, In logits, Acc y) {
+  gate::Saved choice = gate::decode(ctx, c, w.gate, seq, x, logits);
   const ops::MoeWeights weights{.w1 = w.experts.w1,
                                 .w3 = w.experts.w3,
                                 .w2 = w.experts.w2,

@@ -58,9 +58,10 @@ void dispatch_backward(Context& ctx, const Config& config, const Weights& w, Exc
 
 Saved forward(Context& ctx, const Config& config, const Weights& w, Exchange& exchange,
               const Packed& seq, In x, Out y);
-// forward() for generation: nothing is kept, the balance loss is not computed. y [T, D] += ...
+// forward() for generation: nothing is kept, the balance loss is not computed. logits [T, E] of the
+// gate, or empty where they are not known yet. y [T, D] += ...
 void decode(Context& ctx, const Config& config, const Weights& w, Exchange& exchange,
-            const Packed& seq, In x, Acc y);
+            const Packed& seq, In x, In logits, Acc y);
 struct BackwardArgs {
   In x, dy;              // [T, D]  [T, D]
   double balance_scale;  // of the gradient of the balance loss

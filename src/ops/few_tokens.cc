@@ -46,6 +46,19 @@ void moe_of_few(Context& ctx, const MoeWeights& w, In x, In topk_idx, In topk_we
   HADAL_DISPATCH(ctx, moe_of_few, w, x, topk_idx, topk_weight, y);
 }
 
+void decode_attention_pays(Context& ctx, const DecodeAttention& layer, const Packed& seq,
+                           const LatentPages& cache, In x, bool* pays) {
+  HADAL_DISPATCH(ctx, decode_attention_pays, layer, seq, cache, x, pays);
+}
+
+void decode_attention(Context& ctx, const DecodeAttention& layer, const Packed& seq,
+                      const LatentPages& cache, Acc x, Out normed, Out logits) {
+  const auto [T, D] = HADAL_SHAPE(x, 2);
+  HADAL_CHECK_SHAPE(normed, T, D);
+  HADAL_CHECK_SHAPE(logits, T, layer.gate_weight.empty() ? 0 : layer.gate_weight.dim(0));
+  HADAL_DISPATCH(ctx, decode_attention, layer, seq, cache, x, normed, logits);
+}
+
 void latent_inputs(Context& ctx, const Packed& seq, const LatentNorm& norm, In kv_lat, In q_pe,
                    const LatentPages& cache, Out q_out) {
   const auto [T, W] = HADAL_SHAPE(kv_lat, 2);

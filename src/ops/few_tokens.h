@@ -27,6 +27,25 @@ struct MoeWeights {
 HADAL_OP(moe_of_few_pays, Context& ctx, const MoeWeights& w, In x, bool* pays)
 HADAL_OP(moe_of_few, Context& ctx, const MoeWeights& w, In x, In topk_idx, In topk_weight, Acc y)
 
+// The attention half of a layer over the latent cache, with the weights that it needs.
+struct DecodeAttention {
+  Operand wq, wq_a, wq_b;  // wq, or wq_a and wq_b
+  Operand wkv_a, wkv_b, wo;
+  Tensor attn_norm, q_norm, kv_norm, ffn_norm;  // gains; q_norm with wq_a
+  Tensor gate_weight;                           // [E,D]; empty in a dense layer
+  RopeLayout layout;
+  double eps, scale;  // of norms; of scores
+  int64_t num_heads, nope_dim, rope_dim, v_dim;
+};
+// Whether decode_attention() is there for these and pays: not on the CPU, not in
+// Numerics::kInvariant.
+HADAL_OP(decode_attention_pays, Context& ctx, const DecodeAttention& layer, const Packed& seq,
+         const LatentPages& cache, In x, bool* pays)
+// x [T,D] += attention of its norm, the tokens' latents into the cache first; normed [T,D] = the
+// FFN's norm of that; logits [T,E] of the gate. REQUIRES: decode_attention_pays().
+HADAL_OP(decode_attention, Context& ctx, const DecodeAttention& layer, const Packed& seq,
+         const LatentPages& cache, Acc x, Out normed, Out logits)
+
 struct LatentNorm {
   RopeLayout layout;
   double eps;

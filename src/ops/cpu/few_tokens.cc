@@ -62,6 +62,16 @@ void moe_of_few(Context& ctx, const MoeWeights& w, In x, In topk_idx, In topk_we
   }
 }
 
+void decode_attention_pays(Context&, const DecodeAttention&, const Packed&, const LatentPages&, In,
+                           bool* pays) {
+  *pays = false;
+}
+
+void decode_attention(Context&, const DecodeAttention&, const Packed&, const LatentPages&, Acc x,
+                      Out, Out) {
+  HADAL_FAIL("decode_attention on ", x.str(), ": not on the CPU; ask decode_attention_pays first");
+}
+
 void latent_inputs(Context& ctx, const Packed& seq, const LatentNorm& norm, In kv_lat, In q_pe,
                    const LatentPages& cache, Out q_out) {
   const int64_t T = kv_lat.dim(0), W = kv_lat.dim(1), Dr = q_pe.dim(2), R = W - Dr;

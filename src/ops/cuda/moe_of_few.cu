@@ -4,68 +4,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/cuda/detail/launch.cuh"
 #include "ops/cuda/gemv/moe.h"
+#include "ops/cuda/moe_weights.h"
 #include "ops/cuda/operands.h"
 #include "ops/few_tokens.h"
 
 namespace hadal::ops::cuda {
-namespace {
 
-using hadal::cuda::ExpertMatrices;
 using hadal::cuda::GemvConfig;
-using hadal::cuda::GemvWeight;
 using hadal::cuda::MoeFewArgs;
-
-// False unless the kernels read these matrices: one type, 16-byte rows, even distances.
-bool find(std::span<const Operand> list, DType dtype, ExpertMatrices* to) {
-  const Operand& first = list[0];
-  const bool is_fp8 = dtype == DType::kE4M3;
-  const int64_t size = element_bytes(dtype);
-  if (first.data.dtype() != dtype || is_fp8 == first.scale.empty()) return false;
-  const auto data = [](const Operand& o) -> const Tensor& { return o.data; };
-  const auto scales = [](const Operand& o) -> const Tensor& { return o.scale; };
-  *to = {.data = first.data.raw(),
-         .row_stride = first.data.stride(0),
-         .expert_stride = distance_between(list, data),
-         .scale = is_fp8 ? first.scale.data<float>() : nullptr,
-         .scale_row_stride = is_fp8 ? first.scale.stride(0) : 0,
-         .scale_expert_stride = is_fp8 ? distance_between(list, scales) : 0,
-         .scale_row = static_cast<int>(first.row_begin)};
-  for (const Operand& o : list)
-    if (o.row_begin != first.row_begin) return false;
-  return is_aligned(first.data) && to->expert_stride >= 0 && to->scale_expert_stride >= 0 &&
-         to->row_stride * size % 16 == 0 && to->expert_stride * size % 16 == 0 &&
-         first.data.dim(0) % 16 == 0 && first.data.dim(1) % 16 == 0;
-}
-
-// The arguments that follow from the weights; false where the kernels do not take them.
-bool find(const MoeWeights& w, MoeFewArgs* args) {
-  if (w.w1.empty() && w.shared_w1.empty()) return false;
-  const DType dtype = w.w1.empty() ? w.shared_w1.data.dtype() : w.w1[0].data.dtype();
-  if (dtype != DType::kBF16 && dtype != DType::kE4M3) return false;
-  args->type = dtype == DType::kBF16 ? GemvWeight::kBF16 : GemvWeight::kE4M3;
-  if (!w.w1.empty()) {
-    if (!find(w.w1, dtype, &args->w1) || !find(w.w3, dtype, &args->w3) ||
-        !find(w.w2, dtype, &args->w2))
-      return false;
-    args->f = static_cast<int>(w.w1[0].data.dim(0));
-    args->num_experts = static_cast<int>(w.w1.size());
-  }
-  if (!w.shared_w1.empty()) {
-    if (!find({&w.shared_w1, 1}, dtype, &args->shared_w1) ||
-        !find({&w.shared_w3, 1}, dtype, &args->shared_w3) ||
-        !find({&w.shared_w2, 1}, dtype, &args->shared_w2))
-      return false;
-    args->shared_f = static_cast<int>(w.shared_w1.data.dim(0));
-  }
-  return true;
-}
-
-}  // namespace
-
 void moe_of_few_pays(Context& ctx, const MoeWeights& w, In x, bool* pays) {
   MoeFewArgs args{};
   *pays = ctx.numerics == Numerics::kFastest && x.dtype() == DType::kBF16 && is_aligned(x) &&
-          x.stride(0) % 8 == 0 && x.dim(0) <= GemvConfig::kMaxRows && find(w, &args);
+          x.stride(0) % 8 == 0 && x.dim(0) <= GemvConfig::kMaxRows && find_moe(w, &args);
 }
 
 void moe_of_few(Context& ctx, const MoeWeights& w, In x, In topk_idx, In topk_weight, Acc y) {
@@ -74,7 +24,7 @@ void moe_of_few(Context& ctx, const MoeWeights& w, In x, In topk_idx, In topk_we
   HADAL_CHECK(x.dtype() == DType::kBF16 && is_aligned(x) && x.stride(0) % 8 == 0 &&
                   (y.dtype() == DType::kBF16 || y.dtype() == DType::kF32) &&
                   (K == 0 || (topk_idx.stride(1) == 1 && topk_weight.stride(1) == 1)) &&
-                  find(w, &args),
+                  find_moe(w, &args),
               "moe_of_few on ", x.str(), ": it takes bf16 rows and weights in bf16 or block FP8 ",
               "with widths that are multiples of 16; ask moe_of_few_pays first");
   if (T == 0) return;

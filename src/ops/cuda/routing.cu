@@ -4,6 +4,7 @@
 //
 // Movement of tokens to experts' rows is in ops/cuda/routing_rows.cu.
 // SPDX-License-Identifier: Apache-2.0
+#include "ops/cuda/detail/gate.cuh"
 #include "ops/cuda/detail/launch.cuh"
 #include "ops/cuda/detail/math.cuh"
 #include "ops/cuda/detail/ptx.cuh"
@@ -13,95 +14,6 @@
 namespace hadal::ops::cuda {
 namespace {
 
-constexpr double kNormEps = 1e-20;  // added to the sum of a token's weights before dividing by it
-constexpr int kWarp = 32;
-
-enum Mark : int32_t { kClosed, kOpen, kTaken };
-
-// A warp marks the `count` largest of the open values as taken; ties go to smaller indices.
-template <class R>
-__device__ void take_largest(const R* values, int64_t size, int64_t count, int32_t* marks) {
-  for (int64_t i = 0; i < count; ++i) {
-    R best = 0;
-    int64_t at = -1;
-    for (int64_t e = threadIdx.x % kWarp; e < size; e += kWarp) {
-      if (marks[e] != kOpen || (at >= 0 && !(values[e] > best))) continue;
-      best = values[e];
-      at = e;
-    }
-    for (int half = kWarp / 2; half > 0; half /= 2) {
-      const R other = __shfl_xor_sync(kWholeWarp, best, half);
-      const int64_t other_at = __shfl_xor_sync(kWholeWarp, at, half);
-      const bool better =
-          other_at >= 0 && (at < 0 || other > best || (other == best && other_at < at));
-      best = better ? other : best;
-      at = better ? other_at : at;
-    }
-    if (threadIdx.x % kWarp == 0 && at >= 0) marks[at] = kTaken;
-    __syncwarp();
-  }
-}
-
-// A warp calls fn(k, e) for the k-th taken one, e, in ascending order; each by some thread.
-template <class Fn>
-__device__ void for_taken(const int32_t* marks, int64_t size, const Fn& fn) {
-  const unsigned lane = threadIdx.x % kWarp;
-  int before = 0;
-  for (int64_t base = 0; base < size; base += kWarp) {
-    const int64_t e = base + lane;
-    const bool taken = e < size && marks[e] == kTaken;
-    const unsigned votes = __ballot_sync(kWholeWarp, taken);
-    if (taken) fn(before + __popc(votes & ((1u << lane) - 1u)), e);
-    before += __popc(votes);
-  }
-  __syncwarp();
-}
-
-template <class R>
-__device__ R group_value(GroupScore score, const R* biased, int64_t size) {
-  R best = lowest<R>(), second = best;
-  for (int64_t e = 0; e < size; ++e) {
-    if (biased[e] > best) {
-      second = best;
-      best = biased[e];
-    } else if (biased[e] > second) {
-      second = biased[e];
-    }
-  }
-  return score == GroupScore::kTopTwoSum && size > 1 ? best + second : best;
-}
-
-// What a warp keeps in shared memory for its token.
-template <class R>
-struct Scratch {
-  R *biased, *group_values;
-  int32_t *marks, *group_marks;
-
-  static int64_t bytes(int64_t E, int64_t G) {
-    return (E + G) * static_cast<int64_t>(sizeof(R) + sizeof(int32_t));
-  }
-  __device__ Scratch(char* memory, int64_t E, int64_t G)
-      : biased(reinterpret_cast<R*>(memory)),
-        group_values(biased + E),
-        marks(reinterpret_cast<int32_t*>(group_values + G)),
-        group_marks(marks + E) {}
-};
-
-// Unbiased scores of one token, by a warp whose two halves do the same: sums are over 16 lanes.
-template <class R>
-__device__ void score_row(Scoring scoring, const R* logits, R* scores, int64_t E) {
-  const int64_t lane = threadIdx.x % kWarp;
-  if (scoring == Scoring::kSigmoid) {
-    for (int64_t e = lane; e < E; e += kWarp) scores[e] = sigmoid_of(logits[e]);
-    __syncwarp();
-    return;
-  }
-  const R largest = max_row<R>(E, [&](int64_t e) { return logits[e]; });
-  const R total = sum_row<R>(E, [&](int64_t e) { return exp_of(logits[e] - largest); });
-  for (int64_t e = lane; e < E; e += kWarp) scores[e] = exp_of(logits[e] - largest) / total;
-  __syncwarp();
-}
-
 // One warp a token.
 template <class R>
 __global__ void gate_kernel(int64_t E, GateRule rule, Array<const R> logits, const R* bias,
@@ -109,37 +21,9 @@ __global__ void gate_kernel(int64_t E, GateRule rule, Array<const R> logits, con
   extern __shared__ __align__(16) char memory[];
   hadal::cuda::let_next_kernel_start();
   hadal::cuda::wait_for_previous_kernel();
-  const int64_t t = blockIdx.x, lane = threadIdx.x, G = rule.n_group, size = E / G;
-  const Scratch<R> s(memory, E, G);
-  R* score = scores.row(t);
-  score_row(rule.scoring, logits.row(t), score, E);
-  for (int64_t e = lane; e < E; e += kWarp) s.biased[e] = score[e] + bias[e];
-  __syncwarp();
-  if (rule.topk_group < G) {
-    for (int64_t g = lane; g < G; g += kWarp) {
-      s.group_values[g] = group_value(rule.group_score, s.biased + g * size, size);
-      s.group_marks[g] = kOpen;
-    }
-    __syncwarp();
-    take_largest(s.group_values, G, rule.topk_group, s.group_marks);
-  }
-  // NOTE: experts of other groups are closed, not zero: a biased score may be negative.
-  for (int64_t e = lane; e < E; e += kWarp)
-    s.marks[e] = rule.topk_group >= G || s.group_marks[e / size] == kTaken ? kOpen : kClosed;
-  __syncwarp();
-  take_largest(s.biased, E, rule.num_experts_per_tok, s.marks);
-
-  const int64_t K = rule.num_experts_per_tok;
-  R* const chosen = s.biased;  // no longer needed; there are no more choices than experts
-  for_taken(s.marks, E, [&](int64_t k, int64_t e) {
-    topk_idx.row(t)[k] = static_cast<int32_t>(e);
-    chosen[k] = score[e];
-  });
-  R total = 0;
-  for (int64_t k = 0; k < K; ++k) total += chosen[k];
-  const R divisor = rule.norm_topk_prob ? total + static_cast<R>(kNormEps) : R(1);
-  for (int64_t k = lane; k < K; k += kWarp)
-    topk_weight.row(t)[k] = chosen[k] / divisor * static_cast<R>(rule.routed_scaling_factor);
+  const int64_t t = blockIdx.x;
+  choose_experts(rule, E, logits.row(t), bias, scores.row(t),
+                 GateScratch<R>(memory, E, rule.n_group), topk_idx.row(t), topk_weight.row(t));
 }
 
 // dlogits += gradient through the scoring of one token, given the gradient of the scores. `n` is E,
@@ -292,7 +176,7 @@ unsigned row_blocks(int64_t T) { return static_cast<unsigned>(ceil_div(T, kRowsP
 template <class R>
 unsigned gate_bytes(const GateRule& rule, int64_t E) {
   constexpr int64_t kLimit = 48 << 10;
-  const int64_t bytes = Scratch<R>::bytes(E, rule.n_group);
+  const int64_t bytes = GateScratch<R>::bytes(E, rule.n_group);
   HADAL_CHECK(bytes <= kLimit, "the gate of ", E, " experts needs ", bytes,
               " bytes of shared memory on CUDA, of which there are ", kLimit);
   return static_cast<unsigned>(bytes);

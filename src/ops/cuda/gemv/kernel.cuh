@@ -2,54 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp8.h>
-
-#include "ops/cuda/detail/ptx.cuh"
-#include "ops/cuda/gemv/config.h"
+#include "ops/cuda/gemv/load.cuh"
 
 namespace hadal::cuda {
-
-// Elements of a 16-byte load as f32.
-__device__ __forceinline__ void unpack_bf16(const int4& raw, float (&x)[8]) {
-  const auto* pairs = reinterpret_cast<const __nv_bfloat162*>(&raw);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 pair = __bfloat1622float2(pairs[i]);
-    x[2 * i] = pair.x;
-    x[2 * i + 1] = pair.y;
-  }
-}
-
-template <GemvWeight kType>
-struct GemvLoad;  // kElements of the weight from one load
-template <>
-struct GemvLoad<GemvWeight::kBF16> {
-  static constexpr int kElements = 8, kBytes = 2;
-  __device__ static void unpack(const int4& raw, float (&x)[8]) { unpack_bf16(raw, x); }
-};
-template <>
-struct GemvLoad<GemvWeight::kF32> {
-  static constexpr int kElements = 4, kBytes = 4;
-  __device__ static void unpack(const int4& raw, float (&x)[4]) {
-    const auto* f = reinterpret_cast<const float*>(&raw);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) x[i] = f[i];
-  }
-};
-template <>
-struct GemvLoad<GemvWeight::kE4M3> {
-  static constexpr int kElements = 16, kBytes = 1;
-  __device__ static void unpack(const int4& raw, float (&x)[16]) {
-    const auto* pairs = reinterpret_cast<const __nv_fp8x2_storage_t*>(&raw);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const float2 pair = __half22float2(__half2(__nv_cvt_fp8x2_to_halfraw2(pairs[i], __NV_E4M3)));
-      x[2 * i] = pair.x;
-      x[2 * i + 1] = pair.y;
-    }
-  }
-};
 
 // kCount elements of a row of a from k.
 template <int kCount>

@@ -4,21 +4,8 @@
 #pragma once
 
 #include "ops/cuda/gemv/kernel.cuh"
-#include "ops/cuda/gemv/moe.h"
 
 namespace hadal::cuda {
-
-// A row of an expert's matrix and its scales.
-struct ExpertRow {
-  const char* data;
-  const float* scale;
-};
-template <int kBytes>
-__device__ ExpertRow expert_row(const ExpertMatrices& w, int expert, int row) {
-  return {
-      static_cast<const char*>(w.data) + (expert * w.expert_stride + row * w.row_stride) * kBytes,
-      w.scale + expert * w.scale_expert_stride + (w.scale_row + row) / 128 * w.scale_row_stride};
-}
 
 // sum[o] += row o . x over this lane's share of the elements begin .. end - 1, begin a multiple
 // of 16.
@@ -57,12 +44,6 @@ __device__ void add_dots(const ExpertRow (&row)[kOutputs], const __nv_bfloat16* 
       }
     }
   }
-}
-
-__device__ __forceinline__ float sum_of_warp(float value) {
-#pragma unroll
-  for (int d = 16; d > 0; d /= 2) value += __shfl_xor_sync(0xffffffff, value, d);
-  return value;
 }
 
 // blockIdx.y is the shared expert of a token, then a choice of one. The shared ones come first:

@@ -3,9 +3,9 @@
 //   T tokens   D model width   F, Fs hidden widths of routed and shared experts   K choices
 //
 // Up: hidden = weight * silu(w1 x) * (w3 x) for each choice and the shared expert. Down: y += the
-// sum over choices and the shared expert of w2 hidden, in an order that K and Fs fix. bf16 but for the weights, which
-// may be e4m3 with block scales; sums in f32. REQUIRES: D and F, Fs multiples of 16, 16-byte
-// aligned rows. Deterministic; a token does not depend on the others.
+// sum over choices and the shared expert of w2 hidden, in an order that K and Fs fix. bf16 but for
+// the weights, which may be e4m3 with block scales; sums in f32. REQUIRES: D and F, Fs multiples of
+// 16, 16-byte aligned rows. Deterministic; a token does not depend on the others.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 

@@ -1,0 +1,76 @@
+// Launches decode attention.
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
+#include "core/check.h"
+#include "ops/cuda/decode_attention/kernel.cuh"
+#include "ops/cuda/detail/tensor_map.h"
+
+namespace hadal::cuda {
+
+namespace {
+
+int rows_of(const DecodeAttentionArgs& args) { return args.tokens <= 2 ? args.tokens : 4; }
+
+template <GemvWeight kType, int kRows>
+void launch(const DecodeAttentionArgs& args, const ops::cuda::FaultSite& no_page, int num_sms,
+            cudaStream_t stream) {
+  const auto kernel = decode_attention_kernel<kType, kRows>;
+  const auto shared = static_cast<int>(decode_attention_shared_bytes(args));
+  HADAL_CHECK_CUDA(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(num_sms));
+  config.blockDim = dim3(DecodeAttentionConfig::kThreads);
+  config.dynamicSmemBytes = static_cast<size_t>(shared);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  HADAL_CHECK_CUDA(cudaLaunchKernelEx(&config, kernel, args, no_page));
+}
+
+template <GemvWeight kType>
+void choose_rows(const DecodeAttentionArgs& args, const ops::cuda::FaultSite& no_page, int num_sms,
+                 cudaStream_t stream) {
+  switch (rows_of(args)) {
+    case 1:
+      return launch<kType, 1>(args, no_page, num_sms, stream);
+    case 2:
+      return launch<kType, 2>(args, no_page, num_sms, stream);
+    default:
+      return launch<kType, 4>(args, no_page, num_sms, stream);
+  }
+}
+
+}  // namespace
+
+int64_t decode_attention_shared_bytes(const DecodeAttentionArgs& args) {
+  using C = DecodeAttentionConfig;
+  const int64_t rows = rows_of(args);
+  const int64_t widest = std::max({args.d, args.q_rank, args.heads * args.v, C::kLatent});
+  return std::max({int64_t{C::kAttentionBytes}, rows * widest * 2,
+                   C::kWarps * rows * 64 * static_cast<int64_t>(sizeof(float))});
+}
+
+void decode_attention_sm90(const DecodeAttentionArgs& args, const ops::cuda::FaultSite& no_page,
+                           int num_sms, cudaStream_t stream) {
+  using C = DecodeAttentionConfig;
+  static_assert(C::kWarps == C::kHeads && C::kThreads == C::kLatent);
+  HADAL_CHECK(args.tokens >= 1 && args.tokens <= C::kMaxTokens && args.max_splits >= 1 &&
+                  args.max_splits <= C::kMaxSplits,
+              "decode_attention takes up to ", C::kMaxTokens, " tokens and ", C::kMaxSplits,
+              " splits; got ", args.tokens, " and ", args.max_splits);
+  switch (args.type) {
+    case GemvWeight::kBF16:
+      return choose_rows<GemvWeight::kBF16>(args, no_page, num_sms, stream);
+    case GemvWeight::kE4M3:
+      return choose_rows<GemvWeight::kE4M3>(args, no_page, num_sms, stream);
+    case GemvWeight::kF32:
+      HADAL_FAIL("decode_attention takes bf16 and e4m3 weights");
+  }
+}
+
+}  // namespace hadal::cuda
