@@ -4,7 +4,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/cuda/decode_attention/config.h"
 #include "ops/cuda/detail/cache.cuh"
-#include "ops/cuda/moe_weights.h"
+#include "ops/cuda/gemv_matrices.h"
+#include "ops/few_tokens.h"
 
 namespace hadal::ops::cuda {
 namespace {

@@ -3,15 +3,42 @@
 //   T tokens   D model width   F hidden width   K choices of a token
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/cuda/detail/launch.cuh"
-#include "ops/cuda/gemv/moe.h"
-#include "ops/cuda/moe_weights.h"
+#include "ops/cuda/gemv_matrices.h"
 #include "ops/cuda/operands.h"
 #include "ops/few_tokens.h"
 
 namespace hadal::ops::cuda {
+namespace {
 
 using hadal::cuda::GemvConfig;
+using hadal::cuda::GemvWeight;
 using hadal::cuda::MoeFewArgs;
+
+// The arguments that follow from the weights; false where the kernels do not take them.
+bool find_moe(const MoeWeights& w, MoeFewArgs* args) {
+  if (w.w1.empty() && w.shared_w1.empty()) return false;
+  const DType dtype = w.w1.empty() ? w.shared_w1.data.dtype() : w.w1[0].data.dtype();
+  if (dtype != DType::kBF16 && dtype != DType::kE4M3) return false;
+  args->type = dtype == DType::kBF16 ? GemvWeight::kBF16 : GemvWeight::kE4M3;
+  if (!w.w1.empty()) {
+    if (!find_matrices(w.w1, dtype, &args->w1) || !find_matrices(w.w3, dtype, &args->w3) ||
+        !find_matrices(w.w2, dtype, &args->w2))
+      return false;
+    args->f = static_cast<int>(w.w1[0].data.dim(0));
+    args->num_experts = static_cast<int>(w.w1.size());
+  }
+  if (!w.shared_w1.empty()) {
+    if (!find_matrices({&w.shared_w1, 1}, dtype, &args->shared_w1) ||
+        !find_matrices({&w.shared_w3, 1}, dtype, &args->shared_w3) ||
+        !find_matrices({&w.shared_w2, 1}, dtype, &args->shared_w2))
+      return false;
+    args->shared_f = static_cast<int>(w.shared_w1.data.dim(0));
+  }
+  return true;
+}
+
+}  // namespace
+
 void moe_of_few_pays(Context& ctx, const MoeWeights& w, In x, bool* pays) {
   MoeFewArgs args{};
   *pays = ctx.numerics == Numerics::kFastest && x.dtype() == DType::kBF16 && is_aligned(x) &&
