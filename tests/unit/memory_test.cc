@@ -44,6 +44,32 @@ TEST(Pool, ReusesWhatWasGivenBack) {
   EXPECT_EQ(pool.system_allocations(), 2);
 }
 
+// A free block of up to twice the size serves before the system is asked; it counts as what was asked.
+TEST(Pool, GivesALargerFreeBlock) {
+  Pool pool;
+  const void* large = nullptr;
+  {
+    const Block block = pool.take(4096);
+    large = block.data();
+  }
+  const Block same = pool.take(2048);
+  EXPECT_EQ(same.data(), large);
+  EXPECT_EQ(pool.in_use_bytes(), 2048u);
+  EXPECT_EQ(pool.system_allocations(), 1);
+  const Block other = pool.take(4096);
+  EXPECT_EQ(pool.system_allocations(), 2);
+  EXPECT_EQ(pool.in_use_bytes(), 6144u);
+  EXPECT_EQ(pool.peak_bytes(), 6144u);
+}
+
+TEST(Pool, DoesNotGiveAMuchLargerBlock) {
+  Pool pool;
+  static_cast<void>(pool.take(4096));
+  const Block small = pool.take(1024);
+  EXPECT_EQ(pool.system_allocations(), 2);
+  EXPECT_EQ(pool.in_use_bytes(), 1024u);
+}
+
 // The same sizes again and again: nothing is asked of the system after the first round.
 TEST(Pool, ASteadyStateAllocatesNothing) {
   Pool pool;
