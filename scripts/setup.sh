@@ -10,9 +10,10 @@ packages=(build-essential cmake ninja-build pkg-config git ca-certificates
   bible-kjv bible-kjv-text python3)
 full_packages=(python3-venv libsimgrid-dev chromium clang-19 libclang-rt-19-dev llvm-19)
 
+full=no
 for argument in "$@"; do
   case "$argument" in
-    --full) packages+=("${full_packages[@]}") ;;
+    --full) packages+=("${full_packages[@]}"); full=yes ;;
     *) echo "setup.sh: unknown argument $argument; use --full or nothing" >&2; exit 2 ;;
   esac
 done
@@ -22,18 +23,36 @@ for package in "${packages[@]}"; do
   [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)" = installed ] || missing+=("$package")
 done
 if [ ${#missing[@]} -eq 0 ]; then
-  echo "setup: everything is installed"
-  exit 0
+  echo "setup: all packages are installed"
+else
+  sudo=()
+  if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null || { echo "setup.sh: run it as root, or install sudo; needed: ${missing[*]}" >&2; exit 1; }
+    sudo=(sudo)
+  fi
+  echo "setup: installing ${missing[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  "${sudo[@]}" apt-get update -qq || { echo "setup.sh: apt-get update failed; check the network and /etc/apt" >&2; exit 1; }
+  "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+    { echo "setup.sh: could not install ${missing[*]}; this script is for Debian 12" >&2; exit 1; }
 fi
 
-sudo=()
-if [ "$(id -u)" -ne 0 ]; then
-  command -v sudo >/dev/null || { echo "setup.sh: run it as root, or install sudo; needed: ${missing[*]}" >&2; exit 1; }
-  sudo=(sudo)
+# Libraries that Debian does not have: their sources go under build/sources, and the build compiles
+# what it finds there.
+pins=scripts/sources.txt sources=build/sources
+cd "$(dirname "$0")/.."
+if [ "$full" = yes ] && ! cmp -s "$pins" "$sources/sources.txt"; then
+  echo "setup: fetching the sources of $pins"
+  rm -rf "$sources"
+  mkdir -p "$sources"
+  # pip asks the package for its metadata, with build tools that it keeps to itself.
+  { python3 -m venv "$sources/venv" &&
+    "$sources/venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --require-hashes \
+      --no-binary xgrammar --requirement "$pins" --dest "$sources"; } ||
+    { echo "setup.sh: could not fetch the sources of $pins; check the network and try again" >&2; exit 1; }
+  mkdir "$sources/xgrammar"
+  tar -xzf "$sources"/xgrammar-*.tar.gz --strip-components 1 -C "$sources/xgrammar"
+  rm -r "$sources/venv" "$sources"/xgrammar-*.tar.gz
+  cp "$pins" "$sources/sources.txt"  # last, so that a broken folder is made again
 fi
-echo "setup: installing ${missing[*]}"
-export DEBIAN_FRONTEND=noninteractive
-"${sudo[@]}" apt-get update -qq || { echo "setup.sh: apt-get update failed; check the network and /etc/apt" >&2; exit 1; }
-"${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
-  { echo "setup.sh: could not install ${missing[*]}; this script is for Debian 12" >&2; exit 1; }
 echo "setup: done"

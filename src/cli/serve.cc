@@ -16,6 +16,7 @@
 #include "core/timer.h"
 #include "model/bytes.h"
 #include "serve/engine.h"
+#include "serve/grammar_queue.h"
 #include "server/http.h"
 #include "server/service.h"
 
@@ -192,13 +193,23 @@ void run(Options o) {
         http_server->post(
             [&routes, list = std::move(outputs)]() mutable { routes->deliver(std::move(list)); });
       });
+  // Without a tokenizer there is no text to hold to a form.
+  std::optional<serve::GrammarQueue> forms;
+  if (info.tokenizer && serve::GrammarCompiler::why_not().empty())
+    forms.emplace(*info.tokenizer, info.vocab_size, static_cast<size_t>(info.max_choices));
+  const auto compile = [&](serve::GrammarSpec spec, const server::Backend::Compiled& done) {
+    return forms->compile(std::move(spec), [&, done](auto grammar, std::string error) {
+      http_server->post([done, grammar, error] { done(grammar, error); });
+    });
+  };
   const auto log = [](const std::string& line) { fmt::print(stderr, "{}\n", line); };
   server::Service service(
       info,
       {.submit = [&](auto requests) { return engine.submit(std::move(requests)); },
        .cancel = [&](uint64_t id) { engine.cancel(id); },
        .stats = [&] { return engine.stats(); },
-       .stalled_seconds = [&] { return engine.stalled_seconds(); }},
+       .stalled_seconds = [&] { return engine.stalled_seconds(); },
+       .compile = forms ? compile : decltype(server::Backend::compile)()},
       {.keys = keys, .log = o.quiet ? std::function<void(const std::string&)>() : log});
   server::HttpServer http(o.http, [&](auto&& request, auto reply) {
     service.handle(std::move(request), std::move(reply));
@@ -234,6 +245,7 @@ void run(Options o) {
   http.run();
   engine.stop();
   engine_thread.join();
+  forms.reset();  // before the server that it calls back to
   service.forget();
 }
 

@@ -118,6 +118,7 @@ void Engine::check(const Request& r) const {
     HADAL_CHECK(!word.empty(), "a bad word is empty; leave it out");
     for (int32_t id : word) check_id(id, "bad_words: token");
   }
+  if (r.params.grammar) GrammarState(*r.params.grammar, r.params.stop_ids);
   HADAL_CHECK(r.params.max_tokens >= 1, "max_tokens is ", r.params.max_tokens, "; give 1 or more");
   HADAL_CHECK(r.params.stop.empty() || tokenizer_, "stop strings need a tokenizer");
 }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -12,9 +13,11 @@
 
 namespace hadal::serve {
 
-// Order, as far as it matters: bad words, minimum length, bias, penalties, then temperature, min_p,
-// top_k, top_p, and the draw for (seed, position). Log probabilities are the model's own, before
-// any of these.
+class Grammar;
+
+// Order, as far as it matters: grammar, bad words, minimum length, bias, penalties, then
+// temperature, min_p, top_k, top_p, and the draw for (seed, position). Log probabilities are the
+// model's own, before any of these.
 struct SamplingParams {
   double temperature = 1.0;  // 0 is greedy
   double top_p = 1.0, min_p = 0.0;
@@ -30,6 +33,9 @@ struct SamplingParams {
   std::vector<std::string> stop;            // the text ends before any of these
   int64_t num_logprobs = -1;                // alternatives of each token; -1: no log probabilities
   int64_t num_prompt_logprobs = -1;
+
+  std::shared_ptr<const Grammar> grammar = {};  // that the reply is held to; null: to none
+  int32_t grammar_after = -1;  // it begins behind this token, which ends reasoning; -1: at once
 };
 
 struct Request {

@@ -30,18 +30,30 @@ Sampler::Sampler(const SamplingParams& p, const std::vector<int32_t>& prompt, in
       plain_(p.logit_bias.empty() && p.bad_words.empty() && p.presence_penalty == 0.0 &&
              p.frequency_penalty == 0.0 && p.repetition_penalty == 1.0 &&
              (p.min_p == 0.0 || p.temperature == 0.0) &&
-             (p.min_tokens == 0 || p.stop_ids.empty())) {
+             (p.min_tokens == 0 || p.stop_ids.empty()) && !p.grammar),
+      grammar_begun_(p.grammar_after < 0) {
+  if (p.grammar) grammar_.emplace(*p.grammar, p.stop_ids);
   if (p.repetition_penalty != 1.0) prompt_.insert(prompt.begin(), prompt.end());
 }
 
 void Sampler::accept(int32_t token) {
   ++num_generated_;
   if (!plain_) ++generated_[token];
+  if (is_held())
+    grammar_->accept(token);
+  else if (token == params_.grammar_after)
+    grammar_begun_ = true;
 }
 
 template <class T>
-void Sampler::process_row(T* logits, const std::vector<int32_t>& tokens) const {
+void Sampler::process_row(T* logits, const std::vector<int32_t>& tokens) {
   constexpr T kNever = -std::numeric_limits<T>::infinity();
+  if (is_held()) {
+    const std::vector<int32_t>& allowed = grammar_->allowed();
+    for (int64_t v = 0; v < vocab_size_; ++v)
+      if (((static_cast<uint32_t>(allowed[static_cast<size_t>(v / 32)]) >> (v % 32)) & 1u) == 0)
+        logits[v] = kNever;
+  }
   for (const std::vector<int32_t>& word : params_.bad_words) {
     const size_t n = word.size() - 1;  // that must stand before its last token
     // Only generated tokens count as its beginning.
@@ -49,7 +61,8 @@ void Sampler::process_row(T* logits, const std::vector<int32_t>& tokens) const {
         std::equal(word.begin(), word.end() - 1, tokens.end() - static_cast<int64_t>(n)))
       logits[word.back()] = kNever;
   }
-  if (num_generated_ < params_.min_tokens)
+  // A reply that is complete by its grammar cannot be made longer.
+  if (num_generated_ < params_.min_tokens && (!is_held() || grammar_->goes_on()))
     for (int32_t id : params_.stop_ids) logits[id] = kNever;
   for (const auto& [id, bias] : params_.logit_bias) logits[id] += static_cast<T>(bias);
   const double r = params_.repetition_penalty;
@@ -67,8 +80,11 @@ void Sampler::process_row(T* logits, const std::vector<int32_t>& tokens) const {
     for (const auto& [id, count] : generated_)
       logits[id] = static_cast<T>(static_cast<double>(logits[id]) - params_.presence_penalty -
                                   params_.frequency_penalty * static_cast<double>(count));
+  if (!is_held() && params_.min_p == 0.0) return;
+  const T best = *std::max_element(logits, logits + vocab_size_);
+  HADAL_CHECK(best > kNever, "no token may come next: the form that was asked for, bad_words and ",
+              "min_tokens exclude each other");
   if (params_.min_p > 0.0 && params_.temperature > 0.0) {
-    const T best = *std::max_element(logits, logits + vocab_size_);
     const auto least =
         static_cast<T>(static_cast<double>(best) + std::log(params_.min_p) * params_.temperature);
     for (int64_t v = 0; v < vocab_size_; ++v)
@@ -76,7 +92,7 @@ void Sampler::process_row(T* logits, const std::vector<int32_t>& tokens) const {
   }
 }
 
-void Sampler::process(const Tensor& logits, const std::vector<int32_t>& tokens) const {
+void Sampler::process(const Tensor& logits, const std::vector<int32_t>& tokens) {
   HADAL_CHECK_SHAPE(logits, vocab_size_);
   if (logits.dtype() == DType::kF64)
     process_row(logits.data<double>(), tokens);

@@ -3,6 +3,7 @@
 #include "server/answer.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
@@ -150,6 +151,8 @@ Answer::Events Answer::take(Choice& c, const serve::Output& out) const {
   c.num_cached = out.num_cached;
   c.num_generated = out.num_generated;
   if (keep) c.logprobs.insert(c.logprobs.end(), out.logprobs.begin(), out.logprobs.end());
+  if (keep && request_.return_token_ids)
+    c.tokens.insert(c.tokens.end(), out.tokens.begin(), out.tokens.end());
   c.prompt_logprobs.insert(c.prompt_logprobs.end(), out.prompt_logprobs.begin(),
                            out.prompt_logprobs.end());
   c.finish = out.finish;
@@ -194,10 +197,12 @@ std::string Answer::chat_chunk(size_t index, const Events& events, const serve::
   std::string text;
   // Log probabilities go with the first part, or alone where the text is still held back.
   std::string logprobs = out.logprobs.empty() ? "null" : dump(chat_logprobs(out.logprobs));
+  std::string ids = chunk_ids(out);
   const auto add = [&](const std::string& delta, const char* finish) {
-    text += chunk(fmt::format(R"({{"index":{},"delta":{},"logprobs":{},"finish_reason":{}}})",
-                              index, delta, logprobs, finish));
+    text += chunk(fmt::format(R"({{"index":{},"delta":{},"logprobs":{},"finish_reason":{}{}}})",
+                              index, delta, logprobs, finish, ids));
     logprobs = "null";
+    ids.clear();
   };
   for (const auto& event : events) {
     const std::string value = dump(event.text);
@@ -223,20 +228,27 @@ std::string Answer::chat_chunk(size_t index, const Events& events, const serve::
   }
   if (c.finish)
     add("{}", fmt::format("\"{}\"", finish_reason(c)).c_str());
-  else if (logprobs != "null")
+  else if (logprobs != "null" || !ids.empty())
     add("{}", "null");
   return text;
 }
 
+// Goes with the first part of a chunk, as log probabilities do.
+std::string Answer::chunk_ids(const serve::Output& out) const {
+  if (!request_.return_token_ids || out.tokens.empty()) return "";
+  return fmt::format(R"(,"token_ids":[{}])", fmt::join(out.tokens, ","));
+}
+
 std::string Answer::text_chunk(size_t index, const serve::Output& out) {
   const Choice& c = choices_[index];
-  if (out.text.empty() && out.logprobs.empty() && !out.finish) return "";
+  const std::string ids = chunk_ids(out);
+  if (out.text.empty() && out.logprobs.empty() && ids.empty() && !out.finish) return "";
   // NOTE: offsets of streamed log probabilities count from the chunk.
   const std::string logprobs =
       out.logprobs.empty() ? "null" : dump(text_logprobs(c, out.logprobs, 0));
-  return chunk(fmt::format(R"({{"index":{},"text":{},"logprobs":{},"finish_reason":{}}})", index,
+  return chunk(fmt::format(R"({{"index":{},"text":{},"logprobs":{},"finish_reason":{}{}}})", index,
                            dump(out.text), logprobs,
-                           c.finish ? fmt::format("\"{}\"", finish_reason(c)) : "null"));
+                           c.finish ? fmt::format("\"{}\"", finish_reason(c)) : "null", ids));
 }
 
 std::string Answer::add(size_t index, const serve::Output& out) {
@@ -308,6 +320,7 @@ std::string Answer::whole() {
     root["choices"].push_back(chat ? whole_chat(i) : whole_text(i));
     if (request_.params.num_prompt_logprobs >= 0 && !request_.echo)
       root["choices"].back()["prompt_logprobs"] = prompt_logprobs(i);
+    if (request_.return_token_ids) root["choices"].back()["token_ids"] = choices_[i].tokens;
   }
   return dump(root);
 }

@@ -26,6 +26,7 @@ struct Choice {
   std::string content, reasoning;
   std::vector<Call> calls;
   std::vector<serve::TokenLogprob> logprobs, prompt_logprobs;
+  std::vector<int32_t> tokens;  // where they are to be returned whole
   std::optional<serve::Finish> finish;
   int64_t num_prompt = 0, num_cached = 0, num_generated = 0;
   int64_t num_reasoning = 0;  // tokens of steps that ended inside reasoning
@@ -71,6 +72,7 @@ class Answer {
                          int64_t offset) const;
   io::Json prompt_logprobs(size_t index) const;
   std::string token_text(int32_t id) const;
+  std::string chunk_ids(const serve::Output& output) const;
 
   const ModelInfo& model_;
   ApiRequest request_;

@@ -8,6 +8,8 @@
 #include <random>
 
 #include "core/check.h"
+#include "io/chat_tokens.h"
+#include "server/api_form.h"
 
 namespace hadal::server {
 namespace {
@@ -137,14 +139,15 @@ void read_common(const ModelInfo& model, const JsonObject& o, ApiRequest& r) {
     if (stop.empty()) refuse("stop", "a stop string is empty; leave it out");
   if (!p.stop.empty()) tokenizer_of(model);
   if (o.has("stop_token_ids")) p.stop_ids = ids_of(o.integers("stop_token_ids"));
-  if (!o.boolean("ignore_eos", false))
-    p.stop_ids.insert(p.stop_ids.end(), model.eos.begin(), model.eos.end());
+  r.ignore_eos = o.boolean("ignore_eos", false);
+  if (!r.ignore_eos) p.stop_ids.insert(p.stop_ids.end(), model.eos.begin(), model.eos.end());
   read_logit_bias(o, p);
   read_bad_words(model, o, p);
   if (o.has("prompt_logprobs"))
     p.num_prompt_logprobs = integer_in(o, "prompt_logprobs", 0, 0, kMaxLogprobs);
   r.n = integer_in(o, "n", 1, 1, model.max_choices);
   r.priority = integer_in(o, "priority", 0, -1000, 1000);
+  r.return_token_ids = o.boolean("return_token_ids", false);
   r.stream = o.boolean("stream", false);
   if (o.has("stream_options")) {
     if (!r.stream) refuse("stream_options", "stream_options needs \"stream\": true");
@@ -180,23 +183,15 @@ void read_length(const ModelInfo& model, const JsonObject& o, const char* key, i
   p.min_tokens = integer_in(o, "min_tokens", 0, 0, p.max_tokens);
 }
 
-void refuse_formats(const JsonObject& o) {
-  const std::string how =
-      " is not supported: replies cannot be held to a schema or grammar yet; describe the form in "
-      "the prompt";
-  o.know("response_format");
-  if (o.has("response_format")) {
-    const JsonObject format = o.object("response_format");
-    const std::string type = format.string("type");
-    if (type != "text") refuse("response_format", "response_format of type " + type + how);
-  }
-  for (const char* key : {"guided_json", "guided_regex", "guided_choice", "guided_grammar",
-                          "structured_outputs", "structural_tag"})
-    refuse_unless(o, key, {}, key + how);
-}
+// A chat as it was asked for, and the form that forced calls give the reply.
+struct AskedChat {
+  io::Chat chat;
+  ToolChoice choice;
+  bool one_call = false;  // at most
+};
 
 // The chat behind `messages` and `tools`, as Chat::parse reads it: keys in their order.
-io::Chat read_chat(const JsonObject& o, const std::string& body) {
+AskedChat read_chat(const JsonObject& o, const std::string& body) {
   Ordered original = Ordered::parse(body);
   Ordered chat = {{"messages", original.contains("messages") ? original["messages"] : Ordered()}};
   if (!chat["messages"].is_array() || chat["messages"].empty())
@@ -204,31 +199,60 @@ io::Chat read_chat(const JsonObject& o, const std::string& body) {
   for (Ordered& message : chat["messages"])
     if (message.is_object() && message.value("role", "") == "developer") message["role"] = "system";
   o.know("messages");
-  std::string choice = "auto";
-  o.know("tool_choice");
-  if (o.has("tool_choice")) {
-    const Json& value = o.json()["tool_choice"];
-    choice = value.is_string() ? value.get<std::string>() : "a named function";
-    if (choice != "auto" && choice != "none")
-      refuse("tool_choice", concat("tool_choice ", choice,
-                                   " is not supported: calls cannot be forced yet; use auto or "
-                                   "none"));
-  }
-  refuse_unless(o, "parallel_tool_calls", {true},
-                "parallel_tool_calls of false is not supported; leave it out");
+  AskedChat asked;
+  asked.choice = read_tool_choice(o);
+  asked.one_call = !o.boolean("parallel_tool_calls", true);
   o.know("tools");
-  if (o.has("tools") && choice != "none") chat["tools"] = original["tools"];
-  const io::Chat result = io::Chat::parse(chat.dump(), "request");
-  for (size_t i = 0; i < result.tools.size(); ++i) {
-    const Json tool = io::parse_json(result.tools[i], "tools");
+  if (o.has("tools") && asked.choice.kind != ToolChoice::Kind::kNone)
+    chat["tools"] = original["tools"];
+  asked.chat = io::Chat::parse(chat.dump(), "request");
+  const std::vector<std::string>& tools = asked.chat.tools;
+  bool has_name = false;
+  for (size_t i = 0; i < tools.size(); ++i) {
+    const Json tool = io::parse_json(tools[i], "tools");
     if (!tool.is_object() || tool.value("type", "") != "function" || !tool.contains("function") ||
         !tool["function"].is_object() || !tool["function"].contains("name") ||
         !tool["function"]["name"].is_string())
       refuse("tools", concat("tools[", i,
                              "] is no {\"type\": \"function\", \"function\": "
                              "{\"name\": ...}}; only functions are supported"));
+    has_name = has_name || tool["function"]["name"] == asked.choice.name;
   }
-  return result;
+  if (asked.choice.forces() && tools.empty())
+    refuse("tool_choice", "tool_choice asks for a call, and there are no tools");
+  if (asked.choice.kind == ToolChoice::Kind::kNamed && !has_name)
+    refuse("tool_choice", concat("tool_choice names ", asked.choice.name, ", which is no tool"));
+  if (asked.one_call && !asked.choice.forces() && !tools.empty())
+    refuse(
+        "parallel_tool_calls",
+        "parallel_tool_calls of false is supported with tool_choice required or a named function "
+        "alone");
+  return asked;
+}
+
+// The form of the reply: of forced calls, or the one that was asked for.
+void hold(const ModelInfo& model, const AskedChat& asked, ApiRequest& r) {
+  if (asked.choice.forces()) {
+    if (r.form.asks())
+      refuse("tool_choice", "a forced call and another form of the reply exclude each other");
+    std::vector<std::string> tools;
+    for (const std::string& tool : asked.chat.tools)
+      if (asked.choice.kind == ToolChoice::Kind::kRequired ||
+          Json::parse(tool)["function"]["name"] == asked.choice.name)
+        tools.push_back(tool);
+    r.form = tool_calls_form(template_of(model).family(), tokenizer_of(model), tools,
+                             asked.one_call || asked.choice.kind == ToolChoice::Kind::kNamed);
+  } else if (r.form.asks() && !asked.chat.tools.empty()) {
+    refuse("tools", "tools and a form of the reply exclude each other; use tool_choice none");
+  }
+  if (!r.form.asks() || !r.in_reasoning) return;
+  // Reasoning is free; what follows it is held.
+  const auto end = tokenizer_of(model).added_id(io::chat_tokens::kThinkEnd);
+  if (!end)
+    refuse("response_format",
+           "a form behind reasoning needs a tokenizer with the token </think>, and this one has "
+           "none");
+  r.params.grammar_after = *end;
 }
 
 void render(const ModelInfo& model, io::Chat& chat, ApiRequest& r) {
@@ -238,8 +262,9 @@ void render(const ModelInfo& model, io::Chat& chat, ApiRequest& r) {
   r.in_reasoning = prompt.ends_with("<think>") || prompt.ends_with("<think>\n");
   r.prompts = {tokenizer_of(model).encode(prompt)};
   const auto end = model.tokenizer->added_id(io::ChatTemplate::end_of_turn());
-  if (end && std::find(r.params.stop_ids.begin(), r.params.stop_ids.end(), *end) ==
-                 r.params.stop_ids.end())
+  if (end && !r.ignore_eos &&
+      std::find(r.params.stop_ids.begin(), r.params.stop_ids.end(), *end) ==
+          r.params.stop_ids.end())
     r.params.stop_ids.push_back(*end);
 }
 
@@ -286,11 +311,12 @@ ApiRequest parse_chat(const ModelInfo& model, const std::string& body) {
     r.kind = ApiKind::kChat;
     template_of(model);
     read_common(model, o, r);
-    refuse_formats(o);
+    r.form = read_form(o, Ordered::parse(body));
     refuse_known(o);
-    io::Chat chat = read_chat(o, body);
-    read_thinking(model, o, chat);
-    render(model, chat, r);
+    AskedChat asked = read_chat(o, body);
+    read_thinking(model, o, asked.chat);
+    render(model, asked.chat, r);
+    hold(model, asked, r);
     if (o.has("max_tokens") && o.has("max_completion_tokens") &&
         o.integer("max_tokens") != o.integer("max_completion_tokens"))
       refuse("max_tokens", "max_tokens and max_completion_tokens differ; give one of them");
@@ -314,7 +340,7 @@ ApiRequest parse_completion(const ModelInfo& model, const std::string& body) {
     ApiRequest r;
     r.kind = ApiKind::kCompletion;
     read_common(model, o, r);
-    refuse_formats(o);
+    r.form = read_form(o, Ordered::parse(body));
     if (!o.has("prompt")) refuse("prompt", "prompt is missing; give text or token ids");
     const Json& prompt = o.json()["prompt"];
     const auto add_text = [&](const std::string& text) {
@@ -376,7 +402,7 @@ std::vector<int32_t> parse_tokenize(const ModelInfo& model, const std::string& b
     o.know("model");
     if (o.has("messages")) {
       ApiRequest r;
-      io::Chat chat = read_chat(o, body);
+      io::Chat chat = read_chat(o, body).chat;
       chat.add_generation_prompt = o.boolean("add_generation_prompt", true);
       read_thinking(model, o, chat);
       render(model, chat, r);
@@ -468,6 +494,9 @@ ApiRequest parse_response(const ModelInfo& model, const std::string& body) {
     r.kind = ApiKind::kResponse;
     read_common(model, o, r);
     if (r.n != 1) refuse("n", "a response has one choice; leave n out");
+    if (r.return_token_ids)
+      refuse("return_token_ids",
+             "a response has no place for token ids; leave return_token_ids out");
     Ordered messages = Ordered::array();
     r.instructions = o.string("instructions", "");
     if (!r.instructions.empty())
@@ -491,11 +520,17 @@ ApiRequest parse_response(const ModelInfo& model, const std::string& body) {
     if (o.has("tools")) chat_body["tools"] = chat_tools(original["tools"]);
     for (const char* key : {"tools", "tool_choice", "parallel_tool_calls"}) o.know(key);
     const std::string chat_text = chat_body.dump();
-    io::Chat chat = read_chat(JsonObject::parse(chat_text, "request"), chat_text);
-    read_thinking(model, o, chat);
-    render(model, chat, r);
+    AskedChat asked = read_chat(JsonObject::parse(chat_text, "request"), chat_text);
+    read_thinking(model, o, asked.chat);
+    render(model, asked.chat, r);
+    r.form = read_text_format(o, original);
+    hold(model, asked, r);
     read_length(model, o, "max_output_tokens", INT64_MAX, r);
     if (o.has("tools")) r.tools_text = original["tools"].dump();
+    if (o.has("tool_choice")) r.tool_choice_text = original["tool_choice"].dump();
+    if (o.has("text") && original["text"].contains("format"))
+      r.format_text = original["text"]["format"].dump();
+    r.parallel_calls = !asked.one_call;
     r.metadata = o.has("metadata") ? o.json()["metadata"].dump() : "{}";
     // Stateless: nothing is kept between requests, so nothing can be referred to.
     refuse_unless(o, "previous_response_id", {},
@@ -505,9 +540,6 @@ ApiRequest parse_response(const ModelInfo& model, const std::string& body) {
     refuse_unless(o, "background", {false}, "background is not supported; leave it out");
     refuse_unless(o, "include", {Json::array()}, "include is not supported; leave it out");
     refuse_unless(o, "truncation", {"disabled"}, "truncation of auto is not supported");
-    refuse_unless(o, "text", {Json{{"format", {{"type", "text"}}}}},
-                  "text.format is supported as {\"type\": \"text\"} alone: replies cannot be held "
-                  "to a schema yet");
     for (const char* key : {"reasoning", "prompt", "max_tool_calls", "top_logprobs"})
       refuse_unless(o, key, {}, concat(key, " is not supported; leave it out"));
     o.check_no_unknown();

@@ -13,6 +13,7 @@
 #include "io/chat_template.h"
 #include "io/json.h"
 #include "io/tokenizer.h"
+#include "serve/grammar.h"
 #include "serve/request.h"
 
 namespace hadal::server {
@@ -54,10 +55,15 @@ struct ApiRequest {
   int64_t n = 1;  // choices of each prompt
   int64_t priority = 0;
   bool stream = false, include_usage = false, echo = false;
-  bool in_reasoning = false;                       // the prompt ends inside reasoning
-  bool tools = false;                              // calls are looked for in the reply
-  std::string instructions;                        // of kResponse, to be told back
-  std::string metadata = "{}", tools_text = "[]";  // of kResponse: JSON to be told back
+  bool return_token_ids = false, ignore_eos = false;
+  bool in_reasoning = false;  // the prompt ends inside reasoning
+  bool tools = false;         // calls are looked for in the reply
+  serve::GrammarSpec form;    // that the reply is held to
+  std::string instructions;   // of kResponse, to be told back
+  // Of kResponse: JSON to be told back.
+  std::string metadata = "{}", tools_text = "[]", tool_choice_text = "\"auto\"";
+  std::string format_text = "{\"type\":\"text\"}";
+  bool parallel_calls = true;
 };
 
 // ApiError for what cannot be honoured.

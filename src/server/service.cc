@@ -187,6 +187,60 @@ void Service::start(ApiRequest api, const HttpRequest& request,
   job->reply = reply;
   job->request_id = request.id;
   job->target = request.target;
+  jobs_[id] = job;
+  try {
+    if (job->answer.request().form.asks())
+      compile(job);
+    else
+      submit(job, nullptr);
+  } catch (...) {
+    jobs_.erase(id);
+    throw;
+  }
+  reply->on_gone([this, id] {
+    const auto it = jobs_.find(id);
+    if (it == jobs_.end()) return;
+    const std::shared_ptr<Job> gone = it->second;
+    for (uint64_t choice : gone->ids)
+      if (choices_.erase(choice) > 0) backend_.cancel(choice);
+    log(*gone, "client gone");
+    jobs_.erase(id);
+  });
+}
+
+// The form of a reply is compiled beside the server's thread, then the request goes on.
+void Service::compile(const std::shared_ptr<Job>& job) {
+  const auto go_on = [this, id = job->answer.id()](std::shared_ptr<const serve::Grammar> grammar,
+                                                   const std::string& error) {
+    const auto it = jobs_.find(id);
+    if (it == jobs_.end()) return;  // its client has gone
+    const std::shared_ptr<Job> waiting = it->second;
+    const auto fail = [&](const ApiError& e) {
+      jobs_.erase(id);
+      refuse(*waiting->reply, e);
+      log(*waiting, e.what());
+    };
+    try {
+      if (!error.empty())
+        throw ApiError(400, concat("the form of the reply cannot be honoured: ", error),
+                       "invalid_form");
+      submit(waiting, std::move(grammar));
+    } catch (const ApiError& e) {
+      fail(e);
+    } catch (const Error& e) {
+      fail(ApiError(400, e.what()));
+    }
+  };
+  const std::string why_not = serve::GrammarCompiler::why_not();
+  if (!why_not.empty() || !backend_.compile)
+    throw ApiError(400, why_not.empty() ? "this server holds no reply to a form" : why_not);
+  if (!backend_.compile(job->answer.request().form, go_on))
+    throw ApiError(429, "the server is busy: many forms wait to be compiled; try again later",
+                   "queue_full");
+}
+
+void Service::submit(const std::shared_ptr<Job>& job,
+                     std::shared_ptr<const serve::Grammar> grammar) {
   const ApiRequest& r = job->answer.request();
   std::vector<serve::Request> requests;
   for (const auto& prompt : r.prompts) {
@@ -199,6 +253,7 @@ void Service::start(ApiRequest api, const HttpRequest& request,
                          .leader = i > 0 ? leader : 0};
       // Choice 0 has the seed that was asked for, so n changes nothing about it.
       one.params.seed += static_cast<uint64_t>(i);
+      one.params.grammar = grammar;
       job->ids.push_back(one.id);
       requests.push_back(std::move(one));
     }
@@ -213,20 +268,10 @@ void Service::start(ApiRequest api, const HttpRequest& request,
                      "draining");
   }
   for (size_t i = 0; i < job->ids.size(); ++i) choices_[job->ids[i]] = {job.get(), i};
-  jobs_[id] = job;
   if (r.stream) {
-    reply->begin(200, "text/event-stream");
-    reply->write(job->answer.begin());
+    job->reply->begin(200, "text/event-stream");
+    job->reply->write(job->answer.begin());
   }
-  reply->on_gone([this, id] {
-    const auto it = jobs_.find(id);
-    if (it == jobs_.end()) return;
-    const std::shared_ptr<Job> gone = it->second;
-    for (uint64_t choice : gone->ids)
-      if (choices_.erase(choice) > 0) backend_.cancel(choice);
-    log(*gone, "client gone");
-    jobs_.erase(id);
-  });
 }
 
 void Service::deliver(std::vector<serve::Output>&& outputs) {

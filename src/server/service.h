@@ -22,10 +22,14 @@
 namespace hadal::server {
 
 struct Backend {
+  // Calls back on the HTTP server's thread: with a grammar, or with what is wrong. False: too many
+  // wait already.
+  using Compiled = std::function<void(std::shared_ptr<const serve::Grammar>, std::string error)>;
   std::function<serve::Engine::Answer(std::vector<serve::Request>)> submit;
   std::function<void(uint64_t id)> cancel;
   std::function<serve::EngineStats()> stats;
   std::function<double()> stalled_seconds;
+  std::function<bool(serve::GrammarSpec, Compiled)> compile = {};
 };
 
 class Service {
@@ -53,6 +57,8 @@ class Service {
   bool get(const HttpRequest& request, HttpReply& reply);
   void check_key(const HttpRequest& request) const;
   void start(ApiRequest api, const HttpRequest& request, const std::shared_ptr<HttpReply>& reply);
+  void compile(const std::shared_ptr<Job>& job);
+  void submit(const std::shared_ptr<Job>& job, std::shared_ptr<const serve::Grammar> grammar);
   void finish(Job& job);
   void log(const HttpRequest& request, int status, const std::string& note) const;
   void log(const Job& job, const char* outcome) const;

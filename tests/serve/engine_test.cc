@@ -6,8 +6,10 @@
 #include <map>
 
 #include "core/rng.h"
+#include "io/bpe_train.h"
 #include "io/hf.h"
 #include "serve/generator.h"
+#include "serve/grammar.h"
 #include "tests/unit/ops.h"
 
 namespace hadal::serve {
@@ -386,7 +388,7 @@ TEST_F(EngineTest, ParametersDoWhatTheySay) {
 
 // Every pair of parameters with speculation and a small cache: the same tokens as without both.
 TEST_F(EngineTest, AllPairsOfParametersCompose) {
-  const std::vector<std::function<void(SamplingParams&)>> changes = {
+  std::vector<std::function<void(SamplingParams&)>> changes = {
       [](SamplingParams& p) { p.temperature = 0.9, p.seed = 5; },
       [](SamplingParams& p) { p.temperature = 1.1, p.top_k = 20; },
       [](SamplingParams& p) { p.temperature = 0.7, p.top_p = 0.8; },
@@ -401,14 +403,24 @@ TEST_F(EngineTest, AllPairsOfParametersCompose) {
         p.bad_words = {{200}, {9, 200}};
       },
       [](SamplingParams& p) {
-        p.stop_ids = {17, 41, 88, 3};
+        p.stop_ids.insert(p.stop_ids.end(), {17, 41, 88, 3});
       },
       [](SamplingParams& p) {
-        p.stop_ids = {17, 41, 88, 3}, p.min_tokens = 6;
+        p.stop_ids.insert(p.stop_ids.end(), {17, 41, 88, 3}), p.min_tokens = 6;
       },
       [](SamplingParams& p) { p.num_logprobs = 2; },
       [](SamplingParams& p) { p.num_prompt_logprobs = 1; },
   };
+  const io::Tokenizer tokenizer = io::train_bpe("a form", 258, {"<begin>", "<end>"});
+  if (GrammarCompiler::why_not().empty())
+    changes.emplace_back(
+        [&, form = GrammarCompiler(tokenizer, checkpoint_.config.vocab_size)
+                       .compile({.kind = GrammarSpec::Kind::kRegex,
+                                 .text = "[a-z]{2,9}( [0-9]{1,3})*;"})](SamplingParams& p) {
+          p.grammar = form;
+          p.stop_ids.push_back(*tokenizer.added_id("<end>"));
+        });
+  const size_t num_pairs = changes.size() * (changes.size() + 1) / 2;
   std::map<int64_t, std::map<uint64_t, Result>> results;
   for (int64_t speculate : {0, 2}) {
     Setting s{.chunk = 24, .num_pages = speculate == 0 ? int64_t{0} : 6};
@@ -427,7 +439,7 @@ TEST_F(EngineTest, AllPairsOfParametersCompose) {
     run.finish_all();
     results[speculate] = run.results;
   }
-  ASSERT_EQ(results[0].size(), 91u);
+  ASSERT_EQ(results[0].size(), num_pairs);
   for (const auto& [id, want] : results[0]) {
     const Result& got = results[2][id];
     ASSERT_TRUE(got.error.empty()) << got.error;

@@ -167,14 +167,6 @@ class Answers(unittest.TestCase):
              'messages is missing or empty; give [{"role": ..., "content": ...}]'),
             (CHAT, {"messages": user("x"), "temperature": -1}, 400,
              "temperature is -1; allowed: 0 to 100"),
-            (CHAT, {"messages": user("x"), "response_format": {"type": "json_object"}}, 400,
-             "response_format of type json_object is not supported: replies cannot be held to a "
-             "schema or grammar yet; describe the form in the prompt"),
-            (CHAT, {"messages": user("x"), "guided_regex": "a+"}, 400,
-             "guided_regex is not supported: replies cannot be held to a schema or grammar yet; "
-             "describe the form in the prompt"),
-            (CHAT, {"messages": user("x"), "tool_choice": "required"}, 400,
-             "tool_choice required is not supported: calls cannot be forced yet; use auto or none"),
             (CHAT, {"messages": user("x"), "top_logprobs": 2}, 400,
              'top_logprobs needs "logprobs": true'),
             (CHAT, {"messages": user("x"), "max_tokens": 1000000}, 400, None),

@@ -49,14 +49,15 @@ def make_model(folder):
 class Server:
     model = None  # made once for all servers of a test
 
-    def __init__(self, *options, env=None, wrapper=()):
+    def __init__(self, *options, env=None, wrapper=(), template="deepseek-v3"):
         self.options, self.env, self.wrapper = options, env, list(wrapper)
+        self.template = template
 
     def __enter__(self):
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8")
         self.process = subprocess.Popen(
             [*self.wrapper, HADAL, "serve", "--model", self.model, "--port", "0", "--threads", "1",
-             "--chat-template", "deepseek-v3", "--name", "base", *self.options],
+             "--chat-template", self.template, "--name", "base", *self.options],
             stdout=subprocess.PIPE, stderr=self.log, text=True,
             env={**os.environ, **(self.env or {})})
         line = self.process.stdout.readline()
