@@ -4,7 +4,7 @@ SHELL := /bin/bash
 JOBS ?= $(shell nproc)
 TEXT ?=
 
-.PHONY: help setup build quickstart test sanitize fuzz mutate peers format tidy clean
+.PHONY: help setup build quickstart test sanitize fuzz mutate peers soak format tidy clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,8 +40,14 @@ fuzz:  ## libFuzzer on every reader of files, SECONDS_EACH=1200 each
 mutate: setup  ## remove single terms from backward code; every one must fail a test
 	@python3 scripts/mutate.py
 
-peers: build  ## compare with Hugging Face transformers (a Python environment under build/)
+peers:  ## compare with Hugging Face's libraries and OpenAI's client (a Python environment under build/)
+	@scripts/setup.sh --full
+	@$(MAKE) --no-print-directory build
 	@tests/peers/run.sh
+
+SECONDS_LONG ?= 900
+soak: build  ## the server at twice its capacity with clients that leave, SECONDS_LONG=900
+	@tests/server/soak.py $(SECONDS_LONG)
 
 format:  ## format all sources
 	@git ls-files '*.h' '*.cc' '*.cu' '*.cuh' | xargs clang-format -i
