@@ -16,9 +16,9 @@ import pathlib
 import re
 import sys
 
-PURE = {"model/config.h", "model/precision.h", "model/params.h", "model/bytes.h",
-        "parallel/mesh.h", "parallel/schedule.h", "parallel/schedule_rank.h", "parallel/stages.h",
-        "parallel/placement.h"}
+PURE = {"model/config.h", "model/precision.h", "model/params.h", "model/param_layout.h",
+        "model/bytes.h", "parallel/mesh.h", "parallel/schedule.h", "parallel/schedule_rank.h",
+        "parallel/stages.h", "parallel/parallel_config.h", "parallel/placement.h"}
 MAY = {
     "core": set(),
     "ops": {"core"},

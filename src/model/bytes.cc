@@ -105,10 +105,13 @@ size_t page_bytes(const Config& c, DType act) {
   return (c.precision.fp8 ? e4m3(D) : plain(D)) + (c.precision.e4m3_swiglu ? e4m3(F2) : plain(F2));
 }
 
+int64_t max_pages(int64_t num_rows, int64_t num_experts) {
+  const int64_t nonempty = std::min(num_rows, num_experts);
+  return (num_rows - nonempty) / kRows + nonempty;
+}
+
 int64_t max_pages(const Config& c, int64_t T) {
-  const int64_t rows = T * c.num_experts_per_tok;
-  const int64_t nonempty = std::min(rows, c.n_routed_experts);
-  return (rows - nonempty) / kRows + nonempty;
+  return max_pages(T * c.num_experts_per_tok, c.n_routed_experts);
 }
 
 size_t saved_bytes(const Config& c, int64_t T, DType act) {

@@ -44,7 +44,8 @@ size_t deferred_bytes(const Config& config, int64_t T, DType act);
 }  // namespace gate
 namespace experts {
 size_t page_bytes(const Config& config, DType act);                 // one page of the row pool
-int64_t max_pages(const Config& config, int64_t T);                 // worst case of T local tokens
+int64_t max_pages(int64_t num_rows, int64_t num_experts);           // worst case
+int64_t max_pages(const Config& config, int64_t T);                 // the same of T local tokens
 size_t saved_bytes(const Config& config, int64_t T, DType act);     // beside the pages
 size_t deferred_bytes(const Config& config, int64_t T, DType act);  // worst case
 }  // namespace experts

@@ -11,30 +11,20 @@
 namespace hadal {
 namespace {
 
-constexpr int64_t kPad = 64;  // elements
-enum Group : size_t { kExperts, kMatrices, kGates, kNorms, kBuffers };
-
-Group group_of(const ParamInfo& info) {
-  if (info.kind == ParamKind::kBuffer) return kBuffers;
-  if (info.kind == ParamKind::kNorm) return kNorms;
-  if (info.expert >= 0) return kExperts;
-  return info.name.ends_with("gate.weight") ? kGates : kMatrices;
-}
-
-Group last_group(ParamStore::Extent extent) {
+ParamGroup last_group(ParamStore::Extent extent) {
   switch (extent) {
     case ParamStore::Extent::kAll:
-      return kBuffers;
+      return ParamGroup::kBuffers;
     case ParamStore::Extent::kTrained:
     case ParamStore::Extent::kShare:
-      return kNorms;
+      return ParamGroup::kNorms;
     case ParamStore::Extent::kMatrices:
-      return kMatrices;
+      return ParamGroup::kMatrices;
   }
   HADAL_UNREACHABLE("extent");
 }
 
-int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+constexpr size_t index(ParamGroup g) { return static_cast<size_t>(g); }
 
 }  // namespace
 
@@ -47,20 +37,15 @@ ParamStore::ParamStore(Context& ctx, const Config& config, DType dtype, Extent e
                        const Placement& placement)
     : extent_(extent), placement_(placement) {
   resize(config, tree);
-  std::array<int64_t, kNumGroups> size{}, next{};
+  const ParamSizes sizes = param_sizes(config, placement_);
+  std::array<int64_t, kNumParamGroups> next{};
   const auto holds = [&](const ParamInfo& info) {
     return !placement_.holds || placement_.holds(info);
   };
-  for_each_param(config, [&](const ParamInfo& info) {
-    if (holds(info)) size[group_of(info)] += rounded_up(info.shape.num_elements(), kPad);
-  });
-  size[kExperts] = rounded_up(size[kExperts], kPad * placement_.expert_ways);
-  const int64_t dense = size[kMatrices] + size[kGates] + size[kNorms];
-  size[kNorms] += rounded_up(dense, kPad * placement_.dense_ways) - dense;
   int64_t total = 0;
-  for (size_t g = 0; g < kNumGroups; ++g) {
+  for (size_t g = 0; g < kNumParamGroups; ++g) {
     next[g] = total;
-    if (g <= last_group(extent)) total += size[g];
+    if (g <= index(last_group(extent))) total += sizes.group[g];
     end_[g] = total;
   }
   const int64_t elements =
@@ -71,10 +56,10 @@ ParamStore::ParamStore(Context& ctx, const Config& config, DType dtype, Extent e
   for_each_param(
       config,
       [&](const ParamInfo& info, Tensor& leaf) {
-        const Group g = group_of(info);
+        const ParamGroup g = group_of(info);
         if (g > last_group(extent) || !holds(info)) return;
-        const FlatRange range{.begin = next[g], .count = info.shape.num_elements()};
-        next[g] += rounded_up(range.count, kPad);
+        const FlatRange range{.begin = next[index(g)], .count = info.shape.num_elements()};
+        next[index(g)] += padded(range.count);
         places_.push_back({.name = info.name, .range = range});
         if (is_whole() || intersect(range, shares[0]) == range ||
             intersect(range, shares[1]) == range)
@@ -85,8 +70,10 @@ ParamStore::ParamStore(Context& ctx, const Config& config, DType dtype, Extent e
 
 FlatRange ParamStore::region(Region region) const {
   return region == Region::kExperts
-             ? FlatRange{.begin = 0, .count = end_[kExperts]}
-             : FlatRange{.begin = end_[kExperts], .count = end_[kNorms] - end_[kExperts]};
+             ? FlatRange{.begin = 0, .count = end_[index(ParamGroup::kExperts)]}
+             : FlatRange{
+                   .begin = end_[index(ParamGroup::kExperts)],
+                   .count = end_[index(ParamGroup::kNorms)] - end_[index(ParamGroup::kExperts)]};
 }
 
 FlatRange ParamStore::share(Region r) const {
@@ -128,10 +115,13 @@ void ParamStore::for_each_piece(const Config& config, const VisitPiece& visit) c
   });
 }
 
-Tensor ParamStore::matrices() const { return flat_.rows(0, end_[kMatrices]); }
-Tensor ParamStore::decayed() const { return flat_.rows(0, end_[kGates]); }
-Tensor ParamStore::norms() const { return flat_.rows(end_[kGates], end_[kNorms] - end_[kGates]); }
-Tensor ParamStore::trained() const { return flat_.rows(0, end_[kNorms]); }
+Tensor ParamStore::matrices() const { return flat_.rows(0, end_[index(ParamGroup::kMatrices)]); }
+Tensor ParamStore::decayed() const { return flat_.rows(0, end_[index(ParamGroup::kGates)]); }
+Tensor ParamStore::norms() const {
+  return flat_.rows(end_[index(ParamGroup::kGates)],
+                    end_[index(ParamGroup::kNorms)] - end_[index(ParamGroup::kGates)]);
+}
+Tensor ParamStore::trained() const { return flat_.rows(0, end_[index(ParamGroup::kNorms)]); }
 
 void init_params(Context& ctx, const Config& config, uint64_t seed, ModelParams<Tensor>& tree) {
   constexpr int64_t kTask = int64_t{1} << 16;  // elements

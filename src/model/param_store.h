@@ -1,12 +1,7 @@
 // ParamStore: one tree of parameters in one block, so that the optimizer sees flat ranges.
 //
-// Elements are laid out in groups, each parameter at a multiple of 64 elements (padding is zero):
-//   experts | matrices and embeddings | gate weights | norms | buffers
-// The first three take weight decay, the first four are trained, the first two have a bf16 copy.
-// The experts are one region and the rest of what is trained, "dense", another: their gradients are
-// summed over different groups of ranks, and each is cut into equal shares of its group's ranks.
-// Offsets depend on the config and the placement only, so stores of different types line up element
-// by element.
+// Elements are laid out in the groups of model/param_layout.h. Offsets depend on the config and the
+// placement only, so stores of different types line up element by element.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -15,7 +10,7 @@
 #include <vector>
 
 #include "core/transfer.h"
-#include "model/params.h"
+#include "model/param_layout.h"
 
 namespace hadal {
 
@@ -26,13 +21,6 @@ struct FlatRange {
   bool operator==(const FlatRange&) const = default;
 };
 FlatRange intersect(const FlatRange& a, const FlatRange& b);
-
-// What one rank holds of a model, and its share of the optimizer's state (ZeRO-1).
-struct Placement {
-  std::function<bool(const ParamInfo&)> holds = {};  // none: everything
-  int expert_ways = 1, expert_share = 0;  // shares of the experts, and which is this rank's
-  int dense_ways = 1, dense_share = 0;
-};
 
 class ParamStore {
  public:
@@ -68,7 +56,6 @@ class ParamStore {
   void for_each_piece(const Config& config, const VisitPiece& visit) const;
 
  private:
-  static constexpr size_t kNumGroups = 5;
   struct Place {
     std::string name;
     FlatRange range;
@@ -80,8 +67,8 @@ class ParamStore {
   Placement placement_;
   Block memory_;
   Tensor flat_;
-  std::vector<Place> places_;              // of held parameters, in the order of for_each_param
-  std::array<int64_t, kNumGroups> end_{};  // where each group ends, in elements
+  std::vector<Place> places_;  // of held parameters, in the order of for_each_param
+  std::array<int64_t, kNumParamGroups> end_{};  // where each group ends, in elements
 };
 
 // Normal(0, initializer_range) matrices, unit norms, zero biases: element i of parameter NAME is a

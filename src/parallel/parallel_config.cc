@@ -2,9 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "parallel/parallel_config.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include "core/check.h"
+#include "model/bytes.h"
 
 namespace hadal {
 
@@ -40,6 +42,57 @@ std::vector<StageRange> stage_ranges(const ParallelConfig& p, const Config& mode
   ranges.back().has_head = true;
   ranges.back().num_mtp = model.num_nextn_predict_layers;
   return ranges;
+}
+
+std::vector<int> holders_of(const ParallelConfig& p, int stage) {
+  Schedule s;
+  s.kind = p.schedule;
+  s.num_ranks = p.mesh.pp;
+  s.num_stages = num_stages(p);
+  std::vector<int> ranks;
+  for (int d = 0; d < s.num_directions(); ++d) ranks.push_back(s.rank_of(d, stage));
+  std::sort(ranks.begin(), ranks.end());
+  ranks.erase(std::unique(ranks.begin(), ranks.end()), ranks.end());
+  return ranks;
+}
+
+std::vector<LocalStage> stages_of(const ParallelConfig& p, const Config& model, int pp) {
+  const std::vector<StageRange> ranges = stage_ranges(p, model);
+  std::vector<LocalStage> stages;
+  for (int s = 0; s < static_cast<int>(ranges.size()); ++s) {
+    const std::vector<int> ranks = holders_of(p, s);
+    if (std::find(ranks.begin(), ranks.end(), pp) != ranks.end())
+      stages.push_back({.stage = s, .range = ranges[static_cast<size_t>(s)]});
+  }
+  return stages;
+}
+
+bool contains(const StageRange& range, const ParamInfo& info, const Config& model) {
+  if (info.layer >= model.num_hidden_layers) return range.num_mtp > 0;
+  if (info.layer >= 0)
+    return info.layer >= range.first_layer && info.layer < range.first_layer + range.num_layers;
+  if (info.name == "embed")
+    return range.has_embed || range.num_mtp > 0 || (range.has_head && model.tie_word_embeddings);
+  return range.has_head;  // norm, head
+}
+
+int64_t row_pool_pages(const ParallelConfig& p, const Config& c, int pp, int64_t max_tokens,
+                       int64_t num_microbatches) {
+  int64_t layers = 0;  // of the stage with most of them
+  for (const LocalStage& s : stages_of(p, c, pp)) {
+    int64_t of_stage = s.range.num_mtp;
+    for (int64_t l = 0; l < s.range.num_layers; ++l)
+      of_stage += c.is_moe_layer(s.range.first_layer + l) ? 1 : 0;
+    layers = std::max(layers, of_stage);
+  }
+  const int64_t ep = p.mesh.ep, local = c.n_routed_experts / ep;
+  const int64_t rows =
+      ep * max_tokens * std::min(c.num_experts_per_tok, std::max<int64_t>(1, local));
+  const int64_t of_layer =
+      ep == 1 ? experts::max_pages(c, max_tokens) : experts::max_pages(rows, local);
+  const int live =
+      live_chunks(make_schedule(schedule_shape(p, num_microbatches)), pp).with_deferred;
+  return std::max<int64_t>(1, live * layers * of_layer);
 }
 
 void check_parallel(const ParallelConfig& p, const Config& model, int64_t batch_sequences,

@@ -1,11 +1,12 @@
-// ParallelConfig: how a run is split over ranks, as its config says.
+// ParallelConfig: how a run is split over ranks, as its config says, and what each rank holds.
+// Pure.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "model/config.h"
+#include "model/params.h"
 #include "parallel/mesh.h"
 #include "parallel/schedule.h"
 #include "parallel/stages.h"
@@ -25,6 +26,21 @@ struct ParallelConfig {
 ScheduleShape schedule_shape(const ParallelConfig& parallel, int64_t num_microbatches);
 int num_stages(const ParallelConfig& parallel);
 std::vector<StageRange> stage_ranges(const ParallelConfig& parallel, const Config& model);
+
+// The stages of a pipeline rank, ascending; under DualPipe it has one in each direction.
+struct LocalStage {
+  int stage = 0;
+  StageRange range;
+};
+std::vector<LocalStage> stages_of(const ParallelConfig& parallel, const Config& model, int pp);
+// Which pipeline ranks hold a stage, ascending.
+std::vector<int> holders_of(const ParallelConfig& parallel, int stage);
+// Whether a stage has a parameter; of experts, whether one of its ranks does.
+bool contains(const StageRange& range, const ParamInfo& info, const Config& model);
+// Pages of the row pool of a rank: what the MoE layers of its chunks save while most are live, if
+// every token of max_tokens that can choose this rank's experts does.
+int64_t row_pool_pages(const ParallelConfig& parallel, const Config& model, int pp,
+                       int64_t max_tokens, int64_t num_microbatches);
 
 // Throws an Error that names the number that does not fit. batch_sequences of a step are cut into
 // micro-batches of micro_batch_sequences on each data-parallel rank.

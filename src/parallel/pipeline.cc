@@ -17,10 +17,6 @@ Pipeline::Pipeline(const ScheduleShape& shape, int rank, Comm& comm, std::vector
   schedule_.num_microbatches = 0;
 }
 
-int Pipeline::most_live(const ScheduleShape& shape, int rank) {
-  return live_chunks(make_schedule(shape), rank).with_deferred;
-}
-
 const stage::Stage& Pipeline::model_of(int stage) const {
   for (const Local& local : stages_)
     if (local.stage == stage) return local.model;

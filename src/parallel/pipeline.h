@@ -45,9 +45,6 @@ class Pipeline {
   void measure(Context& ctx, int num_microbatches, const std::function<Batch(int)>& batch,
                const stage::Meter& meter);
 
-  // Most micro-batches that hold what MoE layers save, over this rank's stages, for that many.
-  static int most_live(const ScheduleShape& shape, int rank);
-
  private:
   struct Key {
     int direction = 0, stage = 0, microbatch = 0;

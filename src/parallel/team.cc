@@ -10,32 +10,6 @@
 #include "parallel/comm_host.h"
 
 namespace hadal {
-namespace {
-
-// Which pipeline ranks hold a stage.
-std::vector<int> holders(const ParallelConfig& p, int stage) {
-  Schedule s;
-  s.kind = p.schedule;
-  s.num_ranks = p.mesh.pp;
-  s.num_stages = num_stages(p);
-  std::vector<int> ranks;
-  for (int d = 0; d < s.num_directions(); ++d) ranks.push_back(s.rank_of(d, stage));
-  std::sort(ranks.begin(), ranks.end());
-  ranks.erase(std::unique(ranks.begin(), ranks.end()), ranks.end());
-  return ranks;
-}
-
-bool contains(const StageRange& range, const ParamInfo& info, const Config& model) {
-  if (info.layer >= model.num_hidden_layers) return range.num_mtp > 0;
-  if (info.layer >= 0)
-    return info.layer >= range.first_layer && info.layer < range.first_layer + range.num_layers;
-  if (info.name == "embed")
-    return range.has_embed || range.num_mtp > 0 || (range.has_head && model.tie_word_embeddings);
-  return range.has_head;  // norm, head
-}
-
-}  // namespace
-
 Team::Team(const ParallelConfig& parallel, const Config& model, World* world)
     : parallel_(parallel), model_(model), host_(world) {
   const Mesh& m = parallel_.mesh;
@@ -44,19 +18,14 @@ Team::Team(const ParallelConfig& parallel, const Config& model, World* world)
               " ranks in the mesh, and another number of processes");
   rank_ = world == nullptr ? 0 : world->rank();
   at_ = coord_of(m, rank_);
-  ranges_ = stage_ranges(parallel_, model_);
-  for (int s = 0; s < static_cast<int>(ranges_.size()); ++s) {
-    const std::vector<int> ranks = holders(parallel_, s);
-    if (std::find(ranks.begin(), ranks.end(), at_.pp) != ranks.end())
-      stages_.push_back({.stage = s, .range = ranges_[static_cast<size_t>(s)]});
-  }
+  stages_ = stages_of(parallel_, model_, at_.pp);
   num_local_experts_ = model_.n_routed_experts / m.ep;
   first_expert_ = at_.dp % m.ep * num_local_experts_;
 
   // The same place in the pipeline; under DualPipe its mirror image too.
   const auto with_mirror = [&](MeshAxis axis) {
     std::vector<int> ranks;
-    for (const int pp : holders(parallel_, stages_.front().stage)) {
+    for (const int pp : holders_of(parallel_, stages_.front().stage)) {
       const int peer = rank_of(m, {.pp = pp, .dp = at_.dp, .tp = at_.tp});
       for (const int r : group_of(m, peer, axis)) ranks.push_back(r);
     }
@@ -78,10 +47,10 @@ Team::Team(const ParallelConfig& parallel, const Config& model, World* world)
   dense_ = make(with_mirror(MeshAxis::kData), "dense gradients");
   experts_ = make(with_mirror(MeshAxis::kExpertData), "expert gradients");
 
-  const int last = static_cast<int>(ranges_.size()) - 1;
+  const int last = num_stages(parallel_) - 1;
   const bool shared = model_.num_nextn_predict_layers > 0 || model_.tie_word_embeddings;
-  const std::vector<int> first_holders = holders(parallel_, 0),
-                         last_holders = holders(parallel_, last);
+  const std::vector<int> first_holders = holders_of(parallel_, 0),
+                         last_holders = holders_of(parallel_, last);
   if (shared && first_holders != last_holders &&
       (at_.pp == first_holders[0] || at_.pp == last_holders[0]))
     embed_ = make({rank_of(m, {.pp = first_holders[0], .dp = at_.dp, .tp = at_.tp}),

@@ -31,10 +31,6 @@ class Team {
   // Data-parallel rank whose micro-batches this rank computes.
   int data_rank() const { return at_.dp; }
 
-  struct LocalStage {
-    int stage = 0;
-    StageRange range;
-  };
   const std::vector<LocalStage>& stages() const { return stages_; }  // ascending
   // What this rank holds, and its shares of the optimizer's state.
   Placement placement() const;
@@ -68,7 +64,6 @@ class Team {
   World* host_;
   int rank_ = 0;
   MeshCoord at_;
-  std::vector<StageRange> ranges_;
   std::vector<LocalStage> stages_;
   int64_t first_expert_ = 0, num_local_experts_ = 0;
   std::unique_ptr<Comm> world_, pipeline_, expert_, in_node_, across_nodes_;

@@ -8,33 +8,12 @@
 
 #include "core/env.h"
 #include "core/transfer.h"
-#include "model/bytes.h"
 #include "ops/copy.h"
 #include "ops/optim.h"
 #include "ops/routing.h"
 
 namespace hadal::train {
 namespace {
-
-// Pages for what the MoE layers of this rank save, in all chunks that are live at once.
-int64_t pool_pages(const Config& c, const Team& team, int64_t max_tokens, int64_t micro_batches) {
-  int64_t layers = 0;  // of the stage with most of them
-  for (const Team::LocalStage& s : team.stages()) {
-    int64_t of_stage = s.range.num_mtp;
-    for (int64_t l = 0; l < s.range.num_layers; ++l)
-      of_stage += c.is_moe_layer(s.range.first_layer + l) ? 1 : 0;
-    layers = std::max(layers, of_stage);
-  }
-  const int64_t local = team.num_local_experts(), ep = team.mesh().ep;
-  // Worst case: every token of the expert group chooses this rank's experts.
-  const int64_t rows =
-      ep * max_tokens * std::min(c.num_experts_per_tok, std::max<int64_t>(1, local));
-  const int64_t of_layer =
-      ep == 1 ? experts::max_pages(c, max_tokens) : ops::max_pages(rows, local);
-  const int live =
-      Pipeline::most_live(schedule_shape(team.parallel(), micro_batches), team.at().pp);
-  return std::max<int64_t>(1, live * layers * of_layer);
-}
 
 std::vector<std::vector<int64_t>> read_counts(Context& ctx, const Tensor& counts) {
   const std::vector<int64_t> flat = download<int64_t>(ctx, counts);
@@ -129,7 +108,8 @@ Learner::Learner(Context& ctx, const Config& config, DType compute, int64_t max_
       weights_(weights_of(config_, masters_.tree, copies_ ? &copies_->tree : nullptr)),
       module_grads_(grads_.tree),
       rows_(ctx, config_, compute,
-            pool_pages(config_, *team_, max_tokens, options.max_micro_batches)) {
+            row_pool_pages(team_->parallel(), config_, team_->at().pp, max_tokens,
+                           options.max_micro_batches)) {
   HADAL_CHECK(compute == DType::kF64 || compute == DType::kF32 || compute == DType::kBF16,
               "training computes in f64, f32 or bf16, not ", dtype_name(compute));
   HADAL_CHECK(!config.precision.fp8 || compute != DType::kF64,
@@ -154,7 +134,7 @@ void Learner::make_stages() {
         rows_);
   }
   std::vector<Pipeline::Local> stages;
-  for (const Team::LocalStage& s : team.stages())
+  for (const LocalStage& s : team.stages())
     stages.push_back({.stage = s.stage,
                       .model = {.config = config_,
                                 .w = weights_,
