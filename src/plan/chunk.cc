@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "core/check.h"
+#include "plan/runtime_mesh.h"
 
 namespace hadal::plan {
 namespace {
@@ -70,8 +71,11 @@ ChunkCosts::ChunkCosts(const TrainPlan& plan) : plan_(plan) {
   const int num_stages = plan.schedule == ScheduleKind::kDualPipe
                              ? m.pp
                              : m.pp * hadal::stages_per_rank(plan.schedule_shape());
-  stages_ = split_stages(plan.model, num_stages,
-                         {.head_cost = (head_[0] + head_[1] + head_[2]) / layer_total});
+  stages_ = plan.is_runtime()
+                ? stage_ranges(parallel_of(plan), plan.model)
+                : split_stages(plan.model, num_stages,
+                               {.head_cost = (head_[0] + head_[1] + head_[2]) / layer_total});
+  if (plan.is_runtime() && m.pp > 1) message_seconds_ = time_of({runtime::message_op(plan)});
   for (int s = 0; s < num_stages; ++s) {
     double f = 0.0, b = 0.0, w = 0.0;
     for (const bool is_moe : layers_of(s)) {
@@ -80,6 +84,10 @@ ChunkCosts::ChunkCosts(const TrainPlan& plan) : plan_(plan) {
       w += layer(is_moe).backward_weight();
     }
     const StageRange& range = stages_[static_cast<size_t>(s)];
+    if (plan.is_runtime()) {
+      f += time_of(runtime::edge_ops(plan, range, Pass::kForward));
+      b += time_of(runtime::edge_ops(plan, range, Pass::kBackwardInput));
+    }
     const double heads = range.has_head ? 1.0 + static_cast<double>(range.num_mtp) : 0.0;
     const double mtp = static_cast<double>(range.num_mtp), embed = range.has_embed ? 1.0 : 0.0;
     forward_.push_back(f + heads * head_[0] + mtp * mtp_[0] + embed * embed_[0]);
@@ -120,6 +128,10 @@ double ChunkCosts::exchange(const char* op, double bytes_per_element) {
   return plan_.rates.seconds(op, {std::llround(bytes), inside ? std::min(ep, 8) : ep}, 0, basis_);
 }
 
+double ChunkCosts::trip(runtime::Trip trip) {
+  return plan_.mesh.ep == 1 ? 0.0 : time_of({runtime::exchange_op(layer_shape(plan_), trip)});
+}
+
 LayerTimes ChunkCosts::layer_times(bool is_moe) {
   const LayerShape shape = layer_shape(plan_);
   LayerTimes t;
@@ -129,7 +141,12 @@ LayerTimes ChunkCosts::layer_times(bool is_moe) {
     t.attention[i] = time_of(part_ops(shape, Part::kAttention, pass)) + tp;
     t.mlp[i] = time_of(part_ops(shape, is_moe ? Part::kMoe : Part::kDense, pass)) + tp;
   }
-  if (is_moe) {
+  if (is_moe && plan_.is_runtime()) {
+    t.dispatch_f = trip(runtime::Trip::kDispatch);
+    t.combine_f = trip(runtime::Trip::kCombine);
+    t.combine_b = trip(runtime::Trip::kCombineBackward);
+    t.dispatch_b = trip(runtime::Trip::kDispatchBackward);
+  } else if (is_moe) {
     const double out = plan_.recipe == Recipe::kFp8 ? kFp8RowBytes : 2.0;
     t.dispatch_f = t.combine_b = exchange("dispatch", out);
     t.combine_f = t.dispatch_b = exchange("combine", 2.0);

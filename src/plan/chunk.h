@@ -12,7 +12,7 @@
 #include <map>
 
 #include "parallel/stages.h"
-#include "plan/layer_ops.h"
+#include "plan/runtime_ops.h"
 
 namespace hadal::plan {
 
@@ -49,8 +49,10 @@ class ChunkCosts {
            backward_weight(backward_stage);
   }
   double head(Pass pass) const { return head_[static_cast<size_t>(pass)]; }
-  // Bytes of a micro-batch's message between stages, and the time of one on a link.
+  // Bytes of a micro-batch's message between stages.
   double message_bytes() const { return message_bytes_; }
+  // The time of one as the runtime sends it; 0 for plans that are not its own.
+  double message_seconds() const { return message_seconds_; }
   const Basis& basis() const { return basis_; }
   double dispatch_bytes() const { return dispatch_bytes_; }
   int ep_nodes() const { return ep_nodes_; }
@@ -59,6 +61,7 @@ class ChunkCosts {
   double time_of(const OpList& ops);
   LayerTimes layer_times(bool is_moe);
   double exchange(const char* op, double bytes_per_token);
+  double trip(runtime::Trip trip);
   double tensor_parallel_time() const;
   std::vector<bool> layers_of(int stage) const;  // is_moe, MTP blocks last
   double pair_uncached(int forward_stage, int backward_stage) const;
@@ -66,7 +69,7 @@ class ChunkCosts {
   const TrainPlan& plan_;
   Basis basis_;
   int ep_nodes_ = 1;
-  double dispatch_bytes_ = 0.0, message_bytes_ = 0.0;
+  double dispatch_bytes_ = 0.0, message_bytes_ = 0.0, message_seconds_ = 0.0;
   LayerTimes dense_, moe_;
   std::array<double, 3> head_{}, embed_{}, mtp_{};
   std::vector<StageRange> stages_;

@@ -10,7 +10,9 @@ namespace hadal::plan {
 
 LayerShape layer_shape(const TrainPlan& p) {
   const int64_t T = p.micro_batch_tokens();
-  const double rows = static_cast<double>(T * p.model.num_experts_per_tok) * p.row_imbalance;
+  // A rank that has all experts has all rows, however they are spread.
+  const double imbalance = p.is_runtime() && p.mesh.ep == 1 ? 1.0 : p.row_imbalance;
+  const double rows = static_cast<double>(T * p.model.num_experts_per_tok) * imbalance;
   return {.plan = &p, .tokens = T, .routed_rows = std::llround(rows)};
 }
 

@@ -3,7 +3,7 @@
 //   T tokens of a micro-batch on this rank   D model width   F hidden width   R received routed
 //   rows
 //
-// Plans of one device in recipes f32 and bf16 are runs of `hadal train`, and their lists the
+// Plans in f32, and those of one device in bf16, are runs of `hadal train`, and their lists the
 // runtime's own (runtime_ops.h). All others follow the kernels of DeepSeek's published training
 // trace of one overlapped chunk pair (trace_ops.cc). Exchanges between ranks are not here: chunk.h.
 // SPDX-License-Identifier: Apache-2.0

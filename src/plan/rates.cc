@@ -107,6 +107,21 @@ constexpr OpKind kKinds[] = {
     {"sum_acc", 1, "elements", "element", WorkKind::kFirst},
     {"sum_squares_acc", 1, "elements", "element", WorkKind::kFirst},
     {"adamw", 1, "elements", "element", WorkKind::kFirst},
+    // Calls of all ranks of a group at once. Of a reduction, the elements before it; of a gather,
+    // those after it.
+    {"exchange_dispatch", 5, "tokens x width x choices x experts x ranks", "element",
+     WorkKind::kFirstTwo},
+    {"exchange_combine", 5, "tokens x width x choices x experts x ranks", "element",
+     WorkKind::kFirstTwo},
+    {"exchange_combine_backward", 5, "tokens x width x choices x experts x ranks", "element",
+     WorkKind::kFirstTwo},
+    {"exchange_dispatch_backward", 5, "tokens x width x choices x experts x ranks", "element",
+     WorkKind::kFirstTwo},
+    {"reduce_scatter", 2, "elements x ranks", "element", WorkKind::kFirst},
+    {"all_gather", 2, "elements x ranks", "element", WorkKind::kFirst},
+    {"all_reduce", 2, "elements x ranks", "element", WorkKind::kFirst},
+    {"all_reduce_f64", 2, "elements x ranks", "element", WorkKind::kFirst},
+    {"transfer", 1, "elements", "element", WorkKind::kFirst},
 };
 
 const OpKind* find_kind(std::string_view op) {

@@ -1,6 +1,7 @@
 // Operations of our own training step, module by module.
 //
-//   T tokens   S sequences   D model width   H heads   E experts   K choices   R routed rows
+//   T tokens   S sequences   D model width   H heads   E experts   El of this rank   K choices
+//   R routed rows
 //   F hidden width   V vocabulary
 // SPDX-License-Identifier: Apache-2.0
 #include "plan/runtime_ops.h"
@@ -9,6 +10,7 @@
 
 #include "core/check.h"
 #include "model/bytes.h"
+#include "plan/runtime_mesh.h"
 
 namespace hadal::plan::runtime {
 namespace {
@@ -27,8 +29,9 @@ struct Lister {
         Rq(c.q_lora_rank),
         Rkv(c.kv_lora_rank),
         E(c.n_routed_experts),
+        El(E / s.plan->mesh.ep),
         K(c.num_experts_per_tok),
-        R(T * K) {}
+        R(s.routed_rows / K * K) {}
 
   void nt(int64_t m, int64_t n, int64_t k) { add("gemm_nt", {m, n, k}); }      // [m,n] = [m,k]
   void nn(int64_t m, int64_t n, int64_t k) { add("gemm_nn", {m, n, k}); }      // [m,n] = [m,k]
@@ -40,7 +43,7 @@ struct Lister {
   int64_t s_length() const { return T / S; }
 
   const Config& c;
-  const int64_t S, T, D, H, Dr, Dq, Dkv, Do, Rq, Rkv, E, K, R;
+  const int64_t S, T, D, H, Dr, Dq, Dkv, Do, Rq, Rkv, E, El, K, R;
   OpList list;
 };
 
@@ -158,41 +161,45 @@ void dense_backward(Lister& l) {
 }
 void dense_weight(Lister& l) { mlp_weight(l, l.c.intermediate_size); }
 
-// moe.cc, gate.cc, experts.cc, exchange.cc
+// moe.cc, gate.cc, experts.cc, exchange.cc; a rank that has all experts exchanges by itself.
 void moe_forward(Lister& l) {
   const int64_t F = l.c.moe_intermediate_size;
   norm_forward(l);
   l.add("gemm_nt_f32", {l.T, l.E, l.D});
   l.add("gate_forward", {l.T, l.E, l.K});
   l.add("balance_loss_forward", {l.T, l.E, l.S});
-  l.add("expert_layout", {l.R, l.E});
-  l.add("scatter_rows", {l.R, l.D, l.K});
-  l.add("scatter_choices", {l.R, l.E});
+  if (l.El == l.E) {
+    l.add("expert_layout", {l.R, l.E});
+    l.add("scatter_rows", {l.R, l.D, l.K});
+    l.add("scatter_choices", {l.R, l.E});
+  }
   if (l.c.n_shared_experts > 0) {
     mlp_forward(l, l.c.shared_intermediate_size());
     l.add("add_acc", {l.T * l.D});
   }
-  l.add("grouped_gemm_nt", {l.R, F, l.D, l.E}, 2);
-  l.add("grouped_swiglu_forward", {l.R, F, l.E});
-  l.add("grouped_gemm_nt", {l.R, l.D, F, l.E});
-  l.add("combine_rows", {l.R, l.D, l.K});
+  l.add("grouped_gemm_nt", {l.R, F, l.D, l.El}, 2);
+  l.add("grouped_swiglu_forward", {l.R, F, l.El});
+  l.add("grouped_gemm_nt", {l.R, l.D, F, l.El});
+  if (l.El == l.E) l.add("combine_rows", {l.R, l.D, l.K});
   l.add("count_choices", {l.R, l.E});
 }
 
 void moe_backward(Lister& l) {
   const int64_t F = l.c.moe_intermediate_size;
   norm_backward(l);
-  l.add("scatter_rows", {l.R, l.D, l.K});
+  if (l.El == l.E) l.add("scatter_rows", {l.R, l.D, l.K});
   if (l.c.n_shared_experts > 0) {
     mlp_backward(l, l.c.shared_intermediate_size());
     l.add("add_acc", {l.T * l.D});
   }
-  l.add("grouped_gemm_nn", {l.R, F, l.D, l.E});
-  l.add("grouped_swiglu_backward", {l.R, F, l.E});
-  l.add("grouped_gemm_nn", {l.R, l.D, F, l.E});
-  l.add("grouped_gemm_nn_acc", {l.R, l.D, F, l.E});
-  l.add("combine_rows", {l.R, l.D, l.K});
-  l.add("gather_choices", {l.R, l.E});
+  l.add("grouped_gemm_nn", {l.R, F, l.D, l.El});
+  l.add("grouped_swiglu_backward", {l.R, F, l.El});
+  l.add("grouped_gemm_nn", {l.R, l.D, F, l.El});
+  l.add("grouped_gemm_nn_acc", {l.R, l.D, F, l.El});
+  if (l.El == l.E) {
+    l.add("combine_rows", {l.R, l.D, l.K});
+    l.add("gather_choices", {l.R, l.E});
+  }
   l.add("gate_backward", {l.T, l.E, l.K});
   l.add("balance_loss_backward", {l.T, l.E, l.S});
   l.add("gemm_nn_acc_f32", {l.T, l.D, l.E});
@@ -201,8 +208,8 @@ void moe_backward(Lister& l) {
 void moe_weight(Lister& l) {
   const int64_t F = l.c.moe_intermediate_size;
   l.add("gemm_tn_acc_f32", {l.T, l.E, l.D});
-  l.add("grouped_gemm_tn_acc", {l.R, F, l.D, l.E}, 2);
-  l.add("grouped_gemm_tn_acc", {l.R, l.D, F, l.E});
+  l.add("grouped_gemm_tn_acc", {l.R, F, l.D, l.El}, 2);
+  l.add("grouped_gemm_tn_acc", {l.R, l.D, F, l.El});
   if (l.c.n_shared_experts > 0) mlp_weight(l, l.c.shared_intermediate_size());
 }
 
@@ -285,11 +292,57 @@ OpList part_ops(const LayerShape& s, Part part, Pass pass) {
   return std::move(l.list);
 }
 
-OpList optimizer_ops(const TrainPlan& plan) {
-  const ParamCounts n = count_params(plan.model);
-  const int64_t all = n.main + n.mtp;
-  OpList ops = {{"fill_f32", {all}}, {"sum_squares_acc", {all}}, {"adamw", {all}}};
-  if (plan.recipe == Recipe::kBf16) ops.push_back({"cast_f32", {all}});
+OpUse exchange_op(const LayerShape& s, Trip trip) {
+  constexpr const char* kNames[] = {"exchange_dispatch", "exchange_combine",
+                                    "exchange_combine_backward", "exchange_dispatch_backward"};
+  const Config& c = s.plan->model;
+  return {kNames[static_cast<size_t>(trip)],
+          {s.tokens, c.hidden_size, c.num_experts_per_tok, c.n_routed_experts, s.plan->mesh.ep}};
+}
+
+// stage.cc: run_backward() and forward() copy what comes in, and what goes out backwards.
+OpList edge_ops(const TrainPlan& p, const StageRange& stage, Pass pass) {
+  const int64_t copies = pass == Pass::kForward         ? !stage.has_embed
+                         : pass == Pass::kBackwardInput ? !stage.has_embed + !stage.has_head
+                                                        : 0;
+  if (copies == 0) return {};
+  return {{"cast", {p.micro_batch_tokens() * p.model.hidden_size}, copies}};
+}
+
+OpUse message_op(const TrainPlan& p) {
+  return {"transfer", {p.micro_batch_tokens() * p.model.hidden_size}};
+}
+
+OpList optimizer_ops(const TrainPlan& plan, int pp) {
+  const Config& c = plan.model;
+  const Placement place = placement_of(plan, pp);
+  int64_t experts = 0, dense = 0, embedding = 0;
+  for_each_param(c, [&](const ParamInfo& info) {
+    if (!info.trained() || (place.holds && !place.holds(info))) return;
+    (info.expert >= 0 ? experts : dense) += info.shape.num_elements();
+    if (info.name == "embed") embedding = info.shape.num_elements();
+  });
+  const bool pair = embedding > 0 && shares_embedding(plan);
+  const int64_t share = experts / place.expert_ways + dense / place.dense_ways;
+  // The last pipeline rank leaves its copy of the embedding to the first.
+  const int64_t counted = pair && pp > 0 ? share - embedding / place.dense_ways : share;
+  const int64_t ranks = plan.mesh.num_ranks();
+  OpList ops = {
+      {"fill_f32", {experts + dense}}, {"sum_squares_acc", {counted}}, {"adamw", {share}}};
+  if (plan.recipe == Recipe::kBf16) ops.push_back({"cast_f32", {share}});
+  if (ranks == 1) return ops;
+  const auto regions = [&](const char* op) {
+    if (place.expert_ways > 1 && experts > 0) ops.push_back({op, {experts, place.expert_ways}});
+    if (place.dense_ways > 1) ops.push_back({op, {dense, place.dense_ways}});
+  };
+  if (pair) ops.push_back({"all_reduce", {embedding, 2}});
+  regions("reduce_scatter");
+  regions("all_gather");
+  // What was measured, counts of tokens, and the norm.
+  const int64_t depths = c.num_nextn_predict_layers, moe = c.num_moe_layers();
+  ops.push_back({"all_reduce_f64", {1 + depths + moe, ranks}});
+  if (moe > 0) ops.push_back({"all_reduce_f64", {moe * c.n_routed_experts, ranks}});
+  ops.push_back({"all_reduce_f64", {1, ranks}});
   return ops;
 }
 
@@ -301,12 +354,20 @@ OpList all_ops(const TrainPlan& plan) {
            : part == Part::kMtpProjection ? plan.model.num_nextn_predict_layers > 0
                                           : true;
   };
-  OpList all = optimizer_ops(plan);
-  for (const Part part : kParts)
-    for (const Pass pass : kPasses) {
-      const OpList ops = has(part) ? runtime::part_ops(s, part, pass) : OpList{};
-      all.insert(all.end(), ops.begin(), ops.end());
-    }
+  OpList all;
+  const auto add = [&](const OpList& ops) { all.insert(all.end(), ops.begin(), ops.end()); };
+  for (int pp = 0; pp < plan.mesh.pp; ++pp) add(optimizer_ops(plan, pp));
+  for (const Pass pass : kPasses) {
+    for (const Part part : kParts)
+      if (has(part)) add(runtime::part_ops(s, part, pass));
+    for (const StageRange& stage : stage_ranges(parallel_of(plan), plan.model))
+      add(edge_ops(plan, stage, pass));
+  }
+  if (plan.mesh.pp > 1) add({message_op(plan)});
+  if (plan.mesh.ep > 1)
+    for (const Trip trip :
+         {Trip::kDispatch, Trip::kCombine, Trip::kCombineBackward, Trip::kDispatchBackward})
+      add({exchange_op(s, trip)});
   const auto key = [](const OpUse& use) { return std::pair(use.op, use.shape); };
   std::sort(all.begin(), all.end(),
             [&](const OpUse& a, const OpUse& b) { return key(a) < key(b); });

@@ -83,6 +83,7 @@ class Searcher {
     for (int tp = 1; tp <= std::min(space_.max_tensor_parallel, p.cluster.devices_per_node);
          tp *= 2) {
       if (devices % tp != 0 || p.model.num_attention_heads % tp != 0) continue;
+      if (tp > 1 && p.recipe == Recipe::kF32) break;  // the runtime has none
       for (const int pp : divisors(devices / tp)) {
         if (pp > p.model.num_hidden_layers) break;
         const int dp = devices / tp / pp;
@@ -107,6 +108,7 @@ class Searcher {
                                    ? p.mesh.pp
                                    : p.mesh.pp * pipeline.stages_per_rank;
         if (stages > p.model.num_hidden_layers || !schedule_fits(p.schedule_shape())) continue;
+        if (p.is_runtime() && !has_whole_backwards(p.schedule)) continue;
         for (const Recompute r : {Recompute::kNone, Recompute::kUpProjections, Recompute::kFull}) {
           // The runtime's own recipes have one choice beside full.
           if (p.recipe != Recipe::kFp8 && r == Recompute::kNone) continue;

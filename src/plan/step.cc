@@ -61,6 +61,7 @@ class Durations {
   // Messages of a pair travel beside its last weight half.
   double message(const ScheduleStep& maker, int from, int to) const {
     if (maker.work == Work::kOverlap) return 0.0;
+    if (plan_.is_runtime()) return costs_.message_seconds();
     const Cluster& c = plan_.cluster;
     const int ranks = plan_.mesh.dp * plan_.mesh.tp;  // of a stage
     const bool same_node = from * ranks / c.devices_per_node == to * ranks / c.devices_per_node &&
@@ -121,11 +122,12 @@ double ring_seconds(const Cluster& c, int group, int stride, double bytes) {
 }
 
 // Of one pipeline rank: what follows the last micro-batch.
-double optimizer_seconds(const TrainPlan& p, const std::vector<StageParams>& held, Basis& basis) {
+double optimizer_seconds(const TrainPlan& p, int pp, const std::vector<StageParams>& held,
+                         Basis& basis) {
   const Mesh& m = p.mesh;
   if (p.is_runtime()) {
     double own = 0.0;
-    for (const OpUse& use : runtime::optimizer_ops(p))
+    for (const OpUse& use : runtime::optimizer_ops(p, pp))
       own += p.rates.seconds(use.op, use.shape, 0, basis);
     return own;
   }
@@ -174,8 +176,7 @@ Schedule short_schedule(const TrainPlan& p) {
 }
 
 void add_memory(const TrainPlan& p, const ParamSums& sums, TrainResult& r) {
-  r.memory = p.is_runtime() ? std::vector<RankMemory>{runtime_memory(p)}
-                            : plan_memory(p, r.stages, short_schedule(p), sums);
+  r.memory = p.is_runtime() ? runtime_memory(p) : plan_memory(p, r.stages, short_schedule(p), sums);
   double host = 0.0;
   for (const RankMemory& m : r.memory) {
     r.largest_memory = std::max(r.largest_memory, m.device());
@@ -226,7 +227,7 @@ void add_times(const TrainPlan& p, const ChunkCosts& costs, const Schedule& sche
     for (int direction = 0; direction < schedule.num_directions(); ++direction)
       for (int s = 0; s < schedule.num_stages; ++s)
         if (schedule.rank_of(direction, s) == rank) held.push_back(params[static_cast<size_t>(s)]);
-    r.optimizer_seconds = std::max(r.optimizer_seconds, optimizer_seconds(p, held, r.basis));
+    r.optimizer_seconds = std::max(r.optimizer_seconds, optimizer_seconds(p, rank, held, r.basis));
   }
   r.step_seconds = r.pipeline_seconds + r.optimizer_seconds;
   r.bubble_share = r.mean.bubble / r.step_seconds;

@@ -8,6 +8,7 @@
 #include "core/check.h"
 #include "io/hf_config.h"
 #include "io/json.h"
+#include "plan/runtime_mesh.h"
 
 namespace hadal::plan {
 namespace {
@@ -140,14 +141,17 @@ TrainPlan read_train_plan(const std::string& path, const std::vector<std::string
   return p;
 }
 
+bool has_whole_backwards(ScheduleKind kind) {
+  return kind == ScheduleKind::k1F1B || kind == ScheduleKind::kInterleaved;
+}
+
 void check_train_plan(const TrainPlan& p) {
   const ScheduleShape shape = p.schedule_shape();
-  HADAL_CHECK(p.recipe != Recipe::kF32 || p.cluster.num_devices() == 1,
-              "recipe f32 is that of the CPU runtime on one rank; plan ", p.cluster.num_devices(),
-              " devices with bf16 or fp8");
   HADAL_CHECK(!p.is_runtime() || p.recompute == Recompute::kUpProjections, "recompute is \"",
-              recompute_name(p.recompute),
-              "\"; a run of hadal train on one device has \"up_projections\"");
+              recompute_name(p.recompute), "\"; a run of hadal train has \"up_projections\"");
+  HADAL_CHECK(!p.is_runtime() || has_whole_backwards(p.schedule), "schedule is \"",
+              schedule_name(p.schedule), "\"; runs of hadal train in f32 are planned with 1f1b or ",
+              "interleaved, plan bf16 or fp8 with the others");
   // NOTE: both ends of DualPipe hold the same stages, so its stages are as many as its ranks.
   const int64_t stages = p.schedule == ScheduleKind::kDualPipe ? 1 : stages_per_rank(shape);
   check_mesh(p.mesh, {.num_ranks = p.cluster.num_devices(),
@@ -161,6 +165,8 @@ void check_train_plan(const TrainPlan& p) {
               "micro_batch_sequences = ", p.micro_batch_sequences, " does not divide the ",
               per_rank, " sequences of a data-parallel rank");
   check_schedule(shape);
+  if (p.is_runtime())
+    check_parallel(parallel_of(p), p.model, p.batch_sequences, p.micro_batch_sequences);
 }
 
 }  // namespace hadal::plan

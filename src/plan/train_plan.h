@@ -57,7 +57,8 @@ struct TrainPlan {
   double tokens = 0.0;         // of the whole run; 0: no totals
   Fitted fitted;
 
-  // What `hadal train` does today: its own operations and memory, not those of the paper's run.
+  // What `hadal train` does today, on one device or on several CPU ranks: its own operations and
+  // memory, not those of the paper's run.
   bool is_runtime() const {
     return recipe == Recipe::kF32 || (recipe == Recipe::kBf16 && cluster.num_devices() == 1);
   }
@@ -80,6 +81,10 @@ struct TrainPlan {
 enum class Rates : uint8_t { kWith, kWithout };  // without: to measure them
 TrainPlan read_train_plan(const std::string& path, const std::vector<std::string>& assignments,
                           Rates rates = Rates::kWith);
+
+// Schedules whose backward is never cut in halves: those that plans of the runtime's own steps
+// have.
+bool has_whole_backwards(ScheduleKind kind);
 
 // Throws an Error that names the number that does not divide.
 void check_train_plan(const TrainPlan& plan);

@@ -139,6 +139,26 @@ std::vector<std::string> fitted_lines(const Fitted& f) {
   return lines;
 }
 
+std::vector<std::string> communication_lines(const TrainPlan& p) {
+  if (p.is_runtime()) {
+    if (p.mesh.num_ranks() == 1) return {};
+    return {"tokens pick experts evenly within their groups",
+            "exchanges, reductions, gathers and messages take the time of one alone among as many "
+            "ranks; nothing of them is hidden"};
+  }
+  std::vector<std::string> lines;
+  if (p.mesh.ep > 1)
+    lines.emplace_back(
+        "tokens pick experts evenly within their groups; exchanges take as long as the bytes to "
+        "each destination once, its own node included");
+  lines.emplace_back(
+      "gradients are reduced and parameters gathered after the last micro-batch, in rings; nothing "
+      "of it is hidden");
+  lines.emplace_back(
+      "messages between stages are hidden behind overlapped pairs and shown elsewhere");
+  return lines;
+}
+
 Svg memory_bars(const TrainPlan& p, const TrainResult& r) {
   const double left = 64, top = 64, width = 720, bar = 20, gap = 5;
   const double most = std::max(r.largest_memory, r.memory_limit) * 1.02;
@@ -191,14 +211,7 @@ std::vector<std::string> assumptions_of(const TrainPlan& p) {
     list.push_back(concat("computation has ", d.sms - d.comm_sms, " of ", d.sms,
                           " multiprocessors, in chunks that run alone as well"));
   list.push_back(concat("routed rows of the fullest rank over their mean: ", p.row_imbalance));
-  if (p.mesh.ep > 1)
-    list.push_back(
-        "tokens pick experts evenly within their groups; exchanges take as long as the "
-        "bytes to each destination once, its own node included");
-  list.push_back(
-      "gradients are reduced and parameters gathered after the last micro-batch, in "
-      "rings; nothing of it is hidden");
-  list.push_back("messages between stages are hidden behind overlapped pairs and shown elsewhere");
+  for (const std::string& line : communication_lines(p)) list.push_back(line);
   list.push_back(
       "a rate of another shape: linear in the logarithm of the first dimension between "
       "rows that agree in the others, else of the nearest row (configs/rates)");
