@@ -69,7 +69,7 @@ void add_rates(CLI::App& bench) {
   auto o = std::make_shared<Rates>();
   auto* command = bench.add_subcommand(
       "rates", "operations of training plans one by one: rows for configs/rates, and the step");
-  command->add_option("--plan", o->rates.plans, "plans of hadal train on one device")
+  command->add_option("--plan", o->rates.plans, "plans of hadal train, all of as many ranks")
       ->delimiter(',')
       ->capture_default_str();
   command->add_option("--rounds", o->rates.rounds, "steps, and calls of each operation")

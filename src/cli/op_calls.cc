@@ -5,6 +5,7 @@
 #include "cli/op_calls.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "core/check.h"
 #include "core/rng.h"
@@ -20,6 +21,7 @@
 #include "ops/optim.h"
 #include "ops/rope.h"
 #include "ops/routing.h"
+#include "parallel/expert_exchange.h"
 
 namespace hadal::cli {
 namespace {
@@ -30,8 +32,8 @@ constexpr DType kStat = DType::kF32;
 
 class Maker {
  public:
-  Maker(Context& ctx, const plan::TrainPlan& p, const plan::OpUse& use)
-      : ctx_(ctx), plan_(p), act_(plan::activation_dtype(p.recipe)), s_(use.shape) {
+  Maker(Context& ctx, const plan::TrainPlan& p, const plan::OpUse& use, Team* team)
+      : ctx_(ctx), plan_(p), act_(plan::activation_dtype(p.recipe)), s_(use.shape), team_(team) {
     call_.use = use;
   }
 
@@ -339,8 +341,9 @@ class Maker {
     ops::GateRule rule;
     Tensor logits, bias, scores, idx, weight;
   };
-  Gate gate() {
-    const int64_t T = s_[0], E = s_[1], K = plan_.model.num_experts_per_tok;
+  Gate gate() { return gate(s_[0], s_[1]); }
+  Gate gate(int64_t T, int64_t E) {
+    const int64_t K = plan_.model.num_experts_per_tok;
     Gate g{.rule = gate::rule(plan_.model),
            .logits = input(kStat, {T, E}),
            .bias = zeros(kStat, {E}),
@@ -515,6 +518,104 @@ class Maker {
     });
   }
 
+  // Trips of tokens that the gate sends to experts by random logits: evenly.
+  struct Trips {
+    Tensor x, y;  // [T, D]  [T, D]
+    Gate gate;
+    Tensor dweight;  // [T, K]
+    std::unique_ptr<RowPool> pool;
+    std::unique_ptr<ExpertExchange> exchange;
+    RowLease lease;
+    Ticket ticket;
+    ops::PagedRows rows;  // [pages, 128, D]
+    Tensor drow_weight;   // [pages * 128]
+  };
+  std::shared_ptr<Trips> trips() {
+    const int64_t T = s_[0], D = s_[1], K = s_[2], E = s_[3], local = E / s_[4];
+    auto t = std::make_shared<Trips>();
+    t->x = input({T, D});
+    t->y = output({T, D});
+    t->gate = gate(T, E);
+    t->dweight = zeros(kStat, {T, K});
+    // Of this ticket, and of one that is made while it lives.
+    t->pool = std::make_unique<RowPool>(ctx_, plan_.model, act_,
+                                        2 * ops::max_pages(s_[4] * T * std::min(K, local), local));
+    t->exchange = std::make_unique<ExpertExchange>(
+        ExpertExchange::Groups{
+            .inner = team_->in_node(), .outer = team_->across_nodes(), .num_experts = E},
+        *t->pool);
+    t->ticket = t->exchange->dispatch_start(ctx_, t->x, t->gate.idx, t->gate.weight, &t->lease);
+    t->rows = {.slab = input({t->ticket.num_pages, ops::kPageRows, D}), .page = Tensor()};
+    t->drow_weight = filled(kStat, {t->ticket.num_pages * ops::kPageRows});
+    return t;
+  }
+  void exchange_dispatch() {
+    run([t = trips(), &ctx = ctx_] {
+      RowLease rows;
+      Ticket ticket = t->exchange->dispatch_start(ctx, t->x, t->gate.idx, t->gate.weight, &rows);
+      t->exchange->dispatch_finish(ctx, ticket);
+    });
+  }
+  void exchange_combine() {
+    run([t = trips(), &ctx = ctx_] {
+      t->exchange->combine_start(ctx, t->ticket, t->rows);
+      t->exchange->combine_finish(ctx, t->ticket, t->rows, Tensor(t->y));
+    });
+  }
+  void exchange_combine_backward() {
+    run([t = trips(), &ctx = ctx_] {
+      t->exchange->combine_backward_start(ctx, t->ticket, t->x, t->rows);
+      t->exchange->combine_backward_finish(ctx, t->ticket);
+    });
+  }
+  void exchange_dispatch_backward() {
+    run([t = trips(), &ctx = ctx_] {
+      t->exchange->dispatch_backward_start(ctx, t->ticket, t->rows, t->drow_weight);
+      t->exchange->dispatch_backward_finish(ctx, t->ticket, t->rows, t->drow_weight, Tensor(t->y),
+                                            Tensor(t->dweight));
+    });
+  }
+
+  // Of the groups that sum gradients, one of so many ranks.
+  Comm& gradient_group(int64_t ranks) {
+    return team_->dense().size() == ranks ? team_->dense() : team_->experts();
+  }
+  // A flat tensor of all ranks' shares, and this rank's.
+  struct Shared {
+    Comm& group;
+    Tensor all, share;
+  };
+  Shared shared() {
+    Comm& group = gradient_group(s_[1]);
+    const int64_t n = (s_[0] + s_[1] - 1) / s_[1];
+    const Tensor all = filled(kStat, {n * s_[1]});
+    return {.group = group, .all = all, .share = all.rows(n * group.rank(), n)};
+  }
+  void reduce_scatter() {
+    const Shared f = shared();
+    run([=, &ctx = ctx_] { f.group.reduce_scatter(ctx, f.all, Tensor(f.share)); });
+  }
+  void all_gather() {
+    const Shared f = shared();
+    run([=, &ctx = ctx_] { f.group.all_gather(ctx, f.share, Tensor(f.all)); });
+  }
+  void all_reduce() {
+    const Tensor x = zeros(kStat, {s_[0]});
+    Comm* group = team_->embed();
+    if (group != nullptr) run([=, &ctx = ctx_] { group->all_reduce(ctx, Acc(Tensor(x))); });
+  }
+  void all_reduce_f64() {
+    const Tensor x = zeros(DType::kF64, {s_[0]});
+    run([=, &ctx = ctx_, &world = team_->world()] { world.all_reduce(ctx, Acc(Tensor(x))); });
+  }
+  // From the first stage to the second.
+  void transfer() {
+    const Tensor x = filled(act_, {s_[0]});
+    Comm& line = team_->pipeline();
+    if (line.rank() == 0) run([=, &line, &ctx = ctx_] { line.send(ctx, x, 1); });
+    if (line.rank() == 1) run([=, &line, &ctx = ctx_] { line.recv(ctx, Tensor(x), 0); });
+  }
+
   struct Named {
     const char* name;
     void (Maker::*make)();
@@ -564,19 +665,29 @@ class Maker {
       {"sum_acc", &Maker::sum_acc},
       {"sum_squares_acc", &Maker::sum_squares_acc},
       {"adamw", &Maker::adamw},
+      {"exchange_dispatch", &Maker::exchange_dispatch},
+      {"exchange_combine", &Maker::exchange_combine},
+      {"exchange_combine_backward", &Maker::exchange_combine_backward},
+      {"exchange_dispatch_backward", &Maker::exchange_dispatch_backward},
+      {"reduce_scatter", &Maker::reduce_scatter},
+      {"all_gather", &Maker::all_gather},
+      {"all_reduce", &Maker::all_reduce},
+      {"all_reduce_f64", &Maker::all_reduce_f64},
+      {"transfer", &Maker::transfer},
   };
 
   Context& ctx_;
   const plan::TrainPlan& plan_;
   const DType act_;
   const OpShape s_;
+  Team* team_;
   OpCall call_;
 };
 
 }  // namespace
 
-OpCall make_op_call(Context& ctx, const plan::TrainPlan& plan, const plan::OpUse& use) {
-  return Maker(ctx, plan, use).make();
+OpCall make_op_call(Context& ctx, const plan::TrainPlan& plan, const plan::OpUse& use, Team* team) {
+  return Maker(ctx, plan, use, team).make();
 }
 
 }  // namespace hadal::cli

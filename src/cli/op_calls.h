@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/context.h"
+#include "parallel/team.h"
 #include "plan/layer_ops.h"
 
 namespace hadal::cli {
@@ -20,8 +21,10 @@ struct OpCall {
   std::function<void()> run;
 };
 
-// REQUIRES: plan.is_runtime(); `use` is one of plan::runtime::all_ops(plan). `ctx` and `plan`
-// outlive the call.
-OpCall make_op_call(Context& ctx, const plan::TrainPlan& plan, const plan::OpUse& use);
+// team: this rank among others; none: alone. Calls that a group of ranks make together have to be
+// run by all of them; a rank that has no part in one has no `run`.
+// REQUIRES: plan.is_runtime(); `use` is one of plan::runtime::all_ops(plan). All arguments but
+// `use` outlive the call.
+OpCall make_op_call(Context& ctx, const plan::TrainPlan& plan, const plan::OpUse& use, Team* team);
 
 }  // namespace hadal::cli

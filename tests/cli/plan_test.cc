@@ -1,6 +1,7 @@
 // hadal plan: its figures, its pictures, and what it refuses.
 // SPDX-License-Identifier: Apache-2.0
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "tests/cli/run.h"
 
@@ -131,6 +132,36 @@ TEST(BenchRates, WritesRowsThatAPlanRestsOn) {
   }
 }
 
+// The same of two ranks: every kind of collective is timed, and nothing else is needed.
+TEST(BenchRates, TimesRanksTogether) {
+  if (std::thread::hardware_concurrency() < 2) GTEST_SKIP() << "there is one core";
+  const TempDir dir;
+  json cluster = json::parse(read_text("configs/clusters/cpu_2ranks.json"));
+  cluster["rates"] = {"rates.json"};
+  write_text(dir / "cluster.json", cluster.dump());
+  for (const std::string mesh : {"dp", "ep", "pp"}) {
+    json plan = json::parse(read_text("configs/plans/resume_check_2ranks_" + mesh + ".json"));
+    plan["model"] = json::parse(read_text("configs/resume_check.json"))["model"];
+    plan["sequence_length"] = 32;
+    plan["cluster"] = "cluster.json";
+    write_text(dir / "plan.json", plan.dump());
+    const Result r = run({"bench", "rates", "--threads", "1", "--rounds", "2", "--plan",
+                          dir / "plan.json", "--source", "a test", "--output", dir / "rates.json"});
+    ASSERT_EQ(r.status, 0) << r.err;
+    const json row = json::parse(r.out);
+    EXPECT_EQ(row["ranks"], 2);
+    EXPECT_GT(row["step_seconds"], 0.0);
+    // With so few tokens the experts' rows are not spread as evenly as planned.
+    EXPECT_NEAR(row["memory_error"], 0.0, mesh == "ep" ? 0.1 : 0.03) << mesh;
+    const Result planned = run({"plan", "train", dir / "plan.json", "--json"});
+    ASSERT_EQ(planned.status, 0) << planned.err;
+    const json step = json::parse(planned.out);
+    EXPECT_NEAR(step["step_seconds"].get<double>() / row["planned_seconds"].get<double>(), 1.0,
+                1e-4);
+    EXPECT_EQ(step["ranks"].size(), mesh == "pp" ? 2u : 1u);
+  }
+}
+
 TEST(BenchRates, RefusesInOneSentence) {
   const auto refuse = [](std::vector<std::string> more, const std::string& message,
                          const std::string& source = "a test") {
@@ -142,7 +173,12 @@ TEST(BenchRates, RefusesInOneSentence) {
   refuse({"--threads", "1", "--rounds", "0"}, "--rounds is 0; allowed: 1 to 10000");
   refuse({"--threads", "1", "--plan", kV3},
          std::string(kV3) +
-             ": hadal bench rates runs plans of hadal train: one device, recipe f32 or bf16");
+             ": hadal bench rates runs plans of hadal train: recipe f32, or bf16 on one device");
+  refuse(
+      {"--threads", "1", "--plan",
+       "configs/plans/quickstart_cpu.json,configs/plans/quickstart_2ranks_dp.json"},
+      "configs/plans/quickstart_2ranks_dp.json has 2 ranks and configs/plans/quickstart_cpu.json "
+      "1; time them in runs of their own");
 }
 
 }  // namespace
