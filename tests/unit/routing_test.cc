@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <set>
 
 #include "tests/unit/ops.h"
 
@@ -150,6 +151,35 @@ TEST(Gate, TheBiasMovesTheChoiceNotTheWeights) {
   EXPECT_EQ(integers(g.idx), (std::vector<int64_t>{0, 3}));
   EXPECT_DOUBLE_EQ(values(g.weight)[0], 1 / (1 + std::exp(-3.0)));
   EXPECT_DOUBLE_EQ(values(g.weight)[1], 0.5);
+}
+
+// DeepSeek-V3: 8 experts of 256 in 8 groups, a group a node, and a token goes to 4 nodes at most
+// (report, 2.1.2). Without the limit it would often go to more.
+TEST(Gate, SendsATokenToAtMostFourNodes) {
+  Machine machine(2);
+  constexpr int64_t kTokens = 2000, kExperts = 256, kNodeExperts = 32;
+  GateRule rule{8, 4, 8, Scoring::kSigmoid, GroupScore::kTopTwoSum, true, 2.5};
+  const Array<double> logits = random_in("logits", {kTokens, kExperts}, DType::kF32, 0, 1.5);
+  const Array<double> bias = random_in("bias", {kExperts}, DType::kF32, -0.2, 0.2);
+  const auto most_nodes = [&] {
+    const Gate g =
+        run_gate(machine, rule, machine.put(logits, DType::kF32), machine.put(bias, DType::kF32));
+    const std::vector<int64_t> idx = integers(g.idx);
+    size_t most = 0;
+    for (int64_t t = 0; t < kTokens; ++t) {
+      std::set<int64_t> experts, nodes;
+      for (int64_t k = 0; k < 8; ++k) {
+        experts.insert(idx[static_cast<size_t>(t * 8 + k)]);
+        nodes.insert(idx[static_cast<size_t>(t * 8 + k)] / kNodeExperts);
+      }
+      EXPECT_EQ(experts.size(), 8u);
+      most = std::max(most, nodes.size());
+    }
+    return most;
+  };
+  EXPECT_EQ(most_nodes(), 4u);
+  rule.topk_group = 8;
+  EXPECT_GT(most_nodes(), 4u);
 }
 
 TEST(Gate, BackwardIsTheSlopeOfTheWeights) {
