@@ -33,10 +33,7 @@ Block::Block(Block&& other) noexcept
 
 Block& Block::operator=(Block&& other) noexcept {
   if (this != &other) {
-    if (pool_ != nullptr) {
-      pool_->in_use_ -= size_class(size_);
-      pool_->give_back(data_, capacity_);
-    }
+    const Block old(std::move(*this));  // goes back to its pool
     pool_ = std::exchange(other.pool_, nullptr);
     data_ = std::exchange(other.data_, nullptr);
     size_ = std::exchange(other.size_, 0);
@@ -81,10 +78,10 @@ void* Pool::allocate(size_t capacity) {
 Block Pool::take(size_t bytes) {
   const size_t wanted = size_class(bytes);
   // A free block of the class, or of the next larger ones, before the system is asked for more.
-  auto found = free_.lower_bound(wanted);
-  while (found != free_.end() && found->first <= kLargestFit * wanted && found->second.empty())
-    ++found;
-  const bool is_free = found != free_.end() && found->first <= kLargestFit * wanted;
+  const auto end = free_.upper_bound(kLargestFit * wanted);
+  const auto found = std::find_if(free_.lower_bound(wanted), end,
+                                  [](const auto& blocks) { return !blocks.second.empty(); });
+  const bool is_free = found != end;
   const size_t capacity = is_free ? found->first : wanted;
   Block block;
   if (is_free) {

@@ -139,7 +139,7 @@ __device__ __forceinline__ void add_products(const ExpertRow (&row)[kOutputs],
     for (int o = 0; o < kOutputs; ++o) sum[r][o] = sum_of_warp(sum[r][o]);
 }
 
-// to[t, n] = weight row n . x row t for all n of the matrix, two of them a warp.
+// to[t, n] and to[t, n + 1]: weight rows n and n + 1 . x row t, by one warp.
 template <GemvWeight kType, int kRows>
 __device__ __forceinline__ void product_pair(const ExpertMatrices& w, int n, int k,
                                              const __nv_bfloat16* x, int tokens, __nv_bfloat16* to,
