@@ -5,12 +5,11 @@
 // Probabilities in f64 whatever the logits' type. top_p counts probability among the tokens that
 // top_k keeps.
 // SPDX-License-Identifier: Apache-2.0
-#include "ops/sample.h"
-
 #include <cmath>
 
 #include "core/rng.h"
 #include "ops/cpu/rows.h"
+#include "ops/draw.h"
 
 namespace hadal::ops::cpu {
 namespace {
@@ -95,16 +94,16 @@ int32_t draw(const SampleRule& rule, const double* weights, int32_t* heap, int32
   return token;
 }
 
-}  // namespace
-
-void sample(Context& ctx, const SampleRule& rule, In logits, In positions, Out tokens) {
+// rule(t) says how row t is drawn.
+template <class RuleOf>
+void sample_rows(Context& ctx, const RuleOf& rule_of, In logits, In positions, Out tokens) {
   const int64_t T = logits.dim(0), V = logits.dim(1);
   const ScratchRows<double> values(ctx, 2, V);
   const ScratchRows<int32_t> ids(ctx, 2, V);
-  const Rng rng(rule.seed, stream_id("sample"));
   const auto positions_at = positions.data<int32_t>();
   for_rows(ctx, T, 4 * V, [&](int64_t begin, int64_t end, int thread) {
     for (int64_t t = begin; t < end; ++t) {
+      const SampleRule rule = rule_of(t);
       const double* row = read_row(logits, t * logits.stride(0), V, values.row(thread, 0));
       const int64_t best = largest_id(row, V, t);
       int32_t& token = tokens.data<int32_t>()[t * tokens.stride(0)];
@@ -114,10 +113,40 @@ void sample(Context& ctx, const SampleRule& rule, In logits, In positions, Out t
       for (int64_t v = 0; v < V; ++v)
         weights[v] = std::exp((row[v] - row[best]) / rule.temperature);
       const int64_t position = positions_at[t * positions.stride(0)];
+      const Rng rng(rule.seed, stream_id("sample"));
       token = draw(rule, weights, ids.row(thread, 0), ids.row(thread, 1), V,
                    rng.uniform(static_cast<uint64_t>(position)));
     }
   });
+}
+
+}  // namespace
+
+void sample(Context& ctx, const SampleRule& rule, In logits, In positions, Out tokens) {
+  sample_rows(
+      ctx, [&](int64_t) { return rule; }, logits, positions, tokens);
+}
+
+void sample_each(Context& ctx, const SampleRules& rules, In logits, In positions, Out tokens) {
+  const double *temperature = rules.temperature.data<double>(), *top_p = rules.top_p.data<double>();
+  const int64_t *top_k = rules.top_k.data<int64_t>(), *seed = rules.seed.data<int64_t>();
+  const auto rule_of = [&](int64_t t) {
+    return SampleRule{.temperature = temperature[t],
+                      .top_k = top_k[t],
+                      .top_p = top_p[t],
+                      .seed = static_cast<uint64_t>(seed[t])};
+  };
+  sample_rows(ctx, rule_of, logits, positions, tokens);
+}
+
+void fill_tokens(Context&, In given, In drawn, Out ids) {
+  const int64_t N = drawn.dim(0);
+  for (int64_t t = 0; t < given.dim(0); ++t) {
+    const int64_t id = given.data<int32_t>()[t * given.stride(0)];
+    HADAL_CHECK(id >= -N, "token ", t, " of the step is row ", -1 - id, " of ", N, " drawn ones");
+    ids.data<int32_t>()[t * ids.stride(0)] =
+        id >= 0 ? static_cast<int32_t>(id) : drawn.data<int32_t>()[(-1 - id) * drawn.stride(0)];
+  }
 }
 
 }  // namespace hadal::ops::cpu

@@ -35,9 +35,12 @@ struct Cache {
 };
 
 __device__ inline int64_t sequence_of(Array<const int32_t> offsets, int64_t S, int64_t token) {
-  int64_t s = 0;
-  while (s + 1 < S && offsets[s + 1] <= token) ++s;
-  return s;
+  int64_t low = 0, high = S;  // offsets[low] <= token < offsets[high]
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    (offsets[middle] <= token ? low : high) = middle;
+  }
+  return low;
 }
 
 }  // namespace hadal::ops::cuda
