@@ -6,6 +6,7 @@
 #include "core/check.h"
 #include "core/device.h"
 #include "core/device_memory.h"
+#include "core/pinned.h"
 
 namespace hadal::device {
 namespace {
@@ -31,6 +32,7 @@ Stream make_stream(Device device) {
 void destroy(Device, Stream) {}
 void synchronize(Device device, Stream) { check_cpu(device); }
 size_t memory_in_use(Device) { return 0; }
+size_t memory_free(Device) { return 0; }
 
 void* allocate(Device device, size_t bytes) {
   check_cpu(device);
@@ -51,6 +53,9 @@ void copy_to_host(Device device, Stream, const void* from, void* to, size_t byte
   check_cpu(device);
   if (bytes > 0) std::memcpy(to, from, bytes);
 }
+void copy_to_pinned(Device device, Stream stream, const void* from, void* to, size_t bytes) {
+  copy_to_host(device, stream, from, to, bytes);
+}
 Event make_event(Device device) {
   check_cpu(device);
   return {};
@@ -58,6 +63,7 @@ Event make_event(Device device) {
 void destroy(Device, Event) {}
 void record(Device device, Stream, Event) { check_cpu(device); }
 void wait(Device device, Event) { check_cpu(device); }
+void wait_checked(Device device, Event) { check_cpu(device); }
 double elapsed_ms(Device device, Event, Event) {
   check_cpu(device);
   return 0.0;

@@ -11,6 +11,7 @@
 #include "core/device.h"
 #include "core/device_memory.h"
 #include "core/env.h"
+#include "core/pinned.h"
 
 namespace hadal::device {
 namespace {
@@ -90,6 +91,14 @@ size_t memory_in_use(Device device) {
   return total - free_bytes;
 }
 
+size_t memory_free(Device device) {
+  if (is_cpu(device)) return 0;
+  use(device);
+  size_t free_bytes = 0, total = 0;
+  CHECK_CALL(cudaMemGetInfo(&free_bytes, &total));
+  return free_bytes;
+}
+
 void* allocate(Device device, size_t bytes) {
   if (is_cpu(device)) return std::malloc(bytes);
   use(device);
@@ -156,6 +165,12 @@ void copy_to_host(Device device, Stream stream, const void* from, void* to, size
   synchronize(device, stream);
 }
 
+void copy_to_pinned(Device device, Stream stream, const void* from, void* to, size_t bytes) {
+  if (is_cpu(device)) return copy_to_host(device, stream, from, to, bytes);
+  if (bytes > 0)
+    CHECK_CALL(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, native(stream)));
+}
+
 Event make_event(Device device) {
   if (is_cpu(device)) return {};
   use(device);
@@ -174,6 +189,12 @@ void record(Device device, Stream stream, Event event) {
 
 void wait(Device device, Event event) {
   if (!is_cpu(device)) CHECK_CALL(cudaEventSynchronize(native(event)));
+}
+
+void wait_checked(Device device, Event event) {
+  if (is_cpu(device)) return;
+  wait(device, event);
+  throw_fault(device);
 }
 
 double elapsed_ms(Device device, Event begin, Event end) {
