@@ -10,11 +10,10 @@
 
 #include "core/timer.h"
 #include "core/transfer.h"
-#include "io/stream_decoder.h"
 #include "model/bytes.h"
 #include "ops/copy.h"
 #include "ops/sample.h"
-#include "serve/sampler.h"
+#include "serve/live.h"
 
 namespace hadal::serve {
 namespace {
@@ -23,38 +22,31 @@ double steady_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-std::vector<int64_t> first_slots(size_t count) {
-  std::vector<int64_t> slots(count);
-  std::iota(slots.begin(), slots.end(), 0);
-  return slots;
+// Rows that fill up a recorded step write to a page of their own.
+int64_t num_scratch_pages(const Context& ctx, const Engine::Options& options) {
+  return options.overlap && device::can_record(ctx.device) ? 1 : 0;
+}
+
+// What one call of the model takes of a step: on a GPU neighbours that add as many tokens each,
+// which is what its attention kernel takes; else all.
+struct Group {
+  size_t first, count;              // sequences
+  int64_t first_token, num_tokens;  // of all of them
+};
+std::vector<Group> groups_of(const Context& ctx, const std::vector<int64_t>& counts) {
+  const bool even = ctx.device.kind == DeviceKind::kCuda;
+  std::vector<Group> groups;
+  int64_t token = 0;
+  for (size_t s = 0; s < counts.size(); ++s) {
+    if (groups.empty() || (even && counts[s] != counts[s - 1])) groups.push_back({s, 0, token, 0});
+    ++groups.back().count;
+    groups.back().num_tokens += counts[s];
+    token += counts[s];
+  }
+  return groups;
 }
 
 }  // namespace
-
-// A request that has not ended.
-struct Engine::Live {
-  Live(Request r, int64_t vocab_size, const std::optional<io::Tokenizer>& tokenizer)
-      : request(std::move(r)),
-        sampler(request.params, request.prompt, vocab_size),
-        scanner(request.params.stop) {
-    if (tokenizer) decoder.emplace(*tokenizer);
-    out.id = request.id;
-    out.num_prompt = static_cast<int64_t>(request.prompt.size());
-  }
-
-  Request request;
-  Sampler sampler;
-  std::optional<io::StreamDecoder> decoder;
-  io::StopScanner scanner;
-  Sequence* sequence = nullptr;
-  Output out;                                 // of this step
-  int64_t num_generated = 0, num_scored = 0;  // tokens drawn; prompt tokens scored
-  int64_t done = 0;                           // of the sequence, after this step
-  bool speculates = false;
-  bool ready = false;  // all tokens but the last are run: the next step draws
-  std::optional<Finish> finish;
-  double arrival = 0.0, first_token = -1.0, last_token = -1.0;
-};
 
 // What a step computed.
 struct Engine::Forward {
@@ -79,7 +71,7 @@ Engine::Engine(Context& ctx, Decoder& decoder, std::optional<io::Tokenizer> toke
       scheduler_({.max_seqs = decoder.limits().max_seqs,
                   .max_step_tokens = decoder.limits().max_step_tokens,
                   .max_tokens = decoder.limits().max_tokens,
-                  .num_pages = decoder.cache().num_free_pages(),
+                  .num_pages = decoder.cache().num_free_pages() - num_scratch_pages(ctx, options),
                   .page_tokens = ops::kCachePageTokens,
                   .aging_seconds = options.aging_seconds,
                   .prefix_cache = options.prefix_cache}) {
@@ -95,6 +87,11 @@ Engine::Engine(Context& ctx, Decoder& decoder, std::optional<io::Tokenizer> toke
               " seconds; give a positive number");
   decoder_.cache().lend_pages();
   for (int64_t s = 0; s < limits.max_seqs; ++s) decoder_.cache().open();
+  if (options.overlap) runner_ = std::make_unique<StepRunner>(ctx, decoder);
+  if (num_scratch_pages(ctx, options) > 0) {
+    runner_->run_largest();
+    runner_->record_steps(scheduler_.limits().num_pages);
+  }
   publish_stats();
 }
 
@@ -186,6 +183,10 @@ void Engine::publish_stats() {
   c.num_pages_cached = pool.num_cached();
   c.num_evictions = pool.num_evicted();
   c.num_preemptions = scheduler_.num_preemptions();
+  if (runner_) {
+    c.device_busy_seconds = runner_->busy_seconds();
+    c.device_idle_seconds = runner_->idle_seconds();
+  }
   const std::lock_guard lock(mutex_);
   published_ = c;
 }
@@ -240,6 +241,8 @@ bool Engine::step(double now) {
   take_inbox(now);
   if (!live_.empty()) {
     limit_speculation();
+    const bool overlaps = can_overlap();
+    if (!overlaps) collect(now);
     const StepPlan plan = scheduler_.plan(now);
     scheduler_.apply(plan, now);
     for (uint64_t id : plan.admit) {
@@ -250,7 +253,10 @@ bool Engine::step(double now) {
       counters_.queue.add(now - s.arrival);
       live_.at(id)->out.num_cached = s.num_found;
     }
-    if (!plan.runs.empty()) run_step(plan, now);
+    if (overlaps)
+      launch_step(plan, now);
+    else if (!plan.runs.empty())
+      run_step(plan, now);
     counters_.step_seconds += timer.seconds();
   }
   publish_stats();
@@ -265,6 +271,7 @@ void Engine::run_step(const StepPlan& plan, double now) {
   try {
     std::vector<int32_t> ids;
     std::vector<int64_t> starts, counts;
+    std::vector<const std::vector<int64_t>*> pages;
     for (const StepPlan::Run& run : plan.runs) {
       Live& live = *live_.at(run.id);
       const Sequence& s = *live.sequence;
@@ -274,7 +281,7 @@ void Engine::run_step(const StepPlan& plan, double now) {
       for (int64_t p = run.start; p < run.start + run.count; ++p)
         ids.push_back(p < s.num_tokens() ? s.tokens[static_cast<size_t>(p)]
                                          : s.drafts[static_cast<size_t>(p - s.num_tokens())]);
-      decoder_.cache().assign(static_cast<int64_t>(starts.size()) - 1, s.pages);
+      pages.push_back(&s.pages);
       live.done = std::min(run.start + run.count, s.num_tokens());
       live.ready = live.done == s.num_tokens();
       // Logits of the prompt's rows that are to be scored, then of those to draw from.
@@ -285,9 +292,10 @@ void Engine::run_step(const StepPlan& plan, double now) {
           f.rows.push_back(static_cast<int32_t>(f.offset.back() + p - run.start));
     }
     const int64_t T = plan.num_tokens, R = static_cast<int64_t>(f.rows.size());
-    const Step step = make_step(ctx_, decoder_.config(), ids, starts, counts, decoder_.act());
     f.memory = ctx_.memory.take_tensor(decoder_.act(), {T, decoder_.config().hidden_size}, &f.h);
-    decoder_.forward({.step = step, .seqs = first_slots(plan.runs.size())}, f.h);
+    for_groups(ids, starts, counts, pages, [&](const Decoder::Call& call, int64_t row) {
+      decoder_.forward(call, f.h.rows(row, call.step.seq.num_tokens));
+    });
     ++counters_.num_steps;
     counters_.num_step_tokens += T;
     if (R > 0) {
@@ -312,6 +320,28 @@ void Engine::run_step(const StepPlan& plan, double now) {
     }
   }
   end_step(plan, now + f.timer.seconds());
+}
+
+// Calls fn(call, its first row) for what the model takes at once.
+void Engine::for_groups(const std::vector<int32_t>& ids, const std::vector<int64_t>& starts,
+                        const std::vector<int64_t>& counts,
+                        const std::vector<const std::vector<int64_t>*>& pages,
+                        const std::function<void(const Decoder::Call&, int64_t)>& fn) {
+  const auto slice = [](const auto& from, int64_t first, int64_t count) {
+    return std::decay_t<decltype(from)>(from.begin() + first, from.begin() + first + count);
+  };
+  for (const Group& g : groups_of(ctx_, counts)) {
+    const auto first = static_cast<int64_t>(g.first), count = static_cast<int64_t>(g.count);
+    std::vector<int64_t> slots;
+    for (int64_t s = 0; s < count; ++s) {
+      decoder_.cache().assign(s, *pages[g.first + static_cast<size_t>(s)]);
+      slots.push_back(s);
+    }
+    const Step step =
+        make_step(ctx_, decoder_.config(), slice(ids, g.first_token, g.num_tokens),
+                  slice(starts, first, count), slice(counts, first, count), decoder_.act());
+    fn({.step = step, .seqs = slots}, g.first_token);
+  }
 }
 
 // Rows of h in one piece: h itself where it is all of them in order.
@@ -373,17 +403,20 @@ void Engine::draw(const StepPlan& plan, Forward& f) {
       live.finish = Finish::kError;
       live.out.error = e.what();
     }
-    const double now = f.now + f.timer.seconds();
-    if (live.first_token < 0) {
-      live.first_token = now;
-      counters_.prompt_tokens += live.out.num_prompt;
-      counters_.first_token.add(now - live.arrival);
-      counters_.prefill.add(now - live.sequence->admitted);
-    } else {
-      counters_.between_tokens.add(now - live.last_token);
-    }
-    live.last_token = now;
+    count_token_time(live, f.now + f.timer.seconds());
   }
+}
+
+void Engine::count_token_time(Live& live, double now) {
+  if (live.first_token < 0) {
+    live.first_token = now;
+    counters_.prompt_tokens += live.out.num_prompt;
+    counters_.first_token.add(now - live.arrival);
+    counters_.prefill.add(now - live.sequence->admitted);
+  } else {
+    counters_.between_tokens.add(now - live.last_token);
+  }
+  live.last_token = now;
 }
 
 // Draws until a draft is wrong.
@@ -438,8 +471,16 @@ void Engine::draw_one(Live& live, Forward& f, int64_t row, const std::vector<int
   s.drafts.clear();
 }
 
+// A token that was drawn on the host's word: part of the sequence unless it ends it.
 void Engine::add_token(Live& live, int32_t token) {
-  Sequence& s = *live.sequence;
+  const std::vector<int32_t>& stop_ids = live.request.params.stop_ids;
+  if (std::find(stop_ids.begin(), stop_ids.end(), token) == stop_ids.end())
+    live.sequence->tokens.push_back(token);
+  deliver_token(live, token);
+}
+
+void Engine::deliver_token(Live& live, int32_t token) {
+  const Sequence& s = *live.sequence;
   const SamplingParams& p = live.request.params;
   ++live.num_generated;
   ++counters_.generated_tokens;
@@ -447,7 +488,6 @@ void Engine::add_token(Live& live, int32_t token) {
     live.finish = Finish::kStop;
     return;
   }
-  s.tokens.push_back(token);
   live.out.tokens.push_back(token);
   live.sampler.accept(token);
   if (live.decoder) {
@@ -456,7 +496,7 @@ void Engine::add_token(Live& live, int32_t token) {
     live.out.text += live.num_generated <= p.min_tokens ? text : live.scanner.push(text);
     if (live.scanner.stopped()) live.finish = Finish::kStop;
   }
-  if (!live.finish && (live.num_generated >= p.max_tokens || s.num_tokens() >= max_tokens()))
+  if (!live.finish && (live.num_generated >= p.max_tokens || s.num_known() >= max_tokens()))
     live.finish = Finish::kLength;
 }
 
@@ -483,22 +523,24 @@ void Engine::draft(const StepPlan& plan, Forward& f) {
   for (int64_t d = 0; !items.empty(); ++d) {
     std::vector<int32_t> ids;
     std::vector<int64_t> starts, counts;
+    std::vector<const std::vector<int64_t>*> pages;
     for (const Item& item : items) {
       const Sequence& s = *item.live->sequence;
       // Position i is run with the token at i + 1; behind the last token stand the drafts.
       for (int64_t p = item.start + 1; p <= item.start + item.count; ++p)
         ids.push_back(p < s.num_tokens() ? s.tokens[static_cast<size_t>(p)]
                                          : s.drafts[static_cast<size_t>(p - s.num_tokens())]);
-      decoder_.cache().assign(static_cast<int64_t>(starts.size()), s.pages);
+      pages.push_back(&s.pages);
       starts.push_back(item.start);
       counts.push_back(item.count);
     }
-    const Step step = make_step(ctx_, decoder_.config(), ids, starts, counts, decoder_.act());
     Rows out;
     out.memory = ctx_.memory.take_tensor(
         decoder_.act(), {states.tensor.dim(0), decoder_.config().hidden_size}, &out.tensor);
-    decoder_.mtp_forward(0, {.step = step, .seqs = first_slots(items.size())}, states.tensor,
-                         out.tensor);
+    for_groups(ids, starts, counts, pages, [&](const Decoder::Call& call, int64_t row) {
+      const int64_t count = call.step.seq.num_tokens;
+      decoder_.mtp_forward(0, call, states.tensor.rows(row, count), out.tensor.rows(row, count));
+    });
     // Drafts of this depth, and the sequences that go one further on their own state.
     std::vector<Item> next;
     rows.clear();
@@ -554,18 +596,23 @@ void Engine::end_step(const StepPlan& plan, double now) {
   for (const StepPlan::Run& run : plan.runs) {
     Live& live = *live_.at(run.id);
     scheduler_.advance(run.id, std::min(live.done, live.sequence->num_tokens()));
-    if (live.finish) {
+    if (live.finish)
       finish(live, now);
-    } else if (!live.out.tokens.empty() || !live.out.prompt_logprobs.empty()) {
-      live.out.num_generated = live.num_generated;
-      Output out;
-      out.id = run.id;
-      out.num_prompt = live.out.num_prompt;
-      out.num_cached = live.out.num_cached;
-      std::swap(out, live.out);
-      outputs_.push_back(std::move(out));
-    }
+    else
+      deliver_step(live);
   }
+}
+
+// What a step brought for one request, if anything.
+void Engine::deliver_step(Live& live) {
+  if (live.out.tokens.empty() && live.out.prompt_logprobs.empty()) return;
+  live.out.num_generated = live.num_generated;
+  Output out;
+  out.id = live.request.id;
+  out.num_prompt = live.out.num_prompt;
+  out.num_cached = live.out.num_cached;
+  std::swap(out, live.out);
+  outputs_.push_back(std::move(out));
 }
 
 void Engine::finish(Live& live, double now) {

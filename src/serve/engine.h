@@ -24,6 +24,7 @@
 #include "serve/request.h"
 #include "serve/scheduler.h"
 #include "serve/stats.h"
+#include "serve/step_runner.h"
 
 namespace hadal::serve {
 
@@ -35,6 +36,9 @@ class Engine {
     int64_t speculate_seqs = 4;  // none are drafted while more sequences run
     double aging_seconds = 10.0;
     bool prefix_cache = true;
+    // Plan a step while the one before runs, and let the device record steps if it can. Steps with
+    // a request that the host takes part in (drafts, penalties, a form, log probabilities) wait.
+    bool overlap = false;
   };
   // Gets what each step brought, on the thread of step().
   using Deliver = std::function<void(std::vector<Output>&&)>;
@@ -70,6 +74,14 @@ class Engine {
  private:
   struct Live;
   struct Forward;
+  // A step under way: which of its draws is whose; row -1: none.
+  struct Flight {
+    struct Item {
+      uint64_t id;
+      int64_t row;
+    };
+    std::vector<Item> items;
+  };
   struct Rows {
     Block memory;  // empty where the rows are a view
     Tensor tensor;
@@ -77,13 +89,25 @@ class Engine {
   void take_inbox(double now);
   void check(const Request& request) const;
   void limit_speculation();
+  bool can_overlap() const;
+  void launch_step(const StepPlan& plan, double now);
+  void collect(double now);
+  void take_drawn(Live& live, int32_t token, double now);
+  void fail(const std::vector<uint64_t>& ids, const std::string& error, double now);
   void run_step(const StepPlan& plan, double now);
+  void for_groups(const std::vector<int32_t>& ids, const std::vector<int64_t>& starts,
+                  const std::vector<int64_t>& counts,
+                  const std::vector<const std::vector<int64_t>*>& pages,
+                  const std::function<void(const Decoder::Call&, int64_t)>& fn);
   Rows take_rows(const Tensor& h, const std::vector<int32_t>& rows);
   std::vector<int32_t> sample(const ops::SampleRule& rule, const Tensor& logits,
                               const std::vector<int32_t>& positions);
   void draw(const StepPlan& plan, Forward& f);
   void draw_one(Live& live, Forward& f, int64_t row, const std::vector<int32_t>& drawn);
   void add_token(Live& live, int32_t token);
+  void deliver_token(Live& live, int32_t token);
+  void deliver_step(Live& live);
+  void count_token_time(Live& live, double now);
   int64_t score_prompt(Live& live, const StepPlan::Run& run, const Forward& f, int64_t row);
   void draft(const StepPlan& plan, Forward& f);
   void finish(Live& live, double now);
@@ -97,6 +121,8 @@ class Engine {
   Deliver deliver_;
   Scheduler scheduler_;
   std::map<uint64_t, std::unique_ptr<Live>> live_;
+  std::unique_ptr<StepRunner> runner_;  // where steps overlap
+  std::optional<Flight> flight_;
   std::vector<Output> outputs_;  // of this step
   EngineStats counters_;
 

@@ -61,7 +61,8 @@ class Scheduler::Planner {
   StepPlan make() {
     reserve_running();
     for (const Sequence* q : running_)
-      if (num_unrun(*q) == 1) run(*q, q->done, 1 + static_cast<int64_t>(q->drafts.size()));
+      if (num_unrun(*q) == 1 && !q->held)
+        run(*q, q->done, 1 + static_cast<int64_t>(q->drafts.size()));
     for (const Sequence* q : running_)
       if (num_unrun(*q) > 1) run(*q, q->done, std::min(num_unrun(*q), budget_));
     if (plan_.preempt.empty()) admit();
@@ -189,7 +190,8 @@ void Scheduler::advance(uint64_t id, int64_t done) {
               s.done, " of ", s.num_tokens(), " tokens cannot advance to ", done);
   s.done = done;
   if (!limits_.prefix_cache || !s.use_cache) return;
-  for (; (s.num_published + 1) * limits_.page_tokens <= done; ++s.num_published)
+  for (; (s.num_published + 1) * limits_.page_tokens <= std::min(done, s.num_known());
+       ++s.num_published)
     s.chain = pool_.publish(s.pages[static_cast<size_t>(s.num_published)], s.chain,
                             s.tokens.data() + s.num_published * limits_.page_tokens);
 }

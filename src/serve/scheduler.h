@@ -33,6 +33,8 @@ struct Sequence {
   bool use_cache = true;             // of prefixes; false: every position is run for this sequence
   uint64_t leader = 0;               // waits until that one's prompt is done; 0: none
   std::vector<int32_t> drafts = {};  // to verify in the next step
+  int64_t num_pending = 0;           // last tokens that are drawn but not known yet
+  bool held = false;                 // its last token is not to be run
 
   // The scheduler's own.
   bool running = false;
@@ -45,6 +47,7 @@ struct Sequence {
   double admitted = -1.0;  // first time; negative: not yet
 
   int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
+  int64_t num_known() const { return num_tokens() - num_pending; }
 };
 
 struct StepPlan {
@@ -79,7 +82,8 @@ class Scheduler {
   StepPlan plan(double now) const;
   // Preempts, admits and reserves pages as planned. REQUIRES: no change since plan().
   void apply(const StepPlan& plan, double now);
-  // Positions [0, done) of a sequence are final: its full pages can be found from now on.
+  // Positions [0, done) of a sequence are final: its full pages can be found from now on, as far as
+  // their tokens are known.
   void advance(uint64_t id, int64_t done);
   // Forgets published pages, as new weights ask for.
   void forget() { pool_.forget(); }

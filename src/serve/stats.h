@@ -43,6 +43,8 @@ struct EngineStats {
   std::array<int64_t, 4> num_finished{};        // by Finish
   Histogram queue, first_token, between_tokens, whole, prefill, decode;  // of requests
   double step_seconds = 0.0;                                             // spent in steps
+  // Of the device, where steps overlap: in steps, and between two while there was work.
+  double device_busy_seconds = 0.0, device_idle_seconds = 0.0;
 };
 
 }  // namespace hadal::serve

@@ -77,6 +77,10 @@ std::string metrics_text(const serve::EngineStats& s, const std::string& model) 
   w.counter("engine_steps_total", "Steps of the model.", s.num_steps);
   w.counter("engine_step_tokens_total", "Tokens that went through the model.", s.num_step_tokens);
   w.gauge("engine_step_seconds_total", "Seconds spent in steps.", s.step_seconds);
+  w.gauge("device_busy_seconds_total", "Seconds that the GPU spent in steps.",
+          s.device_busy_seconds);
+  w.gauge("device_idle_seconds_total", "Seconds that it waited for the next step.",
+          s.device_idle_seconds);
   w.histogram("request_queue_time_seconds", "From arrival until it runs.", s.queue);
   w.histogram("request_prefill_time_seconds", "From then to the first token.", s.prefill);
   w.histogram("request_decode_time_seconds", "From the first token to the end.", s.decode);

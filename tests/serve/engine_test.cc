@@ -30,7 +30,8 @@ struct Setting {
   Engine::Options options = {};
 };
 
-class EngineTest : public ::testing::Test {
+// Every test runs twice: each step after the one before, and steps that overlap.
+class EngineTest : public ::testing::TestWithParam<bool> {
  protected:
   EngineTest() : checkpoint_(io::open_checkpoint("tests/goldens/base")) {
     memory_ = io::load_weights(machine_.ctx, checkpoint_, io::WeightFormat::kF32, weights_);
@@ -45,9 +46,13 @@ class EngineTest : public ::testing::Test {
                    .max_step_tokens = s.chunk,
                    .num_mtp = s.num_mtp,
                    .num_pages = s.num_pages}),
-          engine(t.machine_.ctx, decoder, std::nullopt, s.options,
+          engine(t.machine_.ctx, decoder, std::nullopt, with_overlap(s.options),
                  [this](std::vector<Output>&& outputs) { take(outputs); }) {}
 
+    static Engine::Options with_overlap(Engine::Options options) {
+      options.overlap = GetParam();
+      return options;
+    }
     void take(const std::vector<Output>& outputs) {
       for (const Output& out : outputs) {
         Result& r = results[out.id];
@@ -138,7 +143,10 @@ class EngineTest : public ::testing::Test {
   Block memory_;
 };
 
-TEST_F(EngineTest, TokensAreThoseOfARequestAlone) {
+INSTANTIATE_TEST_SUITE_P(Steps, EngineTest, ::testing::Bool(),
+                         [](const auto& info) { return info.param ? "Overlap" : "InTurn"; });
+
+TEST_P(EngineTest, TokensAreThoseOfARequestAlone) {
   const std::vector<Request> requests = random_requests(1, 24);
   std::vector<std::vector<int32_t>> want;
   for (const Request& r : requests) want.push_back(alone(r));
@@ -180,7 +188,7 @@ TEST_F(EngineTest, TokensAreThoseOfARequestAlone) {
   EXPECT_GT(accepted, 0);
 }
 
-TEST_F(EngineTest, ACachedPrefixIsNotRunAgain) {
+TEST_P(EngineTest, ACachedPrefixIsNotRunAgain) {
   Run run(*this, {.options = {.prefix_cache = true}});
   std::vector<int32_t> prompt;
   for (int32_t i = 0; i < 150; ++i) prompt.push_back(i % 97);
@@ -198,7 +206,7 @@ TEST_F(EngineTest, ACachedPrefixIsNotRunAgain) {
 }
 
 // The drafts themselves are those of Generator, so acceptance is the same.
-TEST_F(EngineTest, DraftsAreThoseOfARequestAlone) {
+TEST_P(EngineTest, DraftsAreThoseOfARequestAlone) {
   int64_t accepted = 0;
   for (uint64_t seed = 0; seed < 6; ++seed) {
     Request r = request(1, {5, 9, 200, 17, 3, 88, 41, 9, 200, 17, 64}, 40);
@@ -223,7 +231,7 @@ TEST_F(EngineTest, DraftsAreThoseOfARequestAlone) {
 }
 
 // n > 1: the others wait for the first one's prompt and find it.
-TEST_F(EngineTest, SiblingsShareAPrompt) {
+TEST_P(EngineTest, SiblingsShareAPrompt) {
   Run run(*this, {.options = {}});
   std::vector<int32_t> prompt;
   for (int32_t i = 0; i < 130; ++i) prompt.push_back(i % 89);
@@ -241,7 +249,7 @@ TEST_F(EngineTest, SiblingsShareAPrompt) {
   EXPECT_EQ(run.results[3].num_cached, 128);
 }
 
-TEST_F(EngineTest, CancelledAndRefused) {
+TEST_P(EngineTest, CancelledAndRefused) {
   Setting s{.max_seqs = 2};
   s.options = {.max_queue = 1};
   Run run(*this, s);
@@ -269,7 +277,7 @@ TEST_F(EngineTest, CancelledAndRefused) {
   EXPECT_EQ(stats.num_finished, (std::array<int64_t, 4>{0, 2, 2, 0}));
 }
 
-TEST_F(EngineTest, UrgentRequestsGoFirstAndWaitingCounts) {
+TEST_P(EngineTest, UrgentRequestsGoFirstAndWaitingCounts) {
   Setting s{.max_seqs = 1};
   s.options = {.aging_seconds = 1.0};
   Run run(*this, s);
@@ -292,7 +300,7 @@ TEST_F(EngineTest, UrgentRequestsGoFirstAndWaitingCounts) {
   run.finish_all();
 }
 
-TEST_F(EngineTest, LogprobsOfTokensAndPrompt) {
+TEST_P(EngineTest, LogprobsOfTokensAndPrompt) {
   Request r = request(1, {5, 9, 200, 17, 3, 88, 41, 9, 200, 17, 64}, 6);
   r.params.num_logprobs = 3;
   r.params.num_prompt_logprobs = 2;
@@ -326,7 +334,7 @@ TEST_F(EngineTest, LogprobsOfTokensAndPrompt) {
 }
 
 // One request after the other with a single parameter; what it must do is visible in the tokens.
-TEST_F(EngineTest, ParametersDoWhatTheySay) {
+TEST_P(EngineTest, ParametersDoWhatTheySay) {
   Run run(*this, {.options = {.speculate = 2}});
   uint64_t id = 0;
   const std::vector<int32_t> prompt = {5, 9, 200, 17, 3, 88, 41};
@@ -387,7 +395,7 @@ TEST_F(EngineTest, ParametersDoWhatTheySay) {
 }
 
 // Every pair of parameters with speculation and a small cache: the same tokens as without both.
-TEST_F(EngineTest, AllPairsOfParametersCompose) {
+TEST_P(EngineTest, AllPairsOfParametersCompose) {
   std::vector<std::function<void(SamplingParams&)>> changes = {
       [](SamplingParams& p) { p.temperature = 0.9, p.seed = 5; },
       [](SamplingParams& p) { p.temperature = 1.1, p.top_k = 20; },
@@ -453,7 +461,7 @@ TEST_F(EngineTest, AllPairsOfParametersCompose) {
 }
 
 // A row that nothing can be drawn from ends its request, not the engine.
-TEST_F(EngineTest, AnErrorEndsOneRequest) {
+TEST_P(EngineTest, AnErrorEndsOneRequest) {
   Run run(*this, {.options = {}});
   Request bad = request(1, {5, 9, 200});
   bad.params.logit_bias = {{3, std::nan("")}};
@@ -467,7 +475,7 @@ TEST_F(EngineTest, AnErrorEndsOneRequest) {
   EXPECT_EQ(run.results[2].tokens, alone(request(2, {5, 9, 200})));
 }
 
-TEST_F(EngineTest, BadRequestsAreSentences) {
+TEST_P(EngineTest, BadRequestsAreSentences) {
   Run run(*this, {.options = {}});
   const auto submit = [&](Request r) { run.engine.submit({std::move(r)}); };
   EXPECT_ERROR(submit(request(1, {})), "the prompt is empty; give at least one token");

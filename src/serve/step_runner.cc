@@ -1,0 +1,342 @@
+// StepRunner: staging, recording, launching.
+//
+//   T tokens of a step   S sequences   R draws   P pages of a sequence   D model width
+//   V vocabulary   Dr rope width
+// SPDX-License-Identifier: Apache-2.0
+#include "serve/step_runner.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "core/pinned.h"
+#include "core/transfer.h"
+#include "model/bytes.h"
+#include "ops/copy.h"
+#include "ops/rope.h"
+
+namespace hadal::serve {
+namespace {
+
+// Numbers of sequences that steps are recorded for: powers of two and one and a half of them.
+std::vector<int64_t> recorded_sizes(int64_t max_seqs) {
+  std::vector<int64_t> sizes;
+  for (int64_t size = 1; size < max_seqs; size *= 2) {
+    sizes.push_back(size);
+    if (size > 1 && size * 3 / 2 < max_seqs) sizes.push_back(size * 3 / 2);
+  }
+  sizes.push_back(max_seqs);
+  return sizes;
+}
+
+std::vector<int64_t> first_slots(int64_t count) {
+  std::vector<int64_t> slots(static_cast<size_t>(count));
+  std::iota(slots.begin(), slots.end(), 0);
+  return slots;
+}
+
+template <class T>
+std::vector<T> slice(const std::vector<T>& from, size_t first, size_t count) {
+  const auto begin = from.begin() + static_cast<std::ptrdiff_t>(first);
+  return {begin, begin + static_cast<std::ptrdiff_t>(count)};
+}
+
+}  // namespace
+
+StepRunner::StepRunner(Context& ctx, Decoder& decoder)
+    : ctx_(ctx), decoder_(decoder), max_seqs_(decoder.limits().max_seqs) {
+  const Config& c = decoder.config();
+  const int64_t S = max_seqs_;
+  const DType stat = stat_dtype(decoder.act());
+  decoder.cache().select(first_slots(S));
+  table_ = decoder.cache().layer(0).table;
+  memory_ = ctx.memory.take(ByteCount()
+                                .add(DType::kI32, {S})
+                                .add(DType::kI32, {S})
+                                .add(DType::kI64, {S})
+                                .add(DType::kI64, {S})
+                                .add(DType::kF64, {S})
+                                .add(DType::kF64, {S})
+                                .add(DType::kI32, {S})
+                                .add(DType::kI32, {S + 1})
+                                .add(DType::kI32, {S})
+                                .add(stat, {S, c.qk_rope_head_dim})
+                                .add(DType::kF64, {c.qk_rope_head_dim / 2})
+                                .add(DType::kI32, {2 * S})
+                                .total());
+  Fields& f = fields_;
+  f.given = memory_.tensor(DType::kI32, {S});
+  f.positions = memory_.tensor(DType::kI32, {S});
+  f.top_k = memory_.tensor(DType::kI64, {S});
+  f.seed = memory_.tensor(DType::kI64, {S});
+  f.temperature = memory_.tensor(DType::kF64, {S});
+  f.top_p = memory_.tensor(DType::kF64, {S});
+  f.where = memory_.tensor(DType::kI32, {S});
+  offsets_ = memory_.tensor(DType::kI32, {S + 1});
+  staged_bytes_ = static_cast<size_t>(static_cast<std::byte*>(offsets_.raw()) -
+                                      static_cast<std::byte*>(memory_.data()));
+  ids_ = memory_.tensor(DType::kI32, {S});
+  rope_ = memory_.tensor(stat, {S, c.qk_rope_head_dim});
+  inv_freq_ = memory_.tensor(DType::kF64, {c.qk_rope_head_dim / 2});
+  drawn_ = memory_.tensor(DType::kI32, {2 * S});
+  std::vector<int32_t> offsets(static_cast<size_t>(S) + 1);
+  std::iota(offsets.begin(), offsets.end(), 0);
+  upload(ctx, offsets, offsets_);
+  upload(ctx, rope_inv_freq(c), inv_freq_);
+  const size_t bytes = staged_bytes_ + static_cast<size_t>(table_.num_bytes());
+  for (Slot& slot : slots_) {
+    slot.staged = static_cast<std::byte*>(device::allocate_pinned(ctx.device, bytes));
+    slot.drawn = static_cast<int32_t*>(
+        device::allocate_pinned(ctx.device, static_cast<size_t>(drawn_.num_bytes())));
+    HADAL_CHECK(slot.staged != nullptr && slot.drawn != nullptr, "out of memory: could not get ",
+                bytes >> 10, " KiB for the tokens of a step");
+  }
+  for (Marks& marks : marks_)
+    marks = {device::make_event(ctx.device), device::make_event(ctx.device), false};
+}
+
+StepRunner::~StepRunner() {
+  try {
+    device::synchronize(ctx_.device, ctx_.stream);
+  } catch (const std::exception&) {
+    // Nobody is left to tell.
+  }
+  for (const auto& [size, graph] : graphs_) device::destroy(ctx_.device, graph);
+  for (Slot& slot : slots_) {
+    device::release_pinned(ctx_.device, slot.staged);
+    device::release_pinned(ctx_.device, slot.drawn);
+  }
+  for (Marks& marks : marks_) {
+    device::destroy(ctx_.device, marks.begin);
+    device::destroy(ctx_.device, marks.done);
+  }
+}
+
+std::vector<StepRunner::Part> StepRunner::parts_of(const Input& input) const {
+  std::vector<Part> parts;
+  size_t token = 0, draw = 0;
+  for (size_t s = 0; s < input.starts.size(); ++s) {
+    if (parts.empty() || parts.back().length != input.lengths[s])
+      parts.push_back({s, 0, token, draw, 0, input.lengths[s]});
+    Part& part = parts.back();
+    ++part.num_seqs;
+    token += static_cast<size_t>(input.lengths[s]);
+    for (; draw < input.draws.size() && input.draws[draw].row < static_cast<int64_t>(token); ++draw)
+      ++part.num_draws;
+  }
+  return parts;
+}
+
+template <class T>
+T* StepRunner::staged(const Slot& slot, const Tensor& field) const {
+  const auto offset = field.data<T>() - static_cast<T*>(memory_.data());
+  return reinterpret_cast<T*>(slot.staged) + offset;
+}
+
+// What a recorded step of `size` sequences reads. Rows behind the part's fill up: token 0 at
+// position 0 of the scratch page.
+void StepRunner::stage(const Slot& slot, const Input& input, const Part& part, int64_t size) {
+  const int64_t P = table_.dim(1);
+  auto* const table = reinterpret_cast<int32_t*>(slot.staged + staged_bytes_);
+  std::fill(table, table + size * P, -1);
+  const std::vector<size_t>& before = slots_[static_cast<size_t>(num_launched_ + 1) % 2].place;
+  for (int64_t s = 0; s < size; ++s) {
+    int32_t given = 0;
+    int64_t position = 0;
+    ops::SampleRule rule;
+    if (s < static_cast<int64_t>(part.num_seqs)) {
+      const auto at = static_cast<size_t>(s);
+      given = input.ids[part.first_token + at];
+      if (given < 0) given = -1 - static_cast<int32_t>(before.at(static_cast<size_t>(-1 - given)));
+      position = input.starts[part.first_seq + at];
+      rule = input.draws[part.first_draw + at].rule;
+      const std::vector<int64_t>& pages = *input.pages[part.first_seq + at];
+      for (size_t i = 0; i < pages.size(); ++i)
+        table[s * P + static_cast<int64_t>(i)] = static_cast<int32_t>(pages[i]);
+    } else {
+      table[s * P] = static_cast<int32_t>(scratch_page_);
+    }
+    staged<int32_t>(slot, fields_.given)[s] = given;
+    staged<int32_t>(slot, fields_.positions)[s] = static_cast<int32_t>(position);
+    staged<int32_t>(slot, fields_.where)[s] = static_cast<int32_t>(position) + 1;
+    staged<int64_t>(slot, fields_.top_k)[s] = rule.top_k;
+    staged<int64_t>(slot, fields_.seed)[s] = static_cast<int64_t>(rule.seed);
+    staged<double>(slot, fields_.temperature)[s] = rule.temperature;
+    staged<double>(slot, fields_.top_p)[s] = rule.top_p;
+  }
+  device::copy_to_device(ctx_.device, ctx_.stream, slot.staged, memory_.data(), staged_bytes_);
+  device::copy_to_device(ctx_.device, ctx_.stream, table, table_.raw(),
+                         static_cast<size_t>(size * P) * sizeof(int32_t));
+}
+
+void StepRunner::recorded_work(int64_t size) {
+  const Config& c = decoder_.config();
+  const int64_t S = size;
+  Step step;
+  step.seq.num_tokens = step.seq.num_seqs = S;
+  step.seq.max_len = 1;
+  step.seq.offsets = offsets_.rows(0, S + 1);
+  step.seq.positions = fields_.positions.rows(0, S);
+  step.seq.rope = rope_.rows(0, S);
+  step.ids = ids_.rows(0, S);
+  Tensor h, logits;
+  const Block h_memory = ctx_.memory.take_tensor(decoder_.act(), {S, c.hidden_size}, &h);
+  const Block logits_memory =
+      ctx_.memory.take_tensor(stat_dtype(decoder_.act()), {S, c.vocab_size}, &logits);
+  ops::fill_tokens(ctx_, fields_.given.rows(0, S), drawn_, Tensor(step.ids));  // [S]
+  ops::rope_table(ctx_, step.seq.positions, inv_freq_, rope_magnitude(c), Tensor(step.seq.rope));
+  decoder_.run(step, h);       // [S, D]
+  decoder_.logits(h, logits);  // [S, V]
+  const ops::SampleRules rules{.temperature = fields_.temperature.rows(0, S),
+                               .top_p = fields_.top_p.rows(0, S),
+                               .top_k = fields_.top_k.rows(0, S),
+                               .seed = fields_.seed.rows(0, S)};
+  ops::sample_each(ctx_, rules, logits, fields_.where.rows(0, S), drawn_.rows(0, S));  // [S]
+}
+
+void StepRunner::record_steps(int64_t scratch_page) {
+  scratch_page_ = scratch_page;
+  for (int64_t size : recorded_sizes(std::min(max_seqs_, decoder_.limits().max_step_tokens))) {
+    decoder_.cache().select(first_slots(size));
+    stage(slots_[0], {}, {}, size);
+    recorded_work(size);  // leaves in the pool all memory that the recording takes
+    device::synchronize(ctx_.device, ctx_.stream);
+    device::begin_recording(ctx_.device, ctx_.stream);
+    recorded_work(size);
+    graphs_[size] = device::end_recording(ctx_.device, ctx_.stream);
+  }
+}
+
+// A step of the most tokens: one sequence as long as it can be, the others of one token.
+void StepRunner::run_largest() {
+  const Decoder::Limits& limits = decoder_.limits();
+  const int64_t most = std::min(limits.max_step_tokens, limits.max_tokens);
+  std::vector<int64_t> pages(
+      static_cast<size_t>((most + ops::kCachePageTokens - 1) / ops::kCachePageTokens));
+  std::iota(pages.begin(), pages.end(), 0);
+  Input input;
+  input.ids.assign(static_cast<size_t>(most), 0);
+  input.starts = {0};
+  input.lengths = {most};
+  input.pages = {&pages};
+  input.draws = {{.row = most - 1, .position = most}};
+  launch(input);
+  take();
+}
+
+// A part call by call; `tokens` [R] gets its draws.
+void StepRunner::run_part(const Input& input, const Part& part, const Tensor& tokens) {
+  const Config& c = decoder_.config();
+  const auto T = static_cast<int64_t>(part.num_seqs) * part.length;
+  const auto R = static_cast<int64_t>(part.num_draws);
+  std::vector<int32_t> given = slice(input.ids, part.first_token, static_cast<size_t>(T));
+  const bool fills = std::any_of(given.begin(), given.end(), [](int32_t id) { return id < 0; });
+  HADAL_CHECK(!fills || part.first_seq == 0,
+              "internal error: a token that is not known stands behind longer parts of a step");
+  std::vector<int32_t> known = given;
+  for (int32_t& id : known) id = std::max(id, 0);
+  Step step = make_step(ctx_, c, known, slice(input.starts, part.first_seq, part.num_seqs),
+                        slice(input.lengths, part.first_seq, part.num_seqs), decoder_.act());
+  if (fills) {
+    const std::vector<size_t>& before = slots_[static_cast<size_t>(num_launched_ + 1) % 2].place;
+    for (int32_t& id : given)
+      if (id < 0) id = -1 - static_cast<int32_t>(before.at(static_cast<size_t>(-1 - id)));
+    Tensor t;
+    const Block memory = ctx_.memory.take_tensor(DType::kI32, {T}, &t);
+    upload(ctx_, given, t);
+    ops::fill_tokens(ctx_, t, drawn_, Tensor(step.ids));
+  }
+  for (size_t s = 0; s < part.num_seqs; ++s)
+    decoder_.cache().assign(static_cast<int64_t>(s), *input.pages[part.first_seq + s]);
+  Tensor h, logits, last;
+  const Block h_memory = ctx_.memory.take_tensor(decoder_.act(), {T, c.hidden_size}, &h);
+  const std::vector<int64_t> slots = first_slots(static_cast<int64_t>(part.num_seqs));
+  decoder_.forward({.step = step, .seqs = slots}, h);  // [T, D]
+  if (R == 0) return;
+
+  std::vector<int32_t> rows, where;
+  std::vector<double> temperature, top_p;
+  std::vector<int64_t> top_k, seed;
+  for (size_t r = part.first_draw; r < part.first_draw + part.num_draws; ++r) {
+    const Draw& draw = input.draws[r];
+    rows.push_back(static_cast<int32_t>(draw.row - static_cast<int64_t>(part.first_token)));
+    where.push_back(static_cast<int32_t>(draw.position));
+    temperature.push_back(draw.rule.temperature);
+    top_p.push_back(draw.rule.top_p);
+    top_k.push_back(draw.rule.top_k);
+    seed.push_back(static_cast<int64_t>(draw.rule.seed));
+  }
+  std::vector<Block> kept;
+  const auto put = [&](const auto& values) {
+    Tensor t;
+    using Value = typename std::decay_t<decltype(values)>::value_type;
+    kept.push_back(ctx_.memory.take_tensor(DTypeOf<Value>::value, {R}, &t));
+    upload(ctx_, values, t);
+    return t;
+  };
+  last = h;
+  Block last_memory;
+  if (R < T) {
+    last_memory = ctx_.memory.take_tensor(decoder_.act(), {R, c.hidden_size}, &last);
+    ops::embed_forward(ctx_, h, put(rows), last);  // [R, D]
+  }
+  const Block logits_memory =
+      ctx_.memory.take_tensor(stat_dtype(decoder_.act()), {R, c.vocab_size}, &logits);
+  decoder_.logits(last, logits);  // [R, V]
+  const ops::SampleRules rules{
+      .temperature = put(temperature), .top_p = put(top_p), .top_k = put(top_k), .seed = put(seed)};
+  ops::sample_each(ctx_, rules, logits, put(where), Tensor(tokens));  // [R]
+}
+
+void StepRunner::launch(const Input& input) {
+  HADAL_CHECK(num_under_way() < 2, "internal error: a third step at once");
+  Slot& slot = slots_[static_cast<size_t>(num_launched_ % 2)];
+  Marks& marks = marks_[static_cast<size_t>(num_launched_ % 4)];
+  marks.follows = num_under_way() > 0;
+  bool is_first = true;
+  const auto begin = [&] {
+    if (std::exchange(is_first, false)) device::record(ctx_.device, ctx_.stream, marks.begin);
+  };
+  std::vector<size_t> place;
+  int64_t end = 0;  // of what is drawn so far
+  for (const Part& part : parts_of(input)) {
+    const auto S = static_cast<int64_t>(part.num_seqs);
+    const auto graph = part.first_seq == 0 && part.length == 1 && part.num_draws == part.num_seqs
+                           ? graphs_.lower_bound(S)
+                           : graphs_.end();
+    for (size_t r = 0; r < part.num_draws; ++r) place.push_back(static_cast<size_t>(end) + r);
+    if (graph != graphs_.end()) {
+      stage(slot, input, part, graph->first);
+      begin();
+      device::launch(ctx_.device, ctx_.stream, graph->second);
+      end += graph->first;
+    } else {
+      const auto R = static_cast<int64_t>(part.num_draws);
+      begin();
+      run_part(input, part, drawn_.rows(end, R));
+      end += R;
+    }
+  }
+  slot.place = std::move(place);
+  device::copy_to_pinned(ctx_.device, ctx_.stream, drawn_.raw(), slot.drawn,
+                         static_cast<size_t>(end) * sizeof(int32_t));
+  device::record(ctx_.device, ctx_.stream, marks.done);
+  ++num_launched_;
+}
+
+std::vector<int32_t> StepRunner::take() {
+  HADAL_CHECK(num_under_way() > 0, "internal error: no step is under way");
+  const Slot& slot = slots_[static_cast<size_t>(num_taken_ % 2)];
+  const Marks& marks = marks_[static_cast<size_t>(num_taken_ % 4)];
+  const Marks& before = marks_[static_cast<size_t>((num_taken_ + 3) % 4)];
+  ++num_taken_;
+  device::wait_checked(ctx_.device, marks.done);
+  busy_seconds_ += 1e-3 * device::elapsed_ms(ctx_.device, marks.begin, marks.done);
+  if (marks.follows)
+    idle_seconds_ += 1e-3 * device::elapsed_ms(ctx_.device, before.done, marks.begin);
+  std::vector<int32_t> tokens;
+  for (size_t at : slot.place) tokens.push_back(slot.drawn[at]);
+  return tokens;
+}
+
+}  // namespace hadal::serve

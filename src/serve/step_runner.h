@@ -1,0 +1,110 @@
+// StepRunner: steps of many sequences whose tokens are drawn on the device and read later.
+//
+//   T tokens of a step   S sequences   R draws: rows that a token is drawn from   P pages of a
+//   sequence
+//
+// launch() returns before a step is done. A token that it draws can be a token of the next launch
+// before the host has seen it, so the device goes from step to step without waiting for the host.
+// Neighbouring sequences that add the same number of tokens are run at once. Where the device can
+// record work, those that add one token each are recorded for some numbers of sequences and
+// launched whole; fewer sequences than the next such number are filled up with rows that nobody
+// reads.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <array>
+#include <map>
+#include <vector>
+
+#include "model/decoder.h"
+#include "ops/draw.h"
+
+namespace hadal::serve {
+
+class StepRunner {
+ public:
+  struct Draw {
+    int64_t row = 0;       // of the step's tokens: the new token comes after this one
+    int64_t position = 0;  // of the new token
+    ops::SampleRule rule = {};
+  };
+  struct Input {
+    // [T] -1-r: what draw r of the launch before brought; only of sequences that add one token and
+    // stand before all that add more.
+    std::vector<int32_t> ids;
+    std::vector<int64_t> starts, lengths;            // [S]
+    std::vector<const std::vector<int64_t>*> pages;  // [S]
+    std::vector<Draw> draws;                         // [R] by row, at most one of a sequence
+  };
+
+  // REQUIRES: ctx and decoder outlive it; the decoder's pages are lent and all its sequences open.
+  StepRunner(Context& ctx, Decoder& decoder);
+  ~StepRunner();
+  StepRunner(const StepRunner&) = delete;
+  StepRunner& operator=(const StepRunner&) = delete;
+
+  // Runs a step of the most tokens, so that no later one asks the system for memory. Writes to the
+  // first pages of the cache.
+  void run_largest();
+  // Records steps. Rows that fill up write to this page. REQUIRES: device::can_record(); nobody
+  // takes memory of the context's pool and keeps it over a launch from here on.
+  void record_steps(int64_t scratch_page);
+
+  // At most two launches may be under way.
+  void launch(const Input& input);
+  // Waits for the oldest launch: its [R] tokens. Throws what its kernels found wrong.
+  std::vector<int32_t> take();
+  int64_t num_under_way() const { return num_launched_ - num_taken_; }
+
+  // Seconds that the device spent in the launches taken so far, and between two of them where the
+  // second was launched while the first was under way. 0 on the CPU.
+  double busy_seconds() const { return busy_seconds_; }
+  double idle_seconds() const { return idle_seconds_; }
+
+ private:
+  // What a recorded step reads, on the device; on the host it has the same layout.
+  struct Fields {
+    Tensor given, positions;    // [S] i32
+    Tensor top_k, seed;         // [S] i64
+    Tensor temperature, top_p;  // [S] f64
+    Tensor where;               // [S] i32
+    Tensor table;               // [S, P] i32
+  };
+  struct Slot {
+    std::byte* staged = nullptr;  // the fields, pinned
+    int32_t* drawn = nullptr;     // [2S] pinned
+    std::vector<size_t> place;    // of each draw in `drawn`
+  };
+  // Of a launch; four, as one is read while two more are under way.
+  struct Marks {
+    Event begin, done;
+    bool follows = false;  // launched while the one before was under way
+  };
+  struct Part {
+    size_t first_seq, num_seqs, first_token, first_draw, num_draws;
+    int64_t length;  // of each sequence
+  };
+  std::vector<Part> parts_of(const Input& input) const;
+  template <class T>
+  T* staged(const Slot& slot, const Tensor& field) const;
+  void stage(const Slot& slot, const Input& input, const Part& part, int64_t size);
+  void recorded_work(int64_t size);
+  void run_part(const Input& input, const Part& part, const Tensor& tokens);
+
+  Context& ctx_;
+  Decoder& decoder_;
+  int64_t max_seqs_, scratch_page_ = -1;
+  Block memory_;
+  Fields fields_;
+  size_t staged_bytes_ = 0;
+  Tensor offsets_, ids_, rope_, inv_freq_;  // [S+1] i32  [S] i32  [S, Dr]  [Dr/2] f64
+  Tensor drawn_;                            // [2S] i32: filled-up rows included
+  Tensor table_;                            // [S, P] i32   the decoder's
+  std::array<Slot, 2> slots_;
+  std::array<Marks, 4> marks_;
+  std::map<int64_t, Graph> graphs_;  // by number of sequences
+  int64_t num_launched_ = 0, num_taken_ = 0;
+  double busy_seconds_ = 0.0, idle_seconds_ = 0.0;
+};
+
+}  // namespace hadal::serve
