@@ -38,6 +38,7 @@ run() {
   }
   step check scripts/check_cuda.sh build/gpu
   step invariance build/gpu/model_decode_invariance_test --gtest_brief=1
+  step serve python3 scripts/gpu_serve.py check build/gpu/hadal "$out"
   step layer build/gpu/hadal bench layer --config configs/deepseek_v3.json --tokens 4096 \
     --format bf16,fp8 --device cuda
   step kernels sh bench/cuda/run_all.sh build/gpu/bench "$out"

@@ -12,6 +12,7 @@
 
 #include "cli/run_options.h"
 #include "core/check.h"
+#include "core/device_memory.h"
 #include "core/env.h"
 #include "core/timer.h"
 #include "model/bytes.h"
@@ -36,8 +37,6 @@ struct Options {
 
 void check(const Options& o) {
   o.model.check();
-  HADAL_CHECK(o.model.machine.device == "cpu", "--device is ", o.model.machine.device,
-              "; hadal serve runs on the cpu only so far");
   o.speculation.check();
   HADAL_CHECK(o.http.port >= 0 && o.http.port <= 65535, "--port is ", o.http.port,
               "; allowed: 0 (any) to 65535");
@@ -102,38 +101,87 @@ Decoder::Limits limits_of(const Options& o, const Config& c) {
                              ? o.cache_tokens
                              : std::max(limits.max_tokens, limits.max_seqs * limits.max_tokens / 2);
   limits.num_pages = pages(wanted);
+  if (o.engine.overlap) ++limits.num_pages;  // recorded steps keep one to themselves
   HADAL_CHECK(limits.num_pages >= pages(limits.max_tokens), "--cache-tokens is ", o.cache_tokens,
               ", which does not hold one sequence of --context ", limits.max_tokens);
   return limits;
 }
 
-// What is going to be allocated, before it is; refuses what does not fit.
-void plan_memory(const Options& o, const LoadedModel& model, const Decoder::Limits& limits) {
-  const Config& c = model.config();
+// Bytes that a step takes beside weights and cache: an upper bound of what modules hold at once.
+double step_bytes(const Options& o, const Config& c, DType act, const Decoder::Limits& limits) {
+  const auto T = static_cast<double>(limits.max_step_tokens);
+  const auto size = static_cast<double>(dtype_size(act));
+  const auto H = static_cast<double>(c.num_attention_heads);
+  const double attention =
+      static_cast<double>(c.hidden_size * 4 + c.q_lora_rank * 2 + c.latent_dim()) +
+      H * static_cast<double>(c.qk_nope_head_dim + c.qk_rope_head_dim + c.latent_dim() +
+                              c.kv_lora_rank + c.v_head_dim);
+  const double mlp = 3.0 * static_cast<double>(std::max(
+                               c.intermediate_size, c.n_shared_experts * c.moe_intermediate_size));
+  // Rows of experts are in pages; x and gate|up of them live in the decoder's own pool.
+  const auto rows =
+      static_cast<double>(experts::max_pages(c, limits.max_step_tokens) * ops::kPageRows);
+  const double moe = rows * static_cast<double>(2 * c.hidden_size + 3 * c.moe_intermediate_size);
+  double bytes = (T * (attention + mlp) + moe) * size;
+  if (o.model.machine.device == "cuda") {
+    // Long contexts are attended to in splits of 16 pages or more, each with a result of its own.
+    const double splits = std::clamp(static_cast<double>(limits.max_tokens) / 1024.0, 1.0, 256.0);
+    bytes += splits * T * H * (static_cast<double>(c.kv_lora_rank) * 2.0 + 4.0);
+    bytes += 64e6;  // recorded steps
+  }
+  return bytes;
+}
+
+// What the model is computed in, as LoadedModel decides.
+DType act_of(const Options& o, const io::HfCheckpoint& checkpoint) {
+  if (o.model.dtype != "auto")
+    return parse_dtype(o.model.dtype, {DType::kF32, DType::kBF16}, "--dtype");
+  const bool is_f32 = checkpoint.params.front().data->type == io::StoredType::kF32;
+  return is_f32 ? DType::kF32 : DType::kBF16;
+}
+
+// Bytes of the weights as they will be loaded: none where they are mapped from the file.
+double weight_bytes(const Options& o, const io::HfCheckpoint& checkpoint) {
+  if (o.model.machine.device == "cpu") return 0.0;
+  double bytes = 0.0;
+  for (const io::HfParam& p : checkpoint.params) {
+    const auto count = static_cast<double>(p.info.shape.num_elements());
+    double size = static_cast<double>(io::stored_type_size(p.data->type));
+    if (o.model.dtype != "auto") size = o.model.dtype == "f32" ? 4.0 : 2.0;
+    bytes += count * size;
+    if (p.scale != nullptr) bytes += count * 4.0 / (kScaleBlock * kScaleBlock);
+  }
+  return bytes;
+}
+
+// What is going to be allocated, before anything is loaded; refuses what does not fit.
+void plan_memory(const Options& o, const io::HfCheckpoint& checkpoint, Device where,
+                 const Decoder::Limits& limits) {
+  const Config& c = checkpoint.config;
+  const DType act = act_of(o, checkpoint);
   const double mib = 1024.0 * 1024.0;
-  const auto size = static_cast<double>(dtype_size(model.act));
-  const auto stat = static_cast<double>(dtype_size(stat_dtype(model.act)));
   const auto layers = static_cast<double>(c.num_hidden_layers + limits.num_mtp);
+  const double weights = weight_bytes(o, checkpoint);
   const double cache = layers * static_cast<double>(limits.num_pages * ops::kCachePageTokens) *
-                       static_cast<double>(c.latent_dim()) * size;
+                       static_cast<double>(c.latent_dim()) * static_cast<double>(dtype_size(act));
   const double logits =
-      static_cast<double>(limits.max_seqs * (1 + o.speculation.speculate) * c.vocab_size) * stat;
-  const double step =
-      static_cast<double>(limits.max_step_tokens) *
-      static_cast<double>(c.hidden_size * 4 +
-                          c.num_attention_heads * (c.latent_dim() + c.kv_lora_rank)) *
-      size;
+      static_cast<double>(limits.max_seqs * (1 + o.speculation.speculate) * c.vocab_size) *
+      static_cast<double>(dtype_size(stat_dtype(act)));
+  const double step = step_bytes(o, c, act, limits);
   if (!o.quiet)
-    fmt::print(stderr,
-               "memory: cache {:.1f} MiB ({} tokens in pages of {}), logits {:.1f} MiB, a step of "
-               "{} tokens about {:.1f} MiB; weights are in place\n",
-               cache / mib, limits.num_pages * ops::kCachePageTokens, ops::kCachePageTokens,
-               logits / mib, limits.max_step_tokens, step / mib);
-  if (o.model.machine.device != "cpu") return;
-  const auto needed = static_cast<int64_t>(cache + logits + step);
-  const int64_t available = available_memory();
-  HADAL_CHECK(needed < available, "the cache and a step need ", needed >> 20, " MiB, and ",
-              available >> 20,
+    fmt::print(
+        stderr,
+        "memory: weights {}, cache {:.1f} MiB ({} tokens in pages of {}), logits {:.1f} MiB, "
+        "a step of {} tokens at most {:.1f} MiB\n",
+        weights > 0 ? fmt::format("{:.1f} MiB", weights / mib) : "mapped from the file",
+        cache / mib, limits.num_pages * ops::kCachePageTokens, ops::kCachePageTokens, logits / mib,
+        limits.max_step_tokens, step / mib);
+  const auto needed = static_cast<int64_t>(weights + cache + logits + step);
+  const int64_t available = where.kind == DeviceKind::kCpu
+                                ? available_memory()
+                                : static_cast<int64_t>(device::memory_free(where));
+  HADAL_CHECK(needed<available, weights> 0 ? "weights, cache and a step" : "the cache and a step",
+              " need ", needed >> 20, " MiB, and ", available >> 20,
               " MiB are available; lower --cache-tokens, --max-seqs, --context or --chunk");
 }
 
@@ -177,12 +225,14 @@ void run(Options o) {
   const std::vector<std::string> keys = read_keys(o);
   const auto machine = o.model.machine.make();
   Context ctx = machine->context();
-  const LoadedModel model(ctx, o.model.model, o.model.dtype);
-  o.speculation.check(model.config());
-  const Decoder::Limits limits = limits_of(o, model.config());
-  plan_memory(o, model, limits);
   o.engine.speculate = o.speculation.speculate;
   o.engine.prefix_cache = !o.no_prefix_cache;
+  o.engine.overlap = machine->device.kind == DeviceKind::kCuda;
+  const io::HfCheckpoint checkpoint = io::open_checkpoint(resolve_model(o.model.model));
+  o.speculation.check(checkpoint.config);
+  const Decoder::Limits limits = limits_of(o, checkpoint.config);
+  plan_memory(o, checkpoint, machine->device, limits);
+  const LoadedModel model(ctx, o.model.model, o.model.dtype);
   const server::ModelInfo info = info_of(o, model, limits);
 
   Decoder decoder(ctx, model.config(), model.weights, model.act, limits);
@@ -264,7 +314,9 @@ void add_serve_command(CLI::App& app) {
   command
       ->add_option("--context", o->context, "tokens of one sequence; 0: the model's, 8192 at most")
       ->capture_default_str();
-  command->add_option("--max-seqs", o->max_seqs, "sequences that run at once")
+  command
+      ->add_option("--max-seqs", o->max_seqs,
+                   "sequences that run at once; 256 on a GPU unless given")
       ->capture_default_str();
   command
       ->add_option("--max-queue", o->engine.max_queue,
@@ -293,7 +345,13 @@ void add_serve_command(CLI::App& app) {
       ->capture_default_str();
   command->add_flag("--quiet", o->quiet, "no log on stderr");
   command->footer("Example: hadal serve --model runs/quickstart --port 8000");
-  command->callback([o] { run(*o); });
+  command->callback([o, command] {
+    // A GPU is fed with more at once.
+    const bool is_cuda = o->model.machine.device == "cuda";
+    if (is_cuda && command->count("--chunk") == 0) o->model.chunk = 2048;
+    if (is_cuda && command->count("--max-seqs") == 0) o->max_seqs = 256;
+    run(*o);
+  });
 }
 
 }  // namespace hadal::cli

@@ -1,0 +1,353 @@
+#!/usr/bin/env python3
+"""Checks and times `hadal serve --device cuda`, where the GPU is; needs Python alone.
+
+  scripts/gpu_serve.py check PROGRAM OUT            answers over HTTP against hadal generate's
+  scripts/gpu_serve.py speed PROGRAM OUT [LAYERS]   configs/model_16b.json, of as many layers (27)
+  scripts/gpu_serve.py full PROGRAM OUT [LAYERS]    the same with 256 requests of 1,024 in, 1,024 out
+
+PROGRAM is build/gpu/hadal or build/cuda/hadal. Rows of JSON go to OUT/serve.jsonl. The model of
+`speed` is made once, in build/model_16b_LAYERS. Bandwidth and peak of the card are measured with
+PyTorch where it is installed, else taken from HADAL_GPU_GBPS and HADAL_GPU_TFLOPS.
+"""
+# SPDX-License-Identifier: Apache-2.0
+import http.client
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SMALL = {"hidden_size": 512, "intermediate_size": 1024, "moe_intermediate_size": 128,
+         "num_hidden_layers": 4, "num_nextn_predict_layers": 1, "vocab_size": 2048,
+         "n_routed_experts": 16, "num_experts_per_tok": 4, "initializer_range": 0.06,
+         "max_position_embeddings": 4096}
+
+
+class Machine:
+    def __init__(self, program, out):
+        self.program = str(pathlib.Path(program).resolve())
+        self.out = pathlib.Path(out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.failed = 0
+
+    def hadal(self, *arguments, env=None):
+        done = subprocess.run([self.program, *map(str, arguments)], capture_output=True, text=True,
+                              check=False, env={**os.environ, **(env or {})})
+        if done.returncode != 0:
+            raise RuntimeError(f"hadal {arguments[0]}: {done.stderr[-2000:]}")
+        return done.stdout
+
+    def row(self, name, **values):
+        line = json.dumps({"name": name, **values})
+        print(line, flush=True)
+        with open(self.out / "serve.jsonl", "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def check(self, name, good, **values):
+        self.failed += 0 if good else 1
+        self.row(name, passed=bool(good), **values)
+
+    def model(self, folder, changes):
+        folder = pathlib.Path(folder)
+        if (folder / "config.json").exists():
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        config = json.loads((ROOT / "configs/model_16b.json").read_text(encoding="utf-8"))
+        config.update(changes)
+        path = folder.parent / (folder.name + ".json")
+        path.write_text(json.dumps(config), encoding="utf-8")
+        begin = time.time()
+        self.hadal("init", "--config", path, "--seed", 1, folder)
+        self.row("init", seconds=round(time.time() - begin, 1), model=folder.name)
+        return folder
+
+
+class Server:
+    def __init__(self, machine, model, *options, env=None):
+        self.machine, self.model, self.options, self.env = machine, model, options, env
+
+    def __enter__(self):
+        self.log = open(self.machine.out / "server.log", "a", encoding="utf-8")
+        begin = time.time()
+        self.process = subprocess.Popen(
+            [self.machine.program, "serve", "--model", str(self.model), "--port", "0", "--device",
+             "cuda", *map(str, self.options)], stdout=subprocess.PIPE, stderr=self.log, text=True,
+            env={**os.environ, **(self.env or {})})
+        line = self.process.stdout.readline()
+        match = re.search(r"http://127.0.0.1:(\d+)", line)
+        if not match:
+            self.log.close()
+            tail = (self.machine.out / "server.log").read_text(encoding="utf-8")[-1500:]
+            raise RuntimeError(f"no server with {self.options}: {line} {tail}")
+        self.ready_seconds = time.time() - begin
+        self.port = int(match[1])
+        return self
+
+    def __exit__(self, *_):
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+        self.log.close()
+
+    def post(self, body):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
+        connection.request("POST", "/v1/completions", json.dumps(body),
+                           {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        data = json.loads(response.read())
+        connection.close()
+        if response.status != 200:
+            raise RuntimeError(f"{response.status}: {data}")
+        return data
+
+    def first_token_seconds(self, body):
+        """Seconds to the first part of a stream; reads it to its end."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
+        begin = time.time()
+        connection.request("POST", "/v1/completions", json.dumps({**body, "stream": True}),
+                           {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        if response.status != 200:
+            raise RuntimeError(response.read())
+        response.fp.readline()
+        seconds = time.time() - begin
+        response.read()
+        connection.close()
+        return seconds
+
+    def metrics(self):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+        connection.close()
+        return {m[1]: float(m[2]) for m in re.finditer(r"^hadal:(\w+)\{[^}]*\} (\S+)$", text, re.M)}
+
+    def load(self, **settings):
+        """hadal bench serve with settings as its options; its row."""
+        options = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
+        return json.loads(self.machine.hadal(
+            "bench", "serve", "--url", f"http://127.0.0.1:{self.port}", "--extra-body",
+            '{"temperature": 0}', *options))
+
+
+# ---- Answers ----
+
+def check(machine):
+    model = machine.model(machine.out / "small", SMALL)
+    rng = random.Random(7)
+    shared = [rng.randrange(2, 2048) for _ in range(700)]
+    cases = []
+    for i, (common, own) in enumerate([(0, 3), (0, 70), (130, 5), (130, 40), (700, 9), (700, 33),
+                                       (64, 1), (0, 1500), (700, 700), (1, 1)]):
+        prompt = shared[:common] + [rng.randrange(2, 2048) for _ in range(own)]
+        rule = {"temperature": 0}
+        if i % 3 == 1:
+            rule = {"temperature": 0.9, "top_p": 0.95, "top_k": 40 if i % 2 else 0, "seed": i}
+        cases.append((prompt, rule, 24 + 7 * i))
+    wanted = []
+    for prompt, rule, count in cases:
+        options = [f"--{key.replace('_', '-')}={value}" for key, value in rule.items()]
+        answer = json.loads(machine.hadal(
+            "generate", "--model", model, "--device", "cuda", "--prompt-ids",
+            ",".join(map(str, prompt)), "--max-tokens", count, "--ignore-eos", "--json", *options))
+        wanted.append(answer["token_ids"])
+
+    settings = {
+        "prefix cache, chunks of 64": ["--max-seqs", 8, "--chunk", 64],
+        "no prefix cache, chunks of 48, preemption": [
+            "--max-seqs", 12, "--chunk", 48, "--no-prefix-cache", "--context", 2048,
+            "--cache-tokens", 2112],
+        "speculation": ["--max-seqs", 4, "--chunk", 128, "--speculate", 2],
+        "speculation that is given up under load": [
+            "--max-seqs", 16, "--chunk", 256, "--speculate", 2, "--speculate-seqs", 2],
+        "as it comes": [],
+        "call by call": ["--max-seqs", 16],
+    }
+    for name, options in settings.items():
+        repeats = 3 if name == "as it comes" else 1
+        jobs = [(i, r) for r in range(repeats) for i in range(len(cases))]
+        random.Random(len(name)).shuffle(jobs)
+        got = {}
+        env = {"HADAL_DEBUG_SYNC": "1"} if name == "call by call" else None
+        with Server(machine, model, "--quiet", *options, env=env) as server:
+            def ask(i, r):
+                prompt, rule, count = cases[i]
+                body = {"prompt": prompt, "max_tokens": count, "ignore_eos": True,
+                        "return_token_ids": True, **rule}
+                if r == 2 and i % 2 == 0:  # the host takes part in these
+                    body["logprobs"] = 1
+                try:
+                    got[i, r] = server.post(body)["choices"][0]["token_ids"]
+                except Exception as error:  # a thread's error is this request's answer
+                    got[i, r] = str(error)
+
+            threads = [threading.Thread(target=ask, args=job) for job in jobs]
+            for thread in threads:
+                thread.start()
+                time.sleep(0.01)
+            for thread in threads:
+                thread.join()
+            metrics = server.metrics()
+        wrong = [job for job in jobs if got[job] != wanted[job[0]]]
+        did = {key: metrics[key] for key in
+               ("num_preemptions_total", "prefix_cache_hits_total", "engine_steps_total",
+                "spec_decode_num_draft_tokens_total", "spec_decode_num_accepted_tokens_total")}
+        happened = (("preemption" not in name or did["num_preemptions_total"] > 0) and
+                    (name != "speculation" or did["spec_decode_num_draft_tokens_total"] > 0) and
+                    ("prefix cache, chunks" not in name or "no " in name or
+                     did["prefix_cache_hits_total"] > 0))
+        first = f"{wrong[0]}: {got[wrong[0]]} for {wanted[wrong[0][0]]}"[:600] if wrong else ""
+        machine.check(f"tokens: {name}", not wrong and happened, requests=len(jobs),
+                      wrong=len(wrong), first_wrong=first, **did)
+
+
+# ---- Speed ----
+
+def card():
+    """GB/s of a copy, TFLOPS of a bf16 product."""
+    gbps, tflops = os.environ.get("HADAL_GPU_GBPS"), os.environ.get("HADAL_GPU_TFLOPS")
+    if gbps and tflops:
+        return float(gbps), float(tflops)
+    script = """
+import torch
+def best(fn):
+    times = []
+    for _ in range(8):
+        a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        a.record(); fn(); b.record(); torch.cuda.synchronize(); times.append(a.elapsed_time(b) / 1e3)
+    return min(times)
+x = torch.empty(1 << 31, dtype=torch.uint8, device='cuda'); y = torch.empty_like(x)
+gbps = 2 * x.numel() / best(lambda: y.copy_(x)) / 1e9
+a = torch.randn(8192, 8192, dtype=torch.bfloat16, device='cuda')
+print(gbps, 2 * 8192 ** 3 / best(lambda: a @ a) / 1e12)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError("no PyTorch here: set HADAL_GPU_GBPS and HADAL_GPU_TFLOPS")
+    return tuple(map(float, done.stdout.split()))
+
+
+class Costs:
+    """Weights and sums of the model, from its config."""
+
+    def __init__(self, c):
+        D, H = c["hidden_size"], c["num_attention_heads"]
+        R, Dr, Dn, Dv = (c["kv_lora_rank"], c["qk_rope_head_dim"], c["qk_nope_head_dim"],
+                         c["v_head_dim"])
+        L, dense = c["num_hidden_layers"], c["first_k_dense_replace"]
+        E, K, shared = c["n_routed_experts"], c["num_experts_per_tok"], c["n_shared_experts"]
+        attention = D * H * (Dn + Dr) + D * (R + Dr) + H * (Dn + Dv) * R + H * Dv * D
+        expert = 3 * D * c["moe_intermediate_size"]
+        common = L * attention + dense * 3 * D * c["intermediate_size"] + (L - dense) * (
+            shared * expert + E * D)
+        self.head = D * c["vocab_size"]
+        # Read by a step: of the experts those that its tokens meet, as even routing gives.
+        self.step = lambda tokens: (common + self.head +
+                                    (L - dense) * expert * E * (1 - (1 - K / E) ** tokens))
+        self.active = common + (L - dense) * K * expert  # of a token, without the head
+        self.cache_bytes = L * (R + Dr) * 2  # of a token of the context
+        self.attention_flops = 2.0 * L * H * (2 * R + Dr)  # of a token and one of its context
+
+
+def median_ms(row, key):
+    return row[f"{key}_ms"]["p50"]
+
+
+def decode_row(machine, server, costs, gbps, tflops, prompt, output, streams):
+    before = server.metrics()
+    load = server.load(concurrency=streams, requests=streams, prompt_tokens=prompt, vocab=100000,
+                       output_tokens=output)
+    after = server.metrics()
+    busy, idle = (after[k] - before[k] for k in
+                  ("device_busy_seconds_total", "device_idle_seconds_total"))
+    step = median_ms(load, "itl") / 1e3
+    context = prompt + output / 2
+    roof = ((2 * costs.step(streams) + streams * context * costs.cache_bytes) / (gbps * 1e9) +
+            streams * (2 * (costs.active + costs.head) + context * costs.attention_flops) /
+            (tflops * 1e12))
+    machine.row("decode under load", streams=streams, prompt=prompt, output=output,
+                tokens_per_s=load["output_tokens_per_s"], step_ms=step * 1e3,
+                roofline_ms=roof * 1e3, roofline_share=roof / step, goal_roofline=0.4,
+                device_busy_s=busy, device_idle_s=idle,
+                device_idle_share=idle / max(busy + idle, 1e-9), goal_idle=0.03, load=load)
+
+
+def speed(machine, layers, full):
+    model = machine.model(ROOT / f"build/model_16b_{layers}",
+                          {"num_hidden_layers": layers, "max_position_embeddings": 16384})
+    costs = Costs(json.loads((model / "config.json").read_text(encoding="utf-8")))
+    gbps, tflops = card()
+    machine.row("card", copy_gbps=gbps, bf16_tflops=tflops, layers=layers)
+    rng = random.Random(1)
+    ids = ",".join(str(rng.randrange(2, 100000)) for _ in range(500))
+
+    for numerics in ("fastest", "invariant"):
+        alone = json.loads(machine.hadal(
+            "generate", "--model", model, "--prompt-ids", ids, "--max-tokens", 200, "--ignore-eos",
+            "--json", "--device", "cuda", "--numerics", numerics))["tokens_per_second"]
+        context = 16384 if numerics == "fastest" else 4096
+        with Server(machine, model, "--quiet", "--numerics", numerics, "--context", context,
+                    "--cache-tokens", 600000) as server:
+            machine.row("ready", numerics=numerics, seconds=server.ready_seconds, goal=5.0)
+            server.load(concurrency=1, requests=1, prompt_tokens=500, vocab=100000, output_tokens=20)
+            load = server.load(concurrency=1, requests=2, prompt_tokens=500, vocab=100000,
+                               output_tokens=200)
+            rate = 1e3 / median_ms(load, "tpot")
+            machine.row("batch 1", numerics=numerics, http_tokens_per_s=rate,
+                        generate_tokens_per_s=alone, ratio=rate / alone, goal=0.97)
+            if full and numerics == "invariant":
+                decode_row(machine, server, costs, gbps, tflops, 1024, 1024, 256)
+            elif numerics == "fastest":
+                prompt = [rng.randrange(2, 100000) for _ in range(8192)]
+                body = {"prompt": prompt, "max_tokens": 2, "temperature": 0}
+                first = server.first_token_seconds(body)
+                again = server.first_token_seconds(body)
+                machine.row("prefix of 8,192", first_s=first, again_s=again, ratio=again / first,
+                            goal=0.05)
+            else:
+                for streams in (8, 64, 256):
+                    decode_row(machine, server, costs, gbps, tflops, 128, 128, streams)
+                tokens = 2048
+                load = server.load(concurrency=8, requests=24, prompt_tokens=tokens, vocab=100000,
+                                   output_tokens=1, seed=5)
+                rate = load["prompt_tokens"] / load["seconds"]
+                flops = rate * (2 * costs.active + tokens / 2 * costs.attention_flops)
+                machine.row("prefill", prompt=tokens, tokens_per_s=rate,
+                            share_of_bf16_peak=flops / (tflops * 1e12), goal=0.5)
+    if not full:
+        # Each op apart, for what is next: steps are not recorded then.
+        with Server(machine, model, "--quiet", "--context", 2048,
+                    env={"HADAL_PROFILE": "1"}) as server:
+            server.load(concurrency=256, requests=256, prompt_tokens=16, vocab=100000,
+                        output_tokens=24)
+        log = (machine.out / "server.log").read_text(encoding="utf-8")
+        print(log[log.rfind("us each") - 30:][:2500])
+
+
+def main():
+    if len(sys.argv) < 4 or sys.argv[1] not in ("check", "speed", "full"):
+        print(__doc__, file=sys.stderr)
+        return 2
+    machine = Machine(sys.argv[2], sys.argv[3])
+    layers = int(sys.argv[4]) if len(sys.argv) > 4 else 27
+    begin = time.time()
+    if sys.argv[1] == "check":
+        check(machine)
+    else:
+        speed(machine, layers, sys.argv[1] == "full")
+    machine.row("end", what=sys.argv[1], seconds=round(time.time() - begin, 1), failed=machine.failed)
+    return 1 if machine.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
