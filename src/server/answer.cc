@@ -164,6 +164,13 @@ Answer::Events Answer::take(Choice& c, const serve::Output& out) const {
   if (c.parser.in_reasoning()) c.num_reasoning += static_cast<int64_t>(out.tokens.size());
   if (out.finish)
     for (auto& event : c.parser.finish()) events.push_back(std::move(event));
+  // One call and no more: the reply ends where a second one begins.
+  const auto second =
+      std::find_if(events.begin(), events.end(), [](const auto& event) { return event.call > 0; });
+  if (!request_.parallel_calls && second != events.end()) {
+    events.erase(second, events.end());
+    c.finish = serve::Finish::kStop;
+  }
   for (const auto& event : events) {
     if (event.kind == Kind::kCall)
       c.calls.push_back({fmt::format("call_{}_{}_{}", id_.substr(id_.find('-') + 1),

@@ -4,6 +4,7 @@
 
 #include "core/check.h"
 #include "io/chat_tokens.h"
+#include "server/json_schema.h"
 
 namespace hadal::server {
 namespace {
@@ -25,26 +26,9 @@ serve::GrammarSpec make(Kind kind, std::string text, const std::string& key) {
   return {.kind = kind, .text = std::move(text)};
 }
 
-// Refuses what XGrammar passes over in a schema without a word.
 void check_schema(const Ordered& schema, const std::string& key) {
-  if (schema.is_array())
-    for (const Ordered& one : schema) check_schema(one, key);
-  if (!schema.is_object()) return;
-  for (const auto& [name, value] : schema.items()) {
-    for (const char* ignored :
-         {"not", "if", "then", "else", "uniqueItems", "contains", "minContains", "maxContains",
-          "dependentRequired", "dependentSchemas", "dependencies"})
-      if (name == ignored && value != false)
-        refuse(key, concat(key, " has ", name, ", to which no reply can be held; leave it out"));
-    const bool is_map = name == "properties" || name == "patternProperties" || name == "$defs" ||
-                        name == "definitions";
-    const bool is_data =
-        name == "enum" || name == "const" || name == "default" || name == "examples";
-    if (is_map && value.is_object())
-      for (const auto& [property, inner] : value.items()) check_schema(inner, key);
-    else if (!is_data)
-      check_schema(value, key);
-  }
+  const std::string why = why_not_held(schema);
+  if (!why.empty()) refuse(key, concat(key, " ", why));
 }
 
 // A schema: an object or a boolean, which guided_json may hold as text.

@@ -222,16 +222,12 @@ AskedChat read_chat(const JsonObject& o, const std::string& body) {
     refuse("tool_choice", "tool_choice asks for a call, and there are no tools");
   if (asked.choice.kind == ToolChoice::Kind::kNamed && !has_name)
     refuse("tool_choice", concat("tool_choice names ", asked.choice.name, ", which is no tool"));
-  if (asked.one_call && !asked.choice.forces() && !tools.empty())
-    refuse(
-        "parallel_tool_calls",
-        "parallel_tool_calls of false is supported with tool_choice required or a named function "
-        "alone");
   return asked;
 }
 
 // The form of the reply: of forced calls, or the one that was asked for.
 void hold(const ModelInfo& model, const AskedChat& asked, ApiRequest& r) {
+  r.parallel_calls = !asked.one_call;
   if (asked.choice.forces()) {
     if (r.form.asks())
       refuse("tool_choice", "a forced call and another form of the reply exclude each other");
@@ -530,7 +526,6 @@ ApiRequest parse_response(const ModelInfo& model, const std::string& body) {
     if (o.has("tool_choice")) r.tool_choice_text = original["tool_choice"].dump();
     if (o.has("text") && original["text"].contains("format"))
       r.format_text = original["text"]["format"].dump();
-    r.parallel_calls = !asked.one_call;
     r.metadata = o.has("metadata") ? o.json()["metadata"].dump() : "{}";
     // Stateless: nothing is kept between requests, so nothing can be referred to.
     refuse_unless(o, "previous_response_id", {},

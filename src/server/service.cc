@@ -287,6 +287,10 @@ void Service::deliver(std::vector<serve::Output>&& outputs) {
     if (out.finish == serve::Finish::kCancelled)
       job->error = "the server shut down before the answer was complete";
     const std::string events = job->answer.add(index, out);
+    if (!out.finish && job->answer.choice(index).finish) {
+      choices_.erase(out.id);
+      backend_.cancel(out.id);
+    }
     if (!events.empty()) job->reply->write(events);
     if (job->answer.done()) finish(*job);
   }
