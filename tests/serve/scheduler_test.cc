@@ -28,10 +28,12 @@ class Random {
 // The cache as tokens: what stands at a position of a page is the hash of all tokens up to it.
 class Simulation {
  public:
-  Simulation(const Scheduler::Limits& limits, uint64_t seed)
+  // overlap: the token that a step draws is known to the host one step later.
+  Simulation(const Scheduler::Limits& limits, uint64_t seed, bool overlap)
       : scheduler(limits),
         random_(seed, "scheduler"),
-        cache_(static_cast<size_t>(limits.num_pages * kPageTokens)) {}
+        cache_(static_cast<size_t>(limits.num_pages * kPageTokens)),
+        overlap_(overlap) {}
 
   void operation() {
     ++num_operations;
@@ -67,10 +69,11 @@ class Simulation {
     const uint64_t n = 1 + random_.below(20);
     for (uint64_t i = 0; i < n; ++i) s.tokens.push_back(static_cast<int32_t>(random_.below(2)));
     s.num_prompt = s.num_tokens();
-    s.num_ahead = static_cast<int64_t>(random_.below(3));
+    s.num_ahead = overlap_ ? 0 : static_cast<int64_t>(random_.below(3));
     s.use_cache = random_.below(8) != 0;
     if (random_.below(4) == 0 && !scheduler.sequences().empty())
       s.leader = scheduler.sequences().begin()->first;
+    real_[s.id] = s.tokens;
     length_[s.id] = s.num_tokens() + 1 + static_cast<int64_t>(random_.below(16));
     scheduler.add(std::move(s));
   }
@@ -104,22 +107,60 @@ class Simulation {
     scheduler.apply(plan, now_);
     check_books();
     const bool work = !scheduler.sequences().empty();
-    ASSERT_EQ(work, !plan.runs.empty() || !plan.preempt.empty()) << "nothing runs";
+    ASSERT_TRUE(!work || !plan.runs.empty() || !plan.preempt.empty() || !flight_.empty())
+        << "nothing runs";
+    std::vector<Drawn> flight;
     int64_t num_tokens = 0;
     for (const StepPlan::Run& run : plan.runs) {
       Sequence& s = scheduler.at(run.id);
       ASSERT_EQ(run.start, s.done);
       num_tokens += run.count;
       for (int64_t p = 0; p < run.start; ++p)
-        ASSERT_EQ(cell(s, p), content(s.tokens, p)) << "another's page";
+        ASSERT_EQ(cell(s, p), content(overlap_ ? real_[run.id] : s.tokens, p)) << "another's page";
       // Known tokens, then drafts, which are wrong in the cache unless they turn out right.
-      std::vector<int32_t> tokens = s.tokens;
+      std::vector<int32_t> tokens = overlap_ ? real_[run.id] : s.tokens;
       tokens.insert(tokens.end(), s.drafts.begin(), s.drafts.end());
       for (int64_t p = run.start; p < run.start + run.count; ++p) cell(s, p) = content(tokens, p);
-      advance(s, run);
+      if (overlap_)
+        advance_early(s, run, flight);
+      else
+        advance(s, run);
     }
+    collect(std::exchange(flight_, std::move(flight)));
     ASSERT_EQ(num_tokens, plan.num_tokens);
     ASSERT_LE(num_tokens, scheduler.limits().max_step_tokens);
+  }
+
+  // A token that the device knows, and the host will.
+  struct Drawn {
+    uint64_t id;
+    int32_t token;
+  };
+  void advance_early(Sequence& s, const StepPlan::Run& run, std::vector<Drawn>& flight) {
+    scheduler.advance(run.id, run.start + run.count);
+    num_found += s.num_found;
+    if (run.start + run.count < s.num_tokens()) return;
+    flight.push_back({run.id, static_cast<int32_t>(random_.below(2))});
+    real_[run.id].push_back(flight.back().token);
+    s.tokens.push_back(0);
+    ++s.num_pending;
+    s.held = s.num_tokens() >= length_[run.id];
+  }
+  void collect(const std::vector<Drawn>& flight) {
+    for (const Drawn& drawn : flight) {
+      if (!scheduler.sequences().contains(drawn.id)) continue;  // cancelled, or ended before
+      Sequence& s = scheduler.at(drawn.id);
+      s.tokens[static_cast<size_t>(s.num_known())] = drawn.token;
+      --s.num_pending;
+      // Some end earlier than the scheduler was told: a step too many runs.
+      const bool ended = s.num_known() >= length_[drawn.id] || random_.below(16) == 0;
+      if (!ended) {
+        scheduler.advance(drawn.id, s.done);
+        continue;
+      }
+      ++num_finished;
+      scheduler.remove(drawn.id);
+    }
   }
 
   void advance(Sequence& s, const StepPlan::Run& run) {
@@ -192,12 +233,15 @@ class Simulation {
 
   Random random_;
   std::vector<uint64_t> cache_;
+  bool overlap_;
+  std::map<uint64_t, std::vector<int32_t>> real_;  // tokens as the device knows them
+  std::vector<Drawn> flight_;                      // of the step under way
   std::map<uint64_t, int64_t> length_;
   uint64_t last_id_ = 0;
   double now_ = 0.0;
 };
 
-TEST(Scheduler, HalfAMillionRandomOperations) {
+void run_random(bool overlap) {
   int64_t operations = 0, preemptions = 0, evictions = 0;
   for (int64_t pages : {10, 16, 40})
     for (bool prefix_cache : {true, false}) {
@@ -208,7 +252,7 @@ TEST(Scheduler, HalfAMillionRandomOperations) {
                     .page_tokens = kPageTokens,
                     .aging_seconds = 2.0,
                     .prefix_cache = prefix_cache},
-                   static_cast<uint64_t>(pages));
+                   static_cast<uint64_t>(pages), overlap);
       for (int i = 0; i < 84000 && !::testing::Test::HasFatalFailure(); ++i) s.operation();
       if (::testing::Test::HasFatalFailure()) return;
       s.drain();
@@ -222,6 +266,9 @@ TEST(Scheduler, HalfAMillionRandomOperations) {
   EXPECT_GT(preemptions, 1000);
   EXPECT_GT(evictions, 1000);
 }
+
+TEST(Scheduler, HalfAMillionRandomOperations) { run_random(false); }
+TEST(Scheduler, HalfAMillionRandomOperationsOfStepsThatOverlap) { run_random(true); }
 
 TEST(Scheduler, DecodesFirstThenChunksThenAdmits) {
   Scheduler s({.max_seqs = 3,
