@@ -174,7 +174,7 @@ def check(machine):
         "call by call": ["--max-seqs", 16],
     }
     for name, options in settings.items():
-        repeats = 3 if name == "as it comes" else 1
+        repeats = 3 if name == "as it comes" or "preemption" in name else 1
         jobs = [(i, r) for r in range(repeats) for i in range(len(cases))]
         random.Random(len(name)).shuffle(jobs)
         got = {}
