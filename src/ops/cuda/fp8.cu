@@ -5,55 +5,57 @@
 // Every element is read once and written once; 16 threads hold a tile of a row, eight elements
 // each. The bits are the CPU's.
 // SPDX-License-Identifier: Apache-2.0
-#include "ops/cuda/detail/bf16_rows.cuh"
 #include "ops/cuda/detail/launch.cuh"
 #include "ops/cuda/detail/pages.cuh"
-#include "ops/cuda/detail/rows.cuh"
+#include "ops/cuda/detail/tiles.cuh"
 #include "ops/cuda/operands.h"
-#include "ops/fp8.h"
 
 namespace hadal::ops::cuda {
 namespace {
 
-constexpr int kTileThreads = kTileSize / 8;              // of a tile of a row
 constexpr int kTilesPerBlock = kThreads / kTileThreads;  // rows that a block works on at once
-constexpr const char* kNotFinite = "an element to quantise is {0}; FP8 holds finite values only";
 
-// Elements that several threads read eight at a time; `fast`: bf16 at multiples of 16 bytes.
+// Eight elements of a row at a time. kFast: bf16, a whole number of eights, each at a multiple of
+// 16 bytes.
+template <bool kFast>
 struct Source {
   const void* data;
   DType dtype;
-  bool fast;
 
   __device__ Eight load(int64_t at, int64_t count) const {
-    if (fast && count >= 8) return Eight::load(static_cast<const bf16*>(data) + at);
     Eight e{};
+    if constexpr (kFast) {
+      if (count > 0) e = Eight::load(static_cast<const bf16*>(data) + at);
+    } else {
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
-      if (i < count) e.of[i] = cuda::load<float>(data, dtype, at + i);
+      for (int i = 0; i < 8; ++i)
+        if (i < count) e.of[i] = cuda::load<float>(data, dtype, at + i);
+    }
     return e;
   }
 };
 
-// Eight e4m3 elements; `fast`: at multiples of 8 bytes.
+// The same of e4m3. kFast: a whole number of eights, each at a multiple of 8 bytes.
+template <bool kFast>
 struct Elements {
   uint8_t* data;
-  bool fast;
 
   __device__ void store(int64_t at, const uint32_t (&two)[2], int64_t count) const {
-    if (fast && count >= 8) {
-      *reinterpret_cast<uint2*>(data + at) = uint2{two[0], two[1]};
-      return;
-    }
+    if constexpr (kFast) {
+      if (count > 0) *reinterpret_cast<uint2*>(data + at) = uint2{two[0], two[1]};
+    } else {
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
-      if (i < count) data[at + i] = static_cast<uint8_t>(two[i / 4] >> (i % 4 * 8));
+      for (int i = 0; i < 8; ++i)
+        if (i < count) data[at + i] = static_cast<uint8_t>(two[i / 4] >> (i % 4 * 8));
+    }
   }
   __device__ Eight load(int64_t at, int64_t count) const {
     uint32_t two[2] = {0, 0};
-    if (fast && count >= 8) {
-      const uint2 raw = *reinterpret_cast<const uint2*>(data + at);
-      two[0] = raw.x, two[1] = raw.y;
+    if constexpr (kFast) {
+      if (count > 0) {
+        const uint2 raw = *reinterpret_cast<const uint2*>(data + at);
+        two[0] = raw.x, two[1] = raw.y;
+      }
     } else {
 #pragma unroll
       for (int i = 0; i < 8; ++i)
@@ -61,41 +63,14 @@ struct Elements {
     }
     Eight e;
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
-      e.of[i] = widen(e4m3{static_cast<uint8_t>(two[i / 4] >> (i % 4 * 8))});
+    for (int i = 0; i < 4; ++i) {
+      const float2 pair = widen_e4m3_pair(two[i / 2] >> (i % 2 * 16));
+      e.of[2 * i] = pair.x;
+      e.of[2 * i + 1] = pair.y;
+    }
     return e;
   }
 };
-
-// v / scale of two elements as e4m3, rounded once more to nearest even, saturating.
-__device__ uint32_t e4m3_pair(float low, float high) {
-  uint16_t pair;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
-  return pair;
-}
-__device__ void quantise_eight(const Eight& e, float scale, uint32_t (&two)[2]) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i)
-    two[i] = e4m3_pair(e.of[4 * i] / scale, e.of[4 * i + 1] / scale) |
-             e4m3_pair(e.of[4 * i + 2] / scale, e.of[4 * i + 3] / scale) << 16;
-}
-
-__device__ float largest_of(const Eight& e, const FaultSite& fault) {
-  float amax = 0.0f;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    if (!isfinite(e.of[i])) fault.raise(static_cast<double>(e.of[i]));
-    amax = fmaxf(amax, fabsf(e.of[i]));
-  }
-  return amax;
-}
-// Over the threads of a tile.
-__device__ float largest_of_tile(float amax) {
-#pragma unroll
-  for (int d = kTileThreads / 2; d > 0; d /= 2)
-    amax = fmaxf(amax, __shfl_xor_sync(kWholeWarp, amax, d));
-  return amax;
-}
 
 // A page of rows: of a matrix, or at a position of a layout.
 struct Page {
@@ -115,131 +90,186 @@ struct LayoutPages {
   int64_t x_stride, q_stride;
   __device__ Page at(int64_t position) const {
     if (position >= layout.num_positions()) return {};
-    Page p;
-    p.x = x.page_offset(position);
-    p.q = q.page_offset(position);
-    if (p.x < 0 || p.q < 0) return {};
-    p.rows = layout.rows_at(layout.expert_of(position), position);
-    p.column = p.q / q.page_stride * kPageRows;
-    return p;
+    const int64_t from = x.page_at(position), to = q.page_at(position);
+    if (from < 0 || to < 0) return {};
+    return {layout.rows_at(layout.expert_of(position), position), from * x.page_stride,
+            to * q.page_stride, to * kPageRows};
   }
 };
 
+// Block i does piece i % pieces of page i / pieces: neighbours in time are neighbours in memory.
+
 // One tile column of one page.
-template <class Pages>
+template <class Pages, bool kFast>
 __global__ void __launch_bounds__(kThreads)
-    quantise_rows_kernel(Pages pages, int64_t K, Source x, TileRule rule, Elements q, float* scale,
-                         int64_t scale_stride, FaultSite fault) {
-  __shared__ float shared[kTilesPerBlock];
-  const Page page = pages.at(blockIdx.x);
-  const int64_t k = blockIdx.y * kTileSize + threadIdx.x % kTileThreads * 8;
+    quantise_rows_kernel(Pages pages, int64_t K, int tiles, Source<kFast> x, TileRule rule,
+                         Elements<kFast> q, float* scale, int64_t scale_stride, FaultSite fault) {
+  __shared__ float shared[kTilesPerBlock], scales[kPageRows];
+  const int tile = static_cast<int>(blockIdx.x) % tiles;
+  const Page page = pages.at(static_cast<int>(blockIdx.x) / tiles);
+  const int64_t k = tile * kTileSize + threadIdx.x % kTileThreads * 8;
   const int group = threadIdx.x / kTileThreads;
-  float* const scales = scale + blockIdx.y * scale_stride + page.column;
   float square = 0.0f;
   if (rule.shape == TileShape::kSquare) {
+    uint32_t largest = 0;
     for (int64_t r = group; r < page.rows; r += kTilesPerBlock)
-      square = fmaxf(square, largest_of(x.load(page.x + r * pages.x_stride + k, K - k), fault));
-    square = largest_of_tile(square);
+      largest = max(largest, largest_of(x.load(page.x + r * pages.x_stride + k, K - k)));
+    square = largest_of_tile(largest, fault);
     if (threadIdx.x % kTileThreads == 0) shared[group] = square;
     __syncthreads();
     for (int i = 0; i < kTilesPerBlock; ++i) square = fmaxf(square, shared[i]);
   }
-#pragma unroll 4
-  for (int i = 0; i < kPageRows / kTilesPerBlock; ++i) {
-    const int64_t r = group + i * kTilesPerBlock;
-    const bool in_use = r < page.rows;
-    const Eight e = x.load(page.x + r * pages.x_stride + k, in_use ? K - k : 0);
-    const float amax = largest_of_tile(largest_of(e, fault));
-    const float s = tile_scale(rule.shape == TileShape::kRow ? amax : square, rule.format);
-    uint32_t two[2];
-    quantise_eight(e, s, two);
-    if (!in_use) continue;
-    q.store(page.q + r * pages.q_stride + k, two, K - k);
-    if (threadIdx.x % kTileThreads == 0) scales[r] = s;
+  constexpr int kAhead = 4;  // rows that a thread has asked for
+#pragma unroll 1
+  for (int64_t first = group; first - group % 2 < page.rows; first += kAhead * kTilesPerBlock) {
+    Eight e[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int64_t r = first + i * kTilesPerBlock;
+      e[i] = x.load(page.x + r * pages.x_stride + k, r < page.rows ? K - k : 0);
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int64_t r = first + i * kTilesPerBlock;
+      const float amax = largest_of_tile(largest_of(e[i]), fault);
+      const float s = tile_scale(rule.shape == TileShape::kRow ? amax : square, rule.format);
+      uint32_t two[2];
+      quantise_eight(e[i], Divisor(s), two);
+      if (r >= page.rows) continue;
+      q.store(page.q + r * pages.q_stride + k, two, K - k);
+      if (threadIdx.x % kTileThreads == 0) scales[r] = s;
+    }
   }
+  __syncthreads();
+  if (threadIdx.x < page.rows)
+    scale[tile * scale_stride + page.column + threadIdx.x] = scales[threadIdx.x];
 }
 
-template <class Pages>
+template <class Pages, bool kFast>
 __global__ void __launch_bounds__(kThreads)
-    dequantise_rows_kernel(Pages pages, int64_t K, Elements q, const float* scale,
-                           int64_t scale_stride, void* y, DType dtype, bool fast) {
-  const Page page = pages.at(blockIdx.x);
-  const int64_t k = blockIdx.y * kTileSize + threadIdx.x % kTileThreads * 8;
+    dequantise_rows_kernel(Pages pages, int64_t K, int tiles, Elements<kFast> q, const float* scale,
+                           int64_t scale_stride, void* y, DType dtype) {
+  const int tile = static_cast<int>(blockIdx.x) % tiles;
+  const Page page = pages.at(static_cast<int>(blockIdx.x) / tiles);
+  const int64_t k = tile * kTileSize + threadIdx.x % kTileThreads * 8;
   if (k >= K) return;
-  const float* const scales = scale + blockIdx.y * scale_stride + page.column;
+  const float* const scales = scale + tile * scale_stride + page.column;
 #pragma unroll 4
-  for (int64_t r = threadIdx.x / kTileThreads; r < page.rows; r += kTilesPerBlock) {
+  for (int i = 0; i < kPageRows / kTilesPerBlock; ++i) {
+    const int64_t r = threadIdx.x / kTileThreads + i * kTilesPerBlock;
+    if (r >= page.rows) continue;
     Eight e = q.load(page.q + r * pages.q_stride + k, K - k);
     const float s = scales[r];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) e.of[i] = e.of[i] * s;
+    for (int j = 0; j < 8; ++j) e.of[j] = e.of[j] * s;
     const int64_t at = page.x + r * pages.x_stride + k;
-    if (fast && K - k >= 8) {
+    if constexpr (kFast) {
       e.store(static_cast<bf16*>(y) + at);
-      continue;
-    }
+    } else {
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
-      if (i < K - k) store(y, dtype, at + i, e.of[i]);
+      for (int j = 0; j < 8; ++j)
+        if (j < K - k) store(y, dtype, at + j, e.of[j]);
+    }
   }
 }
 
-constexpr int kColumns = 64;  // that a block turns
+// What columns are made of: elements of x, or e4m3 elements times the scales of their tiles.
+template <bool kFast>
+struct PlainValues {
+  Source<kFast> x;
+  int64_t stride;
+  __device__ Eight load(const Page& page, int64_t r, int64_t w, int64_t count) const {
+    return x.load(page.x + r * stride + w, count);
+  }
+};
+template <bool kFast>
+struct TiledValues {
+  Elements<kFast> x;
+  int64_t stride;
+  const float* scale;
+  int64_t scale_stride;
+  __device__ Eight load(const Page& page, int64_t r, int64_t w, int64_t count) const {
+    Eight e = x.load(page.x + r * stride + w, count);
+    // Eight neighbours never straddle a tile.
+    const float s = count > 0 ? scale[w / kTileSize * scale_stride + page.column + r] : 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) e.of[i] = e.of[i] * s;
+    return e;
+  }
+};
 
-// kColumns columns of one page: elements of x, or e4m3 elements times the scales of their tiles.
-template <class Pages>
+constexpr int kColumns = 64;  // that a block turns
+constexpr int kEights = kColumns / 8;
+constexpr int kRowsOfThread = kPageRows * kEights / kThreads;  // one below the other
+static_assert(kRowsOfThread == 4, "a thread's elements of a column are a word");
+
+// kColumns columns of one page. A thread has four rows of eight columns; of each column it makes a
+// word, which goes to the output by way of shared memory: [column][row], whose 16-byte units are
+// exchanged by the column's eighth so that neither writing nor reading meets its own banks.
+template <class Pages, class Values>
 __global__ void __launch_bounds__(kThreads)
-    quantise_columns_kernel(Pages pages, int64_t W, Source x, Elements elements, const float* scale,
-                            int64_t scale_stride, uint8_t* to, float* to_scale, FaultSite fault) {
-  __shared__ float tile[kTileSize][kColumns + 1];
-  __shared__ float largest[kThreads / kColumns][kColumns];
-  const int64_t position = blockIdx.x;
+    quantise_columns_kernel(Pages pages, int64_t W, int pieces, Values x, uint8_t* to,
+                            float* to_scale, FaultSite fault) {
+  constexpr int kUnits = kPageRows / 16;  // of a column
+  __shared__ uint4 turned[kColumns * kUnits];
+  __shared__ uint4 largest[kThreads / 32][kColumns / 4];
+  __shared__ float4 scales[kColumns / 4], reciprocals[kColumns / 4];
+  const int position = static_cast<int>(blockIdx.x) / pieces;
+  const int64_t w0 = static_cast<int64_t>(static_cast<int>(blockIdx.x) % pieces) * kColumns;
   const Page page = pages.at(position);
   if (page.rows == 0) return;
-  const int64_t w0 = blockIdx.y * kColumns;
-  constexpr int kRowThreadsHere = kColumns / 8;
-  const int64_t w = w0 + threadIdx.x % kRowThreadsHere * 8;
+  const int eighth = threadIdx.x % kEights, group = threadIdx.x / kEights;
+  const int64_t w = w0 + eighth * 8;
+  Eight v[kRowsOfThread];
 #pragma unroll
-  for (int i = 0; i < kTileSize * kRowThreadsHere / kThreads; ++i) {
-    const int64_t r = threadIdx.x / kRowThreadsHere + i * (kThreads / kRowThreadsHere);
-    const int64_t count = r < page.rows ? W - w : 0;
-    const int64_t at = page.x + r * pages.x_stride + w;
-    Eight e = elements.data == nullptr ? x.load(at, count) : elements.load(at, count);
-    if (elements.data != nullptr && count > 0) {
-      // Eight neighbours never straddle a tile.
-      const float s = scale[w / kTileSize * scale_stride + page.column + r];
+  for (int i = 0; i < kRowsOfThread; ++i) {
+    const int64_t r = group * kRowsOfThread + i;
+    v[i] = x.load(page, r, w, r < page.rows ? W - w : 0);
+  }
+  uint32_t amax[8];
 #pragma unroll
-      for (int j = 0; j < 8; ++j) e.of[j] = e.of[j] * s;
-    }
+  for (int j = 0; j < 8; ++j) {
+    amax[j] = max(max(magnitude(v[0].of[j]), magnitude(v[1].of[j])),
+                  max(magnitude(v[2].of[j]), magnitude(v[3].of[j])));
 #pragma unroll
-    for (int j = 0; j < 8; ++j) tile[r][threadIdx.x % kRowThreadsHere * 8 + j] = e.of[j];
+    for (int d = kEights; d < 32; d *= 2)
+      amax[j] = max(amax[j], __shfl_xor_sync(kWholeWarp, amax[j], d));
+  }
+  if (threadIdx.x % 32 < kEights) {
+    uint4* const mine = &largest[threadIdx.x / 32][eighth * 2];
+    mine[0] = uint4{amax[0], amax[1], amax[2], amax[3]};
+    mine[1] = uint4{amax[4], amax[5], amax[6], amax[7]};
   }
   __syncthreads();
-  const int column = threadIdx.x % kColumns, part = threadIdx.x / kColumns;
-  constexpr int kPart = kTileSize * kColumns / kThreads;  // rows that a thread turns
-  float v[kPart], amax = 0.0f;
+  if (threadIdx.x < kColumns) {
+    uint32_t most = 0;
 #pragma unroll
-  for (int i = 0; i < kPart; ++i) {
-    v[i] = tile[part * kPart + i][column];
-    if (!isfinite(v[i])) fault.raise(static_cast<double>(v[i]));
-    amax = fmaxf(amax, fabsf(v[i]));
+    for (int i = 0; i < kThreads / 32; ++i)
+      most = max(most, reinterpret_cast<const uint32_t*>(largest[i])[threadIdx.x]);
+    const float largest_here = __uint_as_float(most);
+    if (!is_finite(most)) fault.raise(static_cast<double>(largest_here));
+    const Divisor by(tile_scale(largest_here, ScaleFormat::kF32));
+    reinterpret_cast<float*>(scales)[threadIdx.x] = by.scale;
+    reinterpret_cast<float*>(reciprocals)[threadIdx.x] = by.reciprocal;
+    if (w0 + threadIdx.x < W) to_scale[position * W + w0 + threadIdx.x] = by.scale;
   }
-  largest[part][column] = amax;
   __syncthreads();
-  for (int i = 0; i < kThreads / kColumns; ++i) amax = fmaxf(amax, largest[i][column]);
-  if (w0 + column >= W) return;
-  const float s = tile_scale(amax, ScaleFormat::kF32);
-  const int64_t row = position * W + w0 + column;
-  if (part == 0) to_scale[row] = s;
-  uint32_t words[kPart / 4];
 #pragma unroll
-  for (int i = 0; i < kPart / 4; ++i)
-    words[i] = e4m3_pair(v[4 * i] / s, v[4 * i + 1] / s) |
-               e4m3_pair(v[4 * i + 2] / s, v[4 * i + 3] / s) << 16;
-  auto* const out = reinterpret_cast<uint4*>(to + row * kTileSize + part * kPart);
+  for (int j = 0; j < 8; ++j) {
+    const int column = eighth * 8 + j;
+    const Divisor by(reinterpret_cast<const float*>(scales)[column],
+                     reinterpret_cast<const float*>(reciprocals)[column]);
+    auto* const words = reinterpret_cast<uint32_t*>(turned + column * kUnits);
+    words[(group / 4 ^ eighth) * 4 + group % 4] = e4m3_four(
+        by.divide(v[0].of[j]), by.divide(v[1].of[j]), by.divide(v[2].of[j]), by.divide(v[3].of[j]));
+  }
+  __syncthreads();
+  auto* const out = reinterpret_cast<uint4*>(to + (position * W + w0) * kTileSize);
 #pragma unroll
-  for (int i = 0; i < kPart / 16; ++i)
-    out[i] = uint4{words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]};
+  for (int i = 0; i < kColumns * kUnits / kThreads; ++i) {
+    const int at = static_cast<int>(threadIdx.x) + i * kThreads, column = at / kUnits;
+    if (w0 + column < W) out[at] = turned[column * kUnits + (at % kUnits ^ column / 8)];
+  }
 }
 
 // Weights at even distances.
@@ -256,12 +286,13 @@ struct WeightList {
 __global__ void __launch_bounds__(kThreads)
     quantise_weights_kernel(int64_t N, int64_t K, WeightList w, FaultSite fault) {
   __shared__ uint8_t tile[kTileSize][kTileSize + 4];
-  __shared__ float largest[kThreads / 32];
+  __shared__ uint32_t largest[kThreads / 32];
   const int64_t e = blockIdx.z, n0 = blockIdx.y * kTileSize, k0 = blockIdx.x * kTileSize;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   constexpr int kWarps = kThreads / 32, kRowsOfWarp = kTileSize / kWarps;
   const int64_t k = k0 + lane * 4;
-  float v[kRowsOfWarp][4], amax = 0.0f;
+  float v[kRowsOfWarp][4];
+  uint32_t largest_here = 0;
 #pragma unroll
   for (int i = 0; i < kRowsOfWarp; ++i) {
     const int64_t n = n0 + warp + i * kWarps;
@@ -269,16 +300,19 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       v[i][j] = n < N && k + j < K ? load<float>(w.from, w.dtype, at + j) : 0.0f;
-      if (!isfinite(v[i][j])) fault.raise(static_cast<double>(v[i][j]));
-      amax = fmaxf(amax, fabsf(v[i][j]));
+      largest_here = max(largest_here, magnitude(v[i][j]));
     }
   }
 #pragma unroll
-  for (int d = 16; d > 0; d /= 2) amax = fmaxf(amax, __shfl_xor_sync(kWholeWarp, amax, d));
-  if (lane == 0) largest[warp] = amax;
+  for (int d = 16; d > 0; d /= 2)
+    largest_here = max(largest_here, __shfl_xor_sync(kWholeWarp, largest_here, d));
+  if (lane == 0) largest[warp] = largest_here;
   __syncthreads();
-  for (int i = 0; i < kWarps; ++i) amax = fmaxf(amax, largest[i]);
-  const float s = tile_scale(amax, ScaleFormat::kF32);
+  for (int i = 0; i < kWarps; ++i) largest_here = max(largest_here, largest[i]);
+  const float amax = __uint_as_float(largest_here);
+  if (!is_finite(largest_here) && threadIdx.x == 0) fault.raise(static_cast<double>(amax));
+  const Divisor by(tile_scale(amax, ScaleFormat::kF32));
+  const float s = by.scale;
   if (threadIdx.x == 0) {
     w.scale[e * w.scale_next + blockIdx.y * w.scale_stride + blockIdx.x] = s;
     w.transposed_scale[e * w.transposed_scale_next + blockIdx.x * w.transposed_scale_stride +
@@ -287,8 +321,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int i = 0; i < kRowsOfWarp; ++i) {
     const int64_t n = n0 + warp + i * kWarps;
-    const uint32_t four = e4m3_pair(v[i][0] / s, v[i][1] / s) | e4m3_pair(v[i][2] / s, v[i][3] / s)
-                                                                    << 16;
+    const uint32_t four =
+        e4m3_four(by.divide(v[i][0]), by.divide(v[i][1]), by.divide(v[i][2]), by.divide(v[i][3]));
     *reinterpret_cast<uint32_t*>(&tile[warp + i * kWarps][lane * 4]) = four;
     if (n >= N) continue;
     uint8_t* const to = w.to + e * w.to_next + n * w.to_stride + k;
@@ -317,12 +351,21 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One token: quantised once, written to the row of each of its choices.
-__global__ void scatter_kernel(int64_t D, View x, Source source, const int32_t* row_of_choice,
-                               int64_t choice_stride, int64_t K, PagedView rows, Elements q,
-                               float* scale, int64_t scale_stride, FaultSite fault) {
+// One token: quantised once, written to the row of each of its choices, whose places are found
+// once.
+template <bool kFast>
+__global__ void scatter_kernel(int64_t D, View x, Source<kFast> source,
+                               const int32_t* row_of_choice, int64_t choice_stride, int K,
+                               PagedView rows, Elements<kFast> q, float* scale,
+                               int64_t scale_stride, FaultSite fault) {
+  extern __shared__ int64_t places[];  // [K] offsets of rows, then their columns of the scales
   const int64_t t = blockIdx.x;
-  const int32_t* const choices = row_of_choice + t * choice_stride;
+  for (int k = static_cast<int>(threadIdx.x); k < K; k += static_cast<int>(blockDim.x)) {
+    const int64_t row = row_of_choice[t * choice_stride + k];
+    places[k] = rows.row_offset(row);
+    places[K + k] = rows.column_of(row);
+  }
+  __syncthreads();
   const int64_t tiles = (D + kTileSize - 1) / kTileSize;
   const int64_t step = blockDim.x / kTileThreads;
   // Every thread of a warp takes part in the sums of tiles.
@@ -330,79 +373,107 @@ __global__ void scatter_kernel(int64_t D, View x, Source source, const int32_t* 
     const int64_t tile = tile0 + threadIdx.x / kTileThreads;
     const int64_t d = tile * kTileSize + threadIdx.x % kTileThreads * 8;
     const Eight e = source.load(t * x.stride0 + d, D - d);
-    const float s = tile_scale(largest_of_tile(largest_of(e, fault)), ScaleFormat::kPowerOfTwo);
+    const float amax = largest_of_tile(largest_of(e), fault);
+    const Divisor by(tile_scale(amax, ScaleFormat::kPowerOfTwo));
     uint32_t two[2];
-    quantise_eight(e, s, two);
+    quantise_eight(e, by, two);
     if (tile >= tiles) continue;
-    for (int64_t k = 0; k < K; ++k) {
-      const int64_t row = choices[k], at = rows.row_offset(row);
-      if (at < 0) continue;
-      q.store(at + d, two, D - d);
-      if (threadIdx.x % kTileThreads == 0)
-        scale[tile * scale_stride + at / rows.page_stride * kPageRows + row % kPageRows] = s;
+    for (int k = 0; k < K; ++k) {
+      if (places[k] < 0) continue;
+      q.store(places[k] + d, two, D - d);
+      if (threadIdx.x % kTileThreads == 0) scale[tile * scale_stride + places[K + k]] = by.scale;
     }
   }
 }
 
+// A warp has 32 units of a row, eight elements and three words each; the words go through shared
+// memory, so that the warp reads and writes whole lines.
+constexpr int kUnitsOfWarp = 32;
+constexpr int kWordsOfWarp = 3 * kUnitsOfWarp;
+struct UnitsOfWarp {
+  int64_t t, unit0, units;  // the row, the warp's first unit, units of a row
+  __device__ UnitsOfWarp(int64_t W) : units((W + 7) / 8) {
+    const int64_t warps = (units + kUnitsOfWarp - 1) / kUnitsOfWarp;
+    const int64_t warp = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+    t = warp / warps;
+    unit0 = warp % warps * kUnitsOfWarp;
+  }
+};
+
+template <bool kFast>
 __global__ void __launch_bounds__(kThreads)
-    pack_e5m6_kernel(int64_t rows, int64_t W, View x, Source source, int32_t* words,
+    pack_e5m6_kernel(int64_t rows, int64_t W, View x, Source<kFast> source, int32_t* words,
                      int64_t words_stride, float* scale, int64_t scale_stride, FaultSite fault) {
-  const int64_t tiles = (W + kTileSize - 1) / kTileSize;
-  const int64_t item =
-      static_cast<int64_t>(blockIdx.x) * kTilesPerBlock + threadIdx.x / kTileThreads;
-  const int64_t t = item / tiles, tile = item % tiles;
-  const int64_t w = tile * kTileSize + threadIdx.x % kTileThreads * 8;
-  const bool in_use = t < rows;
-  const Eight e = source.load(t * x.stride0 + w, in_use ? W - w : 0);
-  const float s = e5m6_scale(largest_of_tile(largest_of(e, fault)));
-  if (!in_use || w >= W) return;
-  if (threadIdx.x % kTileThreads == 0) scale[t * scale_stride + tile] = s;
+  __shared__ uint32_t shared[kThreads / 32][kWordsOfWarp];
+  uint32_t(&mine)[kWordsOfWarp] = shared[threadIdx.x / 32];
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const UnitsOfWarp here(W);
+  if (here.t >= rows) return;
+  const int64_t w = (here.unit0 + lane) * 8;
+  const Eight e = source.load(here.t * x.stride0 + w, W - w);
+  const float s = e5m6_scale(largest_of_tile(largest_of(e), fault));
+  const float reciprocal = 1.0f / s;  // powers of two: a product with it is the quotient
+  if (w < W && lane % kTileThreads == 0) scale[here.t * scale_stride + w / kTileSize] = s;
   uint32_t eight[8], packed[3];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) eight[i] = to_e5m6(e.of[i] / s);
+  for (int i = 0; i < 8; ++i) eight[i] = to_e5m6(e.of[i] * reciprocal);
   pack_e5m6_words(eight, packed);
-  int32_t* const to = words + t * words_stride + w / 8 * 3;
 #pragma unroll
-  for (int i = 0; i < 3; ++i) to[i] = static_cast<int32_t>(packed[i]);
+  for (int i = 0; i < 3; ++i) mine[lane * 3 + i] = packed[i];
+  __syncwarp();
+  int32_t* const to = words + here.t * words_stride + here.unit0 * 3;
+#pragma unroll
+  for (int i = lane; i < kWordsOfWarp; i += 32)
+    if (i < (here.units - here.unit0) * 3) to[i] = static_cast<int32_t>(mine[i]);
 }
 
+template <bool kFast>
 __global__ void __launch_bounds__(kThreads)
     unpack_e5m6_kernel(int64_t rows, int64_t W, const int32_t* words, int64_t words_stride,
-                       const float* scale, int64_t scale_stride, View x, bool fast) {
-  const int64_t units = (W + 7) / 8;
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (item >= rows * units) return;
-  const int64_t t = item / units, w = item % units * 8;
-  const int32_t* const from = words + t * words_stride + w / 8 * 3;
-  const uint32_t packed[3] = {static_cast<uint32_t>(from[0]), static_cast<uint32_t>(from[1]),
-                              static_cast<uint32_t>(from[2])};
+                       const float* scale, int64_t scale_stride, View x) {
+  __shared__ uint32_t shared[kThreads / 32][kWordsOfWarp];
+  uint32_t(&mine)[kWordsOfWarp] = shared[threadIdx.x / 32];
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const UnitsOfWarp here(W);
+  if (here.t >= rows) return;
+  const int32_t* const from = words + here.t * words_stride + here.unit0 * 3;
+#pragma unroll
+  for (int i = lane; i < kWordsOfWarp; i += 32)
+    if (i < (here.units - here.unit0) * 3) mine[i] = static_cast<uint32_t>(from[i]);
+  __syncwarp();
+  const int64_t w = (here.unit0 + lane) * 8;
+  if (w >= W) return;
+  const uint32_t packed[3] = {mine[lane * 3], mine[lane * 3 + 1], mine[lane * 3 + 2]};
   uint32_t eight[8];
   unpack_e5m6_words(packed, eight);
-  const float s = scale[t * scale_stride + w / kTileSize];
+  const float s = scale[here.t * scale_stride + w / kTileSize];
   Eight e;
 #pragma unroll
   for (int i = 0; i < 8; ++i) e.of[i] = from_e5m6(eight[i]) * s;
-  if (fast && W - w >= 8) {
-    e.store(static_cast<bf16*>(x.data) + t * x.stride0 + w);
-    return;
-  }
+  if constexpr (kFast) {
+    e.store(static_cast<bf16*>(x.data) + here.t * x.stride0 + w);
+  } else {
 #pragma unroll
-  for (int i = 0; i < 8; ++i)
-    if (i < W - w) x.put(t * x.stride0 + w + i, e.of[i]);
+    for (int i = 0; i < 8; ++i)
+      if (i < W - w) x.put(here.t * x.stride0 + w + i, e.of[i]);
+  }
 }
-
-Source source_of(const Tensor& x) { return {x.raw(), x.dtype(), has_bf16_rows(x)}; }
-Source source_of(const PagedRows& x) { return {x.slab.raw(), x.slab.dtype(), has_bf16_pages(x)}; }
 
 bool has_eights(const Tensor& t, int64_t row_stride) {
   return reinterpret_cast<uintptr_t>(t.raw()) % 8 == 0 && row_stride % 8 == 0;
 }
-Elements elements_of(const Tensor& t) {
-  return {reinterpret_cast<uint8_t*>(t.data<e4m3>()), has_eights(t, t.stride(0))};
+bool has_eights(const Tensor& q) { return has_eights(q, q.stride(0)); }
+bool has_eights(const PagedRows& q) {
+  return has_eights(q.slab, q.slab.stride(1)) && q.slab.stride(0) % 8 == 0;
 }
-Elements elements_of(const PagedRows& q) {
-  return {reinterpret_cast<uint8_t*>(q.slab.data<e4m3>()),
-          has_eights(q.slab, q.slab.stride(1)) && q.slab.stride(0) % 8 == 0};
+
+template <bool kFast>
+Source<kFast> source_of(const Tensor& x) {
+  return {x.raw(), x.dtype()};
+}
+template <bool kFast>
+Elements<kFast> elements_of(const Tensor& q) {
+  return {reinterpret_cast<uint8_t*>(q.data<e4m3>())};
 }
 
 LayoutPages layout_pages(const ExpertLayout& layout, const PagedRows& x, const PagedRows& q) {
@@ -412,9 +483,17 @@ DensePages dense_pages(const Tensor& x, const Tensor& q) {
   return {x.dim(0), x.stride(0), q.stride(0)};
 }
 
-dim3 tile_grid(int64_t pages, int64_t width, int64_t tile) {
-  return dim3(static_cast<unsigned>(pages), static_cast<unsigned>(ceil_div(width, tile)));
+// Blocks for `pieces` pieces of each page.
+unsigned grid_of(int64_t pages, int64_t pieces) {
+  HADAL_CHECK(pages * pieces < (int64_t{1} << 31), "a matrix of ", pages, " pages in ", pieces,
+              " pieces is more than 2^31 blocks");
+  return static_cast<unsigned>(pages * pieces);
 }
+unsigned warps_grid(int64_t T, int64_t W) {
+  const int64_t warps = T * ceil_div(ceil_div(W, int64_t{8}), int64_t{kUnitsOfWarp});
+  return static_cast<unsigned>(ceil_div(warps, int64_t{kThreads / 32}));
+}
+
 int64_t places_of(const PagedRows& x, const PagedRows& q) {
   return std::min(num_places(x), num_places(q));
 }
@@ -435,63 +514,87 @@ bool even_distances(std::span<const Tensor> w, std::span<const Operand> q, Weigh
 }  // namespace
 
 void quantise_rows(Context& ctx, In x, TileRule rule, const TileRows& q) {
-  const int64_t T = x.dim(0), K = x.dim(1);
+  const int64_t T = x.dim(0), K = x.dim(1), tiles = num_tiles(K);
   if (T == 0 || K == 0) return;
-  quantise_rows_kernel<<<tile_grid(num_tiles(T), K, kTileSize), kThreads, 0, stream_of(ctx)>>>(
-      dense_pages(x, q.data), K, source_of(x), rule, elements_of(q.data), q.scale.data<float>(),
-      q.scale.stride(0), FaultSite(ctx, kNotFinite));
+  with_constant(has_bf16_rows(x) && has_eights(q.data), [&](auto fast) {
+    quantise_rows_kernel<<<grid_of(num_tiles(T), tiles), kThreads, 0, stream_of(ctx)>>>(
+        dense_pages(x, q.data), K, static_cast<int>(tiles), source_of<fast>(x), rule,
+        elements_of<fast>(q.data), q.scale.data<float>(), q.scale.stride(0),
+        FaultSite(ctx, kNotFinite));
+  });
   check_launch(ctx, "quantise_rows", x);
 }
 
 void dequantise_rows(Context& ctx, const TileRows& q, Out y) {
-  const int64_t T = y.dim(0), K = y.dim(1);
+  const int64_t T = y.dim(0), K = y.dim(1), tiles = num_tiles(K);
   if (T == 0 || K == 0) return;
-  dequantise_rows_kernel<<<tile_grid(num_tiles(T), K, kTileSize), kThreads, 0, stream_of(ctx)>>>(
-      dense_pages(y, q.data), K, elements_of(q.data), q.scale.data<float>(), q.scale.stride(0),
-      y.raw(), y.dtype(), has_bf16_rows(y));
+  with_constant(has_bf16_rows(y) && has_eights(q.data), [&](auto fast) {
+    dequantise_rows_kernel<<<grid_of(num_tiles(T), tiles), kThreads, 0, stream_of(ctx)>>>(
+        dense_pages(y, q.data), K, static_cast<int>(tiles), elements_of<fast>(q.data),
+        q.scale.data<float>(), q.scale.stride(0), y.raw(), y.dtype());
+  });
   check_launch(ctx, "dequantise_rows", y);
 }
 
 void quantise_columns(Context& ctx, In x, const TileColumns& q) {
-  const int64_t T = x.dim(0), W = x.dim(1);
+  const int64_t T = x.dim(0), W = x.dim(1), pieces = ceil_div(W, int64_t{kColumns});
   if (T == 0 || W == 0) return;
-  quantise_columns_kernel<<<tile_grid(num_tiles(T), W, kColumns), kThreads, 0, stream_of(ctx)>>>(
-      DensePages{T, x.stride(0), 0}, W, source_of(x), Elements{}, nullptr, int64_t{0},
-      reinterpret_cast<uint8_t*>(q.data.data<e4m3>()), q.scale.data<float>(),
-      FaultSite(ctx, kNotFinite));
+  with_constant(has_bf16_rows(x), [&](auto fast) {
+    quantise_columns_kernel<<<grid_of(num_tiles(T), pieces), kThreads, 0, stream_of(ctx)>>>(
+        DensePages{T, x.stride(0), 0}, W, static_cast<int>(pieces),
+        PlainValues<fast>{source_of<fast>(x), x.stride(0)},
+        reinterpret_cast<uint8_t*>(q.data.data<e4m3>()), q.scale.data<float>(),
+        FaultSite(ctx, kNotFinite));
+  });
   check_launch(ctx, "quantise_columns", x);
 }
 
 void grouped_quantise_rows(Context& ctx, const ExpertLayout& layout, const PagedRows& x,
                            TileRule rule, const PagedRows& q) {
-  const int64_t P = places_of(x, q), K = x.slab.dim(2);
+  const int64_t P = places_of(x, q), K = x.slab.dim(2), tiles = num_tiles(K);
   if (P == 0 || K == 0) return;
-  quantise_rows_kernel<<<tile_grid(P, K, kTileSize), kThreads, 0, stream_of(ctx)>>>(
-      layout_pages(layout, x, q), K, source_of(x), rule, elements_of(q), q.scale.data<float>(),
-      q.scale.stride(0), FaultSite(ctx, kNotFinite));
+  with_constant(has_bf16_pages(x) && has_eights(q), [&](auto fast) {
+    quantise_rows_kernel<<<grid_of(P, tiles), kThreads, 0, stream_of(ctx)>>>(
+        layout_pages(layout, x, q), K, static_cast<int>(tiles), source_of<fast>(x.slab), rule,
+        elements_of<fast>(q.slab), q.scale.data<float>(), q.scale.stride(0),
+        FaultSite(ctx, kNotFinite));
+  });
   check_launch(ctx, "grouped_quantise_rows", x.slab);
 }
 
 void grouped_dequantise_rows(Context& ctx, const ExpertLayout& layout, const PagedRows& q,
                              const PagedRows& y) {
-  const int64_t P = places_of(y, q), K = y.slab.dim(2);
+  const int64_t P = places_of(y, q), K = y.slab.dim(2), tiles = num_tiles(K);
   if (P == 0 || K == 0) return;
-  dequantise_rows_kernel<<<tile_grid(P, K, kTileSize), kThreads, 0, stream_of(ctx)>>>(
-      layout_pages(layout, y, q), K, elements_of(q), q.scale.data<float>(), q.scale.stride(0),
-      y.slab.raw(), y.slab.dtype(), has_bf16_pages(y));
+  with_constant(has_bf16_pages(y) && has_eights(q), [&](auto fast) {
+    dequantise_rows_kernel<<<grid_of(P, tiles), kThreads, 0, stream_of(ctx)>>>(
+        layout_pages(layout, y, q), K, static_cast<int>(tiles), elements_of<fast>(q.slab),
+        q.scale.data<float>(), q.scale.stride(0), y.slab.raw(), y.slab.dtype());
+  });
   check_launch(ctx, "grouped_dequantise_rows", y.slab);
 }
 
 void grouped_quantise_columns(Context& ctx, const ExpertLayout& layout, const PagedRows& x,
                               const TileColumns& q) {
   const int64_t P = std::min(num_places(x), q.data.dim(0)), W = x.slab.dim(2);
+  const int64_t pieces = ceil_div(W, int64_t{kColumns});
   if (P == 0 || W == 0) return;
-  const bool tiles = !x.scale.empty();
-  quantise_columns_kernel<<<tile_grid(P, W, kColumns), kThreads, 0, stream_of(ctx)>>>(
-      layout_pages(layout, x, x), W, tiles ? Source{} : source_of(x),
-      tiles ? elements_of(x) : Elements{}, tiles ? x.scale.data<float>() : nullptr,
-      tiles ? x.scale.stride(0) : 0, reinterpret_cast<uint8_t*>(q.data.data<e4m3>()),
-      q.scale.data<float>(), FaultSite(ctx, kNotFinite));
+  const auto launch = [&](const auto& values) {
+    quantise_columns_kernel<<<grid_of(P, pieces), kThreads, 0, stream_of(ctx)>>>(
+        layout_pages(layout, x, x), W, static_cast<int>(pieces), values,
+        reinterpret_cast<uint8_t*>(q.data.data<e4m3>()), q.scale.data<float>(),
+        FaultSite(ctx, kNotFinite));
+  };
+  const int64_t stride = x.slab.stride(1);
+  if (x.scale.empty())
+    with_constant(has_bf16_pages(x), [&](auto fast) {
+      launch(PlainValues<fast>{source_of<fast>(x.slab), stride});
+    });
+  else
+    with_constant(has_eights(x) && W % 8 == 0, [&](auto fast) {
+      launch(TiledValues<fast>{elements_of<fast>(x.slab), stride, x.scale.data<float>(),
+                               x.scale.stride(0)});
+    });
   check_launch(ctx, "grouped_quantise_columns", x.slab);
 }
 
@@ -527,30 +630,36 @@ void scatter_quantised_rows(Context& ctx, In x, In row_of_choice, const PagedRow
   if (T == 0 || D == 0) return;
   const auto threads =
       static_cast<unsigned>(std::clamp<int64_t>(ceil_div(D, 8 * 32) * 32, 32, kThreads));
-  scatter_kernel<<<static_cast<unsigned>(T), threads, 0, stream_of(ctx)>>>(
-      D, View(x), source_of(x), row_of_choice.data<int32_t>(), row_of_choice.stride(0),
-      row_of_choice.dim(1), PagedView(rows), elements_of(rows), rows.scale.data<float>(),
-      rows.scale.stride(0), FaultSite(ctx, kNotFinite));
+  const int64_t K = row_of_choice.dim(1);
+  with_constant(has_bf16_rows(x) && has_eights(rows), [&](auto fast) {
+    scatter_kernel<<<static_cast<unsigned>(T), threads,
+                     static_cast<size_t>(K) * 2 * sizeof(int64_t), stream_of(ctx)>>>(
+        D, View(x), source_of<fast>(x), row_of_choice.data<int32_t>(), row_of_choice.stride(0),
+        static_cast<int>(K), PagedView(rows), elements_of<fast>(rows.slab),
+        rows.scale.data<float>(), rows.scale.stride(0), FaultSite(ctx, kNotFinite));
+  });
   check_launch(ctx, "scatter_quantised_rows", x);
 }
 
 void pack_e5m6(Context& ctx, In x, Out words, Out scale) {
   const int64_t T = x.dim(0), W = x.dim(1);
   if (T == 0 || W == 0) return;
-  pack_e5m6_kernel<<<static_cast<unsigned>(ceil_div(T * num_tiles(W), kTilesPerBlock)), kThreads, 0,
-                     stream_of(ctx)>>>(T, W, View(x), source_of(x), words.data<int32_t>(),
-                                       words.stride(0), scale.data<float>(), scale.stride(0),
-                                       FaultSite(ctx, kNotFinite));
+  with_constant(has_bf16_rows(x), [&](auto fast) {
+    pack_e5m6_kernel<<<warps_grid(T, W), kThreads, 0, stream_of(ctx)>>>(
+        T, W, View(x), source_of<fast>(x), words.data<int32_t>(), words.stride(0),
+        scale.data<float>(), scale.stride(0), FaultSite(ctx, kNotFinite));
+  });
   check_launch(ctx, "pack_e5m6", x);
 }
 
 void unpack_e5m6(Context& ctx, In words, In scale, Out x) {
   const int64_t T = x.dim(0), W = x.dim(1);
   if (T == 0 || W == 0) return;
-  unpack_e5m6_kernel<<<static_cast<unsigned>(ceil_div(T * ceil_div(W, 8), kThreads)), kThreads, 0,
-                       stream_of(ctx)>>>(T, W, words.data<int32_t>(), words.stride(0),
-                                         scale.data<float>(), scale.stride(0), View(x),
-                                         has_bf16_rows(x));
+  with_constant(has_bf16_rows(x), [&](auto fast) {
+    unpack_e5m6_kernel<fast><<<warps_grid(T, W), kThreads, 0, stream_of(ctx)>>>(
+        T, W, words.data<int32_t>(), words.stride(0), scale.data<float>(), scale.stride(0),
+        View(x));
+  });
   check_launch(ctx, "unpack_e5m6", x);
 }
 

@@ -29,10 +29,19 @@ struct Eight {
   __device__ void store(void* p) const {
     uint32_t words[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      words[i] = narrow_bf16(of[2 * i]).bits |
-                 static_cast<uint32_t>(narrow_bf16(of[2 * i + 1]).bits) << 16;
+    for (int i = 0; i < 4; ++i) words[i] = narrow_bf16_pair(of[2 * i], of[2 * i + 1]);
     *static_cast<uint4*>(p) = uint4{words[0], words[1], words[2], words[3]};
+  }
+  // As they are after a store and a load.
+  __device__ Eight as_bf16() const {
+    Eight e;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t word = narrow_bf16_pair(of[2 * i], of[2 * i + 1]);
+      e.of[2 * i] = __uint_as_float(word << 16);
+      e.of[2 * i + 1] = __uint_as_float(word & 0xffff0000u);
+    }
+    return e;
   }
 };
 

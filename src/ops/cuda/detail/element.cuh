@@ -23,6 +23,13 @@ __device__ inline bf16 narrow_bf16(float v) {
   return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 
+// Two elements, the first in the low half; a NaN becomes 0x7fff.
+__device__ inline uint32_t narrow_bf16_pair(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
 __device__ inline float widen(f16 v) { return __half2float(__ushort_as_half(v.bits)); }
 __device__ inline f16 narrow_f16(float v) { return {__half_as_ushort(__float2half_rn(v))}; }
 
@@ -34,6 +41,13 @@ __device__ inline float widen(e4m3 v) {
     return sign != 0 ? -value : value;
   }
   return __uint_as_float(sign | ((magnitude + (120u << 3)) << 20));
+}
+
+// Two elements, the first in the low byte.
+__device__ inline float2 widen_e4m3_pair(uint32_t pair) {
+  uint32_t halves;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(static_cast<uint16_t>(pair)));
+  return __half22float2(*reinterpret_cast<const __half2*>(&halves));
 }
 
 __device__ inline e4m3 narrow_e4m3(float v) {

@@ -69,6 +69,15 @@ void with_arithmetic(std::initializer_list<DType> dtypes, const Fn& fn) {
     fn(float{});
 }
 
+// Calls fn(constant), so that a kernel exists for either value.
+template <class Fn>
+void with_constant(bool value, const Fn& fn) {
+  if (value)
+    fn(std::true_type{});
+  else
+    fn(std::false_type{});
+}
+
 // Where a kernel says that its data is wrong; the host throws the sentence when it next waits
 // (core/device.h). The first fault is kept.
 class FaultSite {

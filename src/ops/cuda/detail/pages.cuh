@@ -33,17 +33,38 @@ struct PagedView {
         page(rows.page.empty() ? nullptr : rows.page.data<int32_t>()),
         page_step(rows.page.empty() ? 0 : rows.page.stride(0)) {}
 
-  // Offset of the first row of a position in elements, or -1.
-  __device__ int64_t page_offset(int64_t position) const {
+  // A matrix: its rows, one after the other, as pages in their own order.
+  explicit PagedView(const Tensor& rows)
+      : data(rows.raw()),
+        dtype(rows.dtype()),
+        page_stride(kPageRows * rows.stride(0)),
+        row_stride(rows.stride(0)),
+        num_pages((rows.dim(0) + kPageRows - 1) / kPageRows),
+        num_places(num_pages),
+        page(nullptr),
+        page_step(0) {}
+
+  // The page at a position, or -1.
+  __device__ int64_t page_at(int64_t position) const {
     if (position < 0 || position >= num_places) return -1;
     const int64_t at = page == nullptr ? position : page[position * page_step];
-    return at >= 0 && at < num_pages ? at * page_stride : -1;
+    return at >= 0 && at < num_pages ? at : -1;
+  }
+  // Offset of the first row of a position in elements, or -1.
+  __device__ int64_t page_offset(int64_t position) const {
+    const int64_t at = page_at(position);
+    return at < 0 ? -1 : at * page_stride;
   }
   // Offset of row number `row`, or -1.
   __device__ int64_t row_offset(int64_t row) const {
     if (row < 0) return -1;
     const int64_t at = page_offset(row / kPageRows);
     return at < 0 ? -1 : at + row % kPageRows * row_stride;
+  }
+  // Its column in the scales of tiles, or -1.
+  __device__ int64_t column_of(int64_t row) const {
+    const int64_t at = row < 0 ? -1 : page_at(row / kPageRows);
+    return at < 0 ? -1 : at * kPageRows + row % kPageRows;
   }
 };
 

@@ -1,0 +1,69 @@
+// Tiles of 1 x 128: 16 threads hold a tile of a row, eight elements each.
+//
+// The bits are the CPU's (ops/cpu/fp8.cc).
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "ops/cuda/detail/bf16_rows.cuh"
+#include "ops/cuda/detail/rows.cuh"
+#include "ops/fp8.h"
+
+namespace hadal::ops::cuda {
+
+inline constexpr int kTileThreads = kTileSize / 8;  // of a tile of a row
+inline constexpr const char* kNotFinite =
+    "an element to quantise is {0}; FP8 holds finite values only";
+
+// Two elements as e4m3, rounded to nearest even, saturating.
+__device__ inline uint32_t e4m3_pair(float low, float high) {
+  uint16_t pair;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+__device__ inline uint32_t e4m3_four(float a, float b, float c, float d) {
+  return e4m3_pair(a, b) | e4m3_pair(c, d) << 16;
+}
+
+// v / scale for all elements of a tile, rounded as a division is, without one for each: from
+// within 1.5 units in the last place, one step with the remainder gives one within 1, and a second
+// gives the rounded quotient, because `reciprocal` is rounded to nearest (Markstein).
+struct Divisor {
+  float scale, reciprocal;
+
+  __device__ explicit Divisor(float s) : scale(s), reciprocal(1.0f / s) {}
+  __device__ Divisor(float s, float r) : scale(s), reciprocal(r) {}
+  __device__ float divide(float v) const {
+    float q = v * reciprocal;
+    // NOTE: the remainder's sign is such that -0 / scale stays -0.
+    q = __fmaf_rn(-__fmaf_rn(scale, q, -v), reciprocal, q);
+    return __fmaf_rn(-__fmaf_rn(scale, q, -v), reciprocal, q);
+  }
+};
+__device__ inline void quantise_eight(const Eight& e, const Divisor& by, uint32_t (&two)[2]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    two[i] = e4m3_four(by.divide(e.of[4 * i]), by.divide(e.of[4 * i + 1]),
+                       by.divide(e.of[4 * i + 2]), by.divide(e.of[4 * i + 3]));
+}
+
+// Magnitudes of f32 are ordered as their bits are; what is not finite is larger than all others.
+__device__ inline uint32_t magnitude(float v) { return __float_as_uint(v) & 0x7fffffffu; }
+__device__ inline bool is_finite(uint32_t magnitude) { return magnitude < 0x7f800000u; }
+
+__device__ inline uint32_t largest_of(const Eight& e) {
+  uint32_t largest = 0;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) largest = max(largest, magnitude(e.of[i]));
+  return largest;
+}
+// Over the threads of a tile.
+__device__ inline float largest_of_tile(uint32_t largest, const FaultSite& fault) {
+#pragma unroll
+  for (int d = kTileThreads / 2; d > 0; d /= 2)
+    largest = max(largest, __shfl_xor_sync(kWholeWarp, largest, d));
+  const float amax = __uint_as_float(largest);
+  if (!is_finite(largest)) fault.raise(static_cast<double>(amax));
+  return amax;
+}
+
+}  // namespace hadal::ops::cuda
