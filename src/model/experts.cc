@@ -10,6 +10,7 @@
 #include "model/linear.h"
 #include "ops/activation.h"
 #include "ops/gemm.h"
+#include "ops/swiglu_tiles.h"
 
 namespace hadal::experts {
 namespace {
@@ -33,18 +34,18 @@ PagedRows tile_pages(Block& memory, int64_t P, int64_t W) {
   return rows;
 }
 
-// What a product reads row by row: rows that are e4m3 already, or are made so here.
+// What a product reads row by row: rows that are as they should be, or are made e4m3 here.
 class TiledRows {
  public:
-  TiledRows(Context& ctx, const ops::ExpertLayout& layout, const PagedRows& x, bool fp8,
-            ops::TileRule rule = {})
+  explicit TiledRows(const PagedRows& x) : rows_(x) {}
+  TiledRows(Context& ctx, const ops::ExpertLayout& layout, const PagedRows& x, bool fp8)
       : rows_(x) {
     if (!fp8 || x.slab.dtype() == DType::kE4M3) return;
     const int64_t P = x.page.empty() ? x.slab.dim(0) : x.page.dim(0), W = x.slab.dim(2);
     ByteCount bytes;
     memory_ = ctx.memory.take(add_tile_pages(bytes, P, W).total());
     rows_ = tile_pages(memory_, P, W);
-    ops::grouped_quantise_rows(ctx, layout, x, rule, rows_);
+    ops::grouped_quantise_rows(ctx, layout, x, {}, rows_);
   }
   const PagedRows& get() const { return rows_; }
 
@@ -121,13 +122,20 @@ void forward(Context& ctx, const Config& c, const Weights& w, const Rows& r, Sav
   const TiledRows x(ctx, r.layout, saved.rows.x(), fp8);
   multiply(ctx, r.layout, x, w.w1, cols(gate_up, 0, F));  // [rows, F]
   multiply(ctx, r.layout, x, w.w3, cols(gate_up, F, F));  // [rows, F]
-  if (c.precision.e4m3_swiglu)
-    ops::grouped_quantise_rows(ctx, r.layout, gate_up, {}, kept);  // [rows, 2F]
+  if (fp8) {
+    ByteCount bytes;
+    Block memory = ctx.memory.take(add_tile_pages(bytes, r.num_pages, F).total());
+    const PagedRows hidden = tile_pages(memory, r.num_pages, F);
+    ops::grouped_swiglu_forward_tiles(ctx, r.layout, gate_up, r.row_weight,
+                                      c.precision.e4m3_swiglu ? kept : PagedRows{},
+                                      hidden);                   // [rows, F]
+    return multiply(ctx, r.layout, TiledRows(hidden), w.w2, y);  // [rows, D]
+  }
   PagedRows hidden;
   const Block memory =
       ctx.memory.take_tensor(y.slab.dtype(), {r.num_pages, kPageRows, F}, &hidden.slab);
   ops::grouped_swiglu_forward(ctx, r.layout, gate_up, r.row_weight, hidden);  // [rows, F]
-  multiply(ctx, r.layout, TiledRows(ctx, r.layout, hidden, fp8), w.w2, y);    // [rows, D]
+  multiply(ctx, r.layout, TiledRows(hidden), w.w2, y);                        // [rows, D]
 }
 
 Deferred make_deferred(Context& ctx, const Config& c, const ops::ExpertLayout& layout,
@@ -157,22 +165,26 @@ void backward_input(Context& ctx, const Config& c, const Weights& w, const Rows&
   d.rows = std::move(saved.rows);
   const int64_t F = c.moe_intermediate_size;
   const DType act = dx.slab.dtype();
-  const ops::TileRule rule = linear::gradient_rule(c.precision);
-  PagedRows dhidden, gate_up = d.rows.gate_up();
+  PagedRows dhidden, dgate = cols(d.dgate_up, 0, F), dup = cols(d.dgate_up, F, F);
+  const PagedRows gate_up = d.rows.gate_up();
   const Block memory = ctx.memory.take_tensor(act, {r.num_pages, kPageRows, F}, &dhidden.slab);
-  Block gate_up_memory;
-  if (c.precision.e4m3_swiglu) {
-    gate_up = {};
-    gate_up_memory = ctx.memory.take_tensor(act, {r.num_pages, kPageRows, 2 * F}, &gate_up.slab);
-    ops::grouped_dequantise_rows(ctx, r.layout, d.rows.gate_up(), gate_up);  // [rows, 2F]
-  }
   multiply_back(ctx, r.layout, TiledRows(ctx, r.layout, d.dy, d.fp8), w.w2, dhidden);  // [rows, F]
-  ops::grouped_swiglu_backward(ctx, r.layout, gate_up, r.row_weight, dhidden, d.dgate_up, d.hidden,
-                               drow_weight);  // [rows, 2F]
-  const TiledRows dgate(ctx, r.layout, cols(d.dgate_up, 0, F), d.fp8, rule);
-  const TiledRows dup(ctx, r.layout, cols(d.dgate_up, F, F), d.fp8, rule);
-  multiply_back(ctx, r.layout, dgate, w.w1, dx);    // [rows, D]
-  multiply_back_acc(ctx, r.layout, dup, w.w3, dx);  // [rows, D]
+  Block tiles;
+  if (d.fp8) {
+    ByteCount bytes;
+    add_tile_pages(add_tile_pages(bytes, r.num_pages, F), r.num_pages, F);
+    tiles = ctx.memory.take(bytes.total());
+    dgate = tile_pages(tiles, r.num_pages, F);
+    dup = tile_pages(tiles, r.num_pages, F);
+    ops::grouped_swiglu_backward_tiles(ctx, r.layout, gate_up, r.row_weight, dhidden,
+                                       linear::gradient_rule(c.precision), d.dgate_up, dgate, dup,
+                                       d.hidden, drow_weight);  // [rows, 2F]
+  } else {
+    ops::grouped_swiglu_backward(ctx, r.layout, gate_up, r.row_weight, dhidden, d.dgate_up,
+                                 d.hidden, drow_weight);  // [rows, 2F]
+  }
+  multiply_back(ctx, r.layout, TiledRows(dgate), w.w1, dx);    // [rows, D]
+  multiply_back_acc(ctx, r.layout, TiledRows(dup), w.w3, dx);  // [rows, D]
 }
 
 void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw) {

@@ -29,6 +29,7 @@ ops::TileRows tile_rows(Block& memory, int64_t T, int64_t K);
 class Rows {
  public:
   Rows(Context& ctx, In x, bool fp8, ops::TileRule rule = {});
+  explicit Rows(const ops::TileRows& tiles) : tiles_(tiles) {}  // made by who computed them
   const Tensor& plain() const { return x_; }
   const ops::TileRows& tiles() const { return tiles_; }
 

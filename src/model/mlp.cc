@@ -11,6 +11,7 @@
 #include "ops/activation.h"
 #include "ops/copy.h"
 #include "ops/few_tokens.h"
+#include "ops/swiglu_tiles.h"
 
 namespace hadal::mlp {
 
@@ -32,14 +33,18 @@ Saved forward(Context& ctx, const Weights& w, In x, Out y, const Precision& prec
     linear::forward(ctx, rows, w.w1, gate_up.cols(0, F));  // [T, F]
     linear::forward(ctx, rows, w.w3, gate_up.cols(F, F));  // [T, F]
   }
-  if (precision.e4m3_swiglu) {
-    s.gate_up_e4m3 = linear::tile_rows(s.memory, T, 2 * F);
-    ops::quantise_rows(ctx, gate_up, {}, s.gate_up_e4m3);  // [T, 2F]
+  if (precision.e4m3_swiglu) s.gate_up_e4m3 = linear::tile_rows(s.memory, T, 2 * F);
+  if (fp8) {
+    Block memory = ctx.memory.take(ByteCount().add_tile_rows(T, F).total());
+    const ops::TileRows hidden = linear::tile_rows(memory, T, F);
+    ops::swiglu_forward_tiles(ctx, gate_up, s.gate_up_e4m3, hidden);  // [T, F]
+    linear::forward(ctx, linear::Rows(hidden), w.w2, y);              // [T, D]
+    return s;
   }
   Tensor hidden;
   const Block memory = ctx.memory.take_tensor(act, {T, F}, &hidden);
-  ops::swiglu_forward(ctx, gate_up, hidden);                      // [T, F]
-  linear::forward(ctx, linear::Rows(ctx, hidden, fp8), w.w2, y);  // [T, D]
+  ops::swiglu_forward(ctx, gate_up, hidden);                        // [T, F]
+  linear::forward(ctx, linear::Rows(ctx, hidden, false), w.w2, y);  // [T, D]
   return s;
 }
 
@@ -75,19 +80,26 @@ Deferred backward_input(Context& ctx, const Weights& w, Saved&& saved, In x, In 
   d.memory = ctx.memory.take(deferred_bytes(F, T, act));
   d.dgate_up = d.memory.tensor(act, {T, 2 * F});
   d.hidden = d.memory.tensor(act, {T, F});
-  Tensor dhidden, gate_up = s.gate_up;
+  Tensor dhidden;
   const Block memory = ctx.memory.take_tensor(act, {T, F}, &dhidden);
-  Block gate_up_memory;
-  if (gate_up.empty()) {
-    gate_up_memory = ctx.memory.take_tensor(act, {T, 2 * F}, &gate_up);
-    ops::dequantise_rows(ctx, s.gate_up_e4m3, gate_up);  // [T, 2F]
-  }
   linear::backward_input(ctx, linear::Rows(ctx, dy, d.fp8, rule), w.w2, dhidden);  // [T, F]
-  ops::swiglu_backward(ctx, gate_up, dhidden, d.dgate_up, d.hidden);               // [T, 2F]
-  const linear::Rows dgate(ctx, d.dgate_up.cols(0, F), d.fp8, rule);
-  const linear::Rows dup(ctx, d.dgate_up.cols(F, F), d.fp8, rule);
-  linear::backward_input(ctx, dgate, w.w1, dx);         // [T, D]
-  linear::backward_input_acc(ctx, dup, w.w3, Acc(dx));  // [T, D]
+  const auto through_gate_and_up = [&](const linear::Rows& dgate, const linear::Rows& dup) {
+    linear::backward_input(ctx, dgate, w.w1, dx);         // [T, D]
+    linear::backward_input_acc(ctx, dup, w.w3, Acc(dx));  // [T, D]
+  };
+  if (d.fp8) {
+    const ops::TileRows gate_up = s.gate_up.empty() ? s.gate_up_e4m3 : ops::TileRows{s.gate_up, {}};
+    Block tiles = ctx.memory.take(ByteCount().add_tile_rows(T, F).add_tile_rows(T, F).total());
+    const ops::TileRows dgate = linear::tile_rows(tiles, T, F),
+                        dup = linear::tile_rows(tiles, T, F);
+    ops::swiglu_backward_tiles(ctx, gate_up, dhidden, rule, d.dgate_up, dgate, dup,
+                               d.hidden);  // [T, 2F]
+    through_gate_and_up(linear::Rows(dgate), linear::Rows(dup));
+  } else {
+    ops::swiglu_backward(ctx, s.gate_up, dhidden, d.dgate_up, d.hidden);  // [T, 2F]
+    through_gate_and_up(linear::Rows(ctx, d.dgate_up.cols(0, F), false),
+                        linear::Rows(ctx, d.dgate_up.cols(F, F), false));
+  }
   return d;
 }
 

@@ -5,6 +5,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/fp8.h"
 
+#include "ops/swiglu_tiles.h"
 #include "tests/ops_cuda/twin.h"
 
 namespace hadal::test {
@@ -194,6 +195,71 @@ TEST(OpsCuda, Fp8GroupedProducts) {
           return std::vector<Tensor>{y, dx, dx_acc, grads, x_again.slab};
         },
         fp8_roundings(DType::kF32));
+}
+
+// Widths that the one-pass kernels take, and others; gate and up from tiles and as they are.
+TEST(OpsCuda, Fp8Swiglu) {
+  for (const auto& [T, F] :
+       {std::pair<int64_t, int64_t>{0, 128}, {1, 128}, {5, 72}, {130, 384}, {40, 1152}, {3, 2048}})
+    for (const bool keep : {true, false})
+      for (const ops::TileShape shape : {ops::TileShape::kRow, ops::TileShape::kSquare})
+        expect_twins(concat("fp8 swiglu ", T, " ", F, keep ? " kept" : ""), [&](Side& s) {
+          const DType type = DType::kBF16;
+          const Tensor gate_up = s.random("gate_up", type, {T, 2 * F}, 2.0);
+          const Tensor dy = s.random("dy", type, {T, F}, 1e-2);
+          const ops::TileRows kept = keep ? tile_rows(s, T, 2 * F) : ops::TileRows{};
+          const ops::TileRows y = tile_rows(s, T, F), dgate = tile_rows(s, T, F);
+          const ops::TileRows dup = tile_rows(s, T, F);
+          const Tensor dgate_up = s.out(type, {T, 2 * F}), again = s.out(type, {T, F});
+          ops::swiglu_forward_tiles(s.ctx, gate_up, kept, y);
+          ops::swiglu_backward_tiles(s.ctx, keep ? kept : ops::TileRows{gate_up, {}}, dy,
+                                     {.shape = shape}, Tensor(dgate_up), dgate, dup, Tensor(again));
+          std::vector<Tensor> all{whole(y.data),   y.scale,   whole(dgate.data), dgate.scale,
+                                  whole(dup.data), dup.scale, dgate_up,          again};
+          if (keep) all.insert(all.end(), {whole(kept.data), kept.scale});
+          return all;
+        });
+}
+
+TEST(OpsCuda, Fp8GroupedSwiglu) {
+  const std::vector<int32_t> counts = {0, 1, 128, 0, 150}, begin = {0, 0, 1, 2, 2, 4};
+  for (const int64_t F : {int64_t{128}, int64_t{72}, int64_t{1152}})
+    for (const bool keep : {true, false}) {
+      Tensor drow_weight;
+      const auto calls = [&, F = F, keep = keep](Side& s) {
+        const int64_t P = 4, slots = 6;
+        const DType type = DType::kBF16;
+        const ops::ExpertLayout layout{s.list(counts), s.list(begin)};
+        const Tensor page = s.list({5, 0, 3, 1});
+        const auto pages = [&](const char* name, int64_t W) {
+          return ops::PagedRows{s.random(name, type, {P, kPageRows, W}, 2.0), Tensor()};
+        };
+        const ops::PagedRows gate_up = pages("gate_up", 2 * F), dy = pages("dy", F);
+        const Tensor weight = s.random("weight", DType::kF32, {P * kPageRows});
+        const ops::PagedRows kept = keep ? tile_pages(s, slots, 2 * F, page) : ops::PagedRows{};
+        const ops::PagedRows y = tile_pages(s, P, F, Tensor());
+        const ops::PagedRows dgate = tile_pages(s, P, F, Tensor());
+        const ops::PagedRows dup = tile_pages(s, P, F, Tensor());
+        const ops::PagedRows dgate_up{s.out(type, {P, kPageRows, 2 * F}), Tensor()};
+        const ops::PagedRows again{s.out(type, {P, kPageRows, F}), Tensor()};
+        drow_weight = s.out(DType::kF32, {P * kPageRows});
+        ops::grouped_swiglu_forward_tiles(s.ctx, layout, gate_up, weight, kept, y);
+        ops::grouped_swiglu_backward_tiles(s.ctx, layout, keep ? kept : gate_up, weight, dy, {},
+                                           dgate_up, dgate, dup, again, Tensor(drow_weight));
+        std::vector<Tensor> all{y.slab,   y.scale,   dgate.slab,    dgate.scale,
+                                dup.slab, dup.scale, dgate_up.slab, again.slab};
+        if (keep) all.insert(all.end(), {kept.slab, kept.scale});
+        return all;
+      };
+      expect_twins(concat("fp8 grouped swiglu ", F, keep ? " kept" : ""), calls);
+      expect_twins(
+          concat("fp8 grouped swiglu, gradient of the weight, ", F),
+          [&](Side& s) {
+            calls(s);
+            return std::vector<Tensor>{drow_weight};
+          },
+          64.0);
+    }
 }
 
 TEST(OpsCuda, Fp8Dispatch) {

@@ -17,12 +17,13 @@ inline int64_t num_places(const PagedRows& rows) {
 // NOTE: a page that a pool could not give is -1 (take_pages): such rows are left out, and the fault
 // that take_pages raised is what the host reports.
 struct PagedView {
-  void* data;
-  DType dtype;
-  int64_t page_stride, row_stride, num_pages, num_places;
-  const int32_t* page;  // null: position i is page i
-  int64_t page_step;
+  void* data = nullptr;
+  DType dtype = DType::kBF16;
+  int64_t page_stride = 0, row_stride = 0, num_pages = 0, num_places = 0;
+  const int32_t* page = nullptr;  // null: position i is page i
+  int64_t page_step = 0;
 
+  PagedView() = default;  // no rows
   explicit PagedView(const PagedRows& rows)
       : data(rows.slab.raw()),
         dtype(rows.slab.dtype()),
@@ -40,9 +41,7 @@ struct PagedView {
         page_stride(kPageRows * rows.stride(0)),
         row_stride(rows.stride(0)),
         num_pages((rows.dim(0) + kPageRows - 1) / kPageRows),
-        num_places(num_pages),
-        page(nullptr),
-        page_step(0) {}
+        num_places(num_pages) {}
 
   // The page at a position, or -1.
   __device__ int64_t page_at(int64_t position) const {
