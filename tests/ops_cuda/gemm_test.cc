@@ -3,6 +3,7 @@
 //   M rows   N columns   K inner width   E experts   P pages
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/gemm.h"
+#include "ops/quant.h"
 
 #include <algorithm>
 
@@ -169,6 +170,86 @@ TEST(OpsCuda, BlockFp8WeightsOfTheMatrixUnit) {
         return std::vector<Tensor>{y, dx};
       },
       4.0);
+}
+
+// Products of few rows read FP8 weights as they are; the bits are those of products with the
+// weights dequantised to bf16 before, which more rows get.
+TEST(OpsCuda, BlockFp8WeightsOfFewRowsHaveTheBitsOfBf16) {
+  if (!has_gpu()) GTEST_SKIP() << "no GPU: " << device::why_no_cuda();
+  Side s({DeviceKind::kCuda, 0});
+  for (const auto& [N, K] : {std::pair<int64_t, int64_t>{64, 128}, {328, 208}, {1152, 1024}}) {
+    const int64_t rows = N + 64;
+    const Tensor q = s.random("q", DType::kE4M3, {rows, K}, 20.0);
+    const Tensor scale =
+        s.random("scale", DType::kF32, {(rows + 127) / 128, (K + 127) / 128}, 0.01);
+    const Operand w = Operand(q, scale).rows(64, N);
+    const Tensor plain = s.out(DType::kBF16, {N, K});
+    ops::dequantise_blocks(s.ctx, w, Tensor(plain));
+    for (int64_t M : {1, 8, 9, 16, 31, 64}) {
+      const Tensor x = s.random("x", DType::kBF16, {M, K});
+      const Tensor y = s.out(DType::kBF16, {M, N}), want_y = s.out(DType::kBF16, {M, N});
+      Tensor sum = s.random("sum", DType::kF32, {M, N}),
+             want_sum = s.random("sum", DType::kF32, {M, N});
+      ops::gemm_nt(s.ctx, x, w, Tensor(y));
+      ops::gemm_nt(s.ctx, x, Operand(plain), Tensor(want_y));
+      ops::gemm_nt_acc(s.ctx, x, w, sum);
+      ops::gemm_nt_acc(s.ctx, x, Operand(plain), want_sum);
+      for (const auto& [got, want] : {std::pair(y, want_y), std::pair(sum, want_sum)}) {
+        const HostRead a(s.ctx, got), b(s.ctx, want);
+        expect_bits_equal(concat("N ", N, " K ", K, ", ", M, " rows"), a.tensor(), b.tensor());
+      }
+    }
+  }
+}
+
+TEST(OpsCuda, BlockFp8WeightsOfExpertsHaveTheBitsOfBf16) {
+  if (!has_gpu()) GTEST_SKIP() << "no GPU: " << device::why_no_cuda();
+  Side s({DeviceKind::kCuda, 0});
+  const int64_t E = 3, N = 192, K = 400;
+  const Tensor q = s.random("q", DType::kE4M3, {E, N, K}, 20.0);
+  const Tensor scale = s.random("scale", DType::kF32, {E, 2, 4}, 0.01);
+  const Tensor plain = s.out(DType::kBF16, {E, N, K});
+  std::vector<Operand> w, w_plain;
+  for (int64_t e = 0; e < E; ++e) {
+    w.emplace_back(q.row(e), scale.row(e));
+    w_plain.emplace_back(plain.row(e));
+    ops::dequantise_blocks(s.ctx, w.back(), Tensor(plain.row(e)));
+  }
+  // Two pages for three experts, four, and so many that the weights are dequantised first.
+  for (const auto& [counts, begin] :
+       {std::pair<std::vector<int32_t>, std::vector<int32_t>>{{1, 0, 1}, {0, 1, 1, 2}},
+        {{130, 40, 128}, {0, 2, 3, 4}},
+        {{600, 260, 128}, {0, 5, 8, 9}}}) {
+    const int64_t P = begin.back();
+    const ops::ExpertLayout layout{s.list(counts), s.list(begin)};
+    const ops::PagedRows x{s.random("x", DType::kBF16, {P, ops::kPageRows, K}), Tensor()};
+    const Tensor got = s.make(DType::kBF16, {P, ops::kPageRows, N}, [](int64_t) { return 0.0; });
+    const Tensor want = s.make(DType::kBF16, {P, ops::kPageRows, N}, [](int64_t) { return 0.0; });
+    ops::grouped_gemm_nt(s.ctx, layout, x, w, {got, Tensor()});
+    ops::grouped_gemm_nt(s.ctx, layout, x, w_plain, {want, Tensor()});
+    const HostRead a(s.ctx, got), b(s.ctx, want);
+    expect_bits_equal(concat(P, " pages"), a.tensor(), b.tensor());
+  }
+}
+
+TEST(OpsCuda, BlockFp8HeadsHaveTheBitsOfBf16) {
+  if (!has_gpu()) GTEST_SKIP() << "no GPU: " << device::why_no_cuda();
+  Side s({DeviceKind::kCuda, 0});
+  const int64_t H = 3, Dn = 128, Dv = 64, R = 512;
+  const Tensor q = s.random("q", DType::kE4M3, {H * (Dn + Dv), R}, 20.0);
+  const Tensor scale = s.random("scale", DType::kF32, {5, 4}, 0.01);
+  const Operand w(q, scale);
+  const Tensor plain = s.out(DType::kBF16, {H * (Dn + Dv), R});
+  ops::dequantise_blocks(s.ctx, w, Tensor(plain));
+  for (int64_t T : {1, 12, 64, 80}) {
+    const Tensor latent = s.random("latent", DType::kBF16, {T, H, R});
+    const Tensor got = s.out(DType::kBF16, {T, H, Dv}), want = s.out(DType::kBF16, {T, H, Dv});
+    const ops::HeadRows rows{.first = Dn, .count = Dv, .stride = Dn + Dv};
+    ops::gemm_nt_heads(s.ctx, latent, w, rows, Tensor(got));
+    ops::gemm_nt_heads(s.ctx, latent, Operand(plain), rows, Tensor(want));
+    const HostRead a(s.ctx, got), b(s.ctx, want);
+    expect_bits_equal(concat(T, " tokens"), a.tensor(), b.tensor());
+  }
 }
 
 TEST(OpsCuda, BlockFp8Weights) {

@@ -3,6 +3,7 @@
 //   M, T rows   N output width   K inner width   H heads   E experts   P pages
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/cuda/add_parts.h"
+#include "ops/cuda/dequantise.h"
 #include "ops/cuda/detail/element.cuh"
 #include "ops/cuda/detail/launch.cuh"
 #include "ops/cuda/detail/pages.cuh"
@@ -52,6 +53,22 @@ bool run(Context& ctx, const char* op, Bf16Layout layout, Bf16Work work, Bf16Gem
   check_launch(ctx, op, c);
   return true;
 }
+
+bool is_block_fp8(const Operand& w) { return w.data.dtype() == DType::kE4M3 && !w.scale.empty(); }
+// b as block FP8, and its scales.
+void set_fp8_weight(const Operand& w, Bf16GemmArgs& args) {
+  args.b_scale = w.scale.data<float>();
+  args.b_scale_row_stride = w.scale.stride(0);
+  args.b_scale_row = static_cast<int>(w.row_begin);
+}
+// The product with the weight read as FP8, where there are few rows.
+bool run_fp8(Context& ctx, const char* op, Bf16Work work, Bf16GemmArgs& args, const Tensor& c) {
+  if (!bf16_gemm_reads(args.a) || !bf16_gemm_reads_e4m3(args)) return false;
+  bf16_gemm_e4m3_sm90(work, args, stream_of(ctx));
+  check_launch(ctx, op, c);
+  return true;
+}
+constexpr int64_t kFewRows = 64;  // that run_fp8() takes at once
 
 // A weight as bf16: itself, or block FP8 dequantised into scratch.
 struct Bf16Weight {
@@ -235,14 +252,11 @@ bool gemm(Context& ctx, const char* op, Bf16Layout layout, const Tensor& a, cons
   const int64_t M = c.dim(0), N = c.dim(1), K = a.dim(layout == Bf16Layout::kTn ? 0 : 1);
   if (M == 0 || N == 0 || K == 0 || !fits_int({M, N, K})) return false;
   if (layout == Bf16Layout::kNt && few_rows(ctx, M) && gemv(ctx, op, a, b, c, start)) return true;
-  const bool is_fp8 = b.data.dtype() == DType::kE4M3 && !b.scale.empty();
   if (layout == Bf16Layout::kNt && b.data.dtype() == DType::kF32)
     return gemm_f32_weight(ctx, op, a, b.data, c, start);
-  if (!is_bf16(b.data) && !is_fp8) return false;
-  const Bf16Weight w(ctx, b);
+  if (!is_bf16(b.data) && !is_block_fp8(b)) return false;
   Bf16GemmArgs args{};
   args.a = bf16_matrix(a);
-  args.b = bf16_matrix(w.data);
   args.c = c.raw();
   args.c_row_stride = c.stride(0);
   args.m = static_cast<int>(M);
@@ -251,6 +265,13 @@ bool gemm(Context& ctx, const char* op, Bf16Layout layout, const Tensor& a, cons
   args.batches = 1;
   args.c_is_f32 = c.dtype() == DType::kF32;
   args.accumulate = start == Start::kOld;
+  if (is_block_fp8(b) && layout == Bf16Layout::kNt && M <= kFewRows) {
+    args.b = bf16_matrix(b.data);
+    set_fp8_weight(b, args);
+    if (run_fp8(ctx, op, Bf16Work::kBatch, args, c)) return true;
+  }
+  const Bf16Weight w(ctx, b);
+  args.b = bf16_matrix(w.data);
   const SplitK split(M, N, K);
   if (layout != Bf16Layout::kTn || !args.c_is_f32 || split.parts == 1)
     return run(ctx, op, layout, Bf16Work::kBatch, args, c);
@@ -300,17 +321,9 @@ bool gemm_heads(Context& ctx, const char* op, Bf16Layout layout, const Tensor& a
     check_launch(ctx, op, c);
     return true;
   }
-  const bool is_fp8 = b.data.dtype() == DType::kE4M3 && !b.scale.empty();
-  if (!is_bf16(b.data) && !is_fp8) return false;
-  const Bf16Weight w(ctx, b);
+  if (!is_bf16(b.data) && !is_block_fp8(b)) return false;
   Bf16GemmArgs args{};
   args.a = heads_of(a);
-  args.b = {w.data.rows(rows.first, rows.count).raw(),
-            rows.count,
-            w.data.dim(1),
-            w.data.stride(0),
-            H,
-            rows.stride * w.data.stride(0)};
   args.c = c.raw();
   args.c_row_stride = c.stride(0);
   args.c_batch_stride = c.stride(1);
@@ -319,6 +332,22 @@ bool gemm_heads(Context& ctx, const char* op, Bf16Layout layout, const Tensor& a
   args.k = static_cast<int>(K);
   args.batches = static_cast<int>(H);
   args.c_is_f32 = c.dtype() == DType::kF32;
+  const auto of_head = [&](const Tensor& w) {
+    return Bf16Matrix{w.rows(rows.first, rows.count).raw(),
+                      rows.count,
+                      w.dim(1),
+                      w.stride(0),
+                      H,
+                      rows.stride * w.stride(0)};
+  };
+  if (is_block_fp8(b) && is_nt && T <= kFewRows) {
+    args.b = of_head(b.data);
+    set_fp8_weight(first, args);
+    args.b_scale_batch_rows = static_cast<int>(rows.stride);
+    if (run_fp8(ctx, op, Bf16Work::kBatch, args, c)) return true;
+  }
+  const Bf16Weight w(ctx, b);
+  args.b = of_head(w.data);
   return run(ctx, op, layout, Bf16Work::kBatch, args, c);
 }
 
@@ -367,18 +396,10 @@ bool grouped_gemm(Context& ctx, const char* op, Bf16Layout layout, const ExpertL
     check_launch(ctx, op, c.slab);
     return true;
   }
-  const bool is_fp8 = dtype == DType::kE4M3 && !w[0].scale.empty();
+  const bool is_fp8 = is_block_fp8(w[0]);
   if (dtype != DType::kBF16 && !is_fp8) return false;
-  const Shape copies_shape{is_fp8 ? E : 0, w[0].data.dim(0), w[0].data.dim(1)};
-  Tensor copies;
-  const Block memory = ctx.memory.take_tensor(DType::kBF16, copies_shape, &copies);
   Bf16GemmArgs args{};
   args.b = {w[0].data.raw(), w[0].data.dim(0), w[0].data.dim(1), w[0].data.stride(0), E, distance};
-  if (is_fp8) {
-    for (int64_t e = 0; e < E; ++e)
-      dequantise_blocks(ctx, w[static_cast<size_t>(e)], copies.row(e));
-    args.b = {copies.raw(), args.b.rows, args.b.cols, args.b.cols, E, args.b.rows * args.b.cols};
-  }
   args.a = bf16_matrix(a);
   args.c = c.slab.raw();
   args.c_row_stride = c.slab.stride(1);
@@ -394,6 +415,19 @@ bool grouped_gemm(Context& ctx, const char* op, Bf16Layout layout, const ExpertL
   args.c_page = page_list(c);
   args.places = static_cast<int>(P);
   args.c_pages = static_cast<int>(c.slab.dim(0));
+  if (!is_fp8) return run(ctx, op, layout, Bf16Work::kPages, args, c.slab);
+  // With few pages an expert, reading its weight as FP8 for each is less than writing it as bf16.
+  const int64_t scale_distance =
+      distance_between(w, [](const Operand& o) -> const Tensor& { return o.scale; });
+  if (layout == Bf16Layout::kNt && P <= 2 * E && scale_distance >= 0) {
+    set_fp8_weight(w[0], args);
+    args.b_scale_batch_stride = scale_distance;
+    if (run_fp8(ctx, op, Bf16Work::kPages, args, c.slab)) return true;
+  }
+  Tensor copies;
+  const Block memory = ctx.memory.take_tensor(DType::kBF16, {E, args.b.rows, args.b.cols}, &copies);
+  dequantise_matrices(ctx, w, copies);
+  args.b = bf16_matrix(PagedRows{copies, Tensor()});
   return run(ctx, op, layout, Bf16Work::kPages, args, c.slab);
 }
 

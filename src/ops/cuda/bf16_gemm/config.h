@@ -68,6 +68,12 @@ struct Bf16GemmArgs {
   int places;   // positions that every list has
   int c_pages;  // pages of c, of kPages
 
+  // Of bf16_gemm_e4m3_sm90: the scales of b in blocks of 128 x 128. Row r of batch i of b is row
+  // b_scale_row + i * b_scale_batch_rows + r of the matrix that they belong to.
+  const float* b_scale;
+  int64_t b_scale_row_stride, b_scale_batch_stride;
+  int b_scale_row, b_scale_batch_rows;
+
   int num_sms;  // SMs this launch may use
 };
 
@@ -77,5 +83,11 @@ bool bf16_gemm_reads(const Bf16Matrix& matrix);
 // REQUIRES: bf16_gemm_reads(a), (b); n, c_row_stride and c_batch_stride even.
 void bf16_gemm_sm90(Bf16Layout layout, Bf16Work work, const Bf16GemmArgs& args,
                     cudaStream_t stream);
+
+// The same as kNt for few rows with b in block FP8: rounded to bf16 after its scale.
+// True if the copy engine can read b, and 64 neighbouring columns of c never straddle a block.
+bool bf16_gemm_reads_e4m3(const Bf16GemmArgs& args);
+// REQUIRES: bf16_gemm_reads(a), bf16_gemm_reads_e4m3(args); kBatch of at most 64 rows, or kPages.
+void bf16_gemm_e4m3_sm90(Bf16Work work, const Bf16GemmArgs& args, cudaStream_t stream);
 
 }  // namespace hadal::cuda

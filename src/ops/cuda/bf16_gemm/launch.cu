@@ -1,10 +1,12 @@
 // Launches the BF16 matrix products.
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <type_traits>
 
 #include "core/check.h"
 #include "ops/cuda/bf16_gemm/kernel.cuh"
 #include "ops/cuda/bf16_gemm/thin.cuh"
+#include "ops/cuda/bf16_gemm/thin_e4m3.cuh"
 #include "ops/cuda/detail/programmatic_launch.h"
 #include "ops/cuda/detail/tensor_map.h"
 
@@ -82,19 +84,56 @@ void launch_thin(const Bf16GemmArgs& args, cudaStream_t stream) {
   HADAL_CHECK_CUDA(launch.start(kernel, args, map_of(args.a, kFew), map_of(args.b, 64)));
 }
 
-// As many columns of the matrix unit as hold the rows.
+template <Bf16Work kWork, int kFew>
+void launch_thin_e4m3(const Bf16GemmArgs& args, cudaStream_t stream) {
+  using C = Bf16GemmThinE4m3<kFew>;
+  const auto kernel = bf16_gemm_thin_e4m3_kernel_sm90<kWork, kFew>;
+  static const bool ready = [kernel] {
+    HADAL_CHECK_CUDA(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes));
+    return true;
+  }();
+  static_cast<void>(ready);
+  const int batches = kWork == Bf16Work::kPages ? args.places : args.batches;
+  const dim3 grid(static_cast<unsigned>((args.n + C::kCols - 1) / C::kCols),
+                  static_cast<unsigned>(batches));
+  const CUtensorMap map_w = make_batched_tensor_map({.type = CU_TENSOR_MAP_DATA_TYPE_UINT8,
+                                                     .elem_bytes = 1,
+                                                     .data = args.b.data,
+                                                     .rows = args.b.rows,
+                                                     .cols = args.b.cols,
+                                                     .row_stride = args.b.row_stride,
+                                                     .box_rows = C::kCols,
+                                                     .box_cols = C::kDepth,
+                                                     .batches = args.b.batches,
+                                                     .batch_stride = args.b.batch_stride});
+  const ProgrammaticLaunch launch(grid, C::kThreads, C::kSharedBytes, stream);
+  HADAL_CHECK_CUDA(launch.start(kernel, args, map_of(args.a, kFew), map_w));
+}
+
+// Calls fn with as many columns of the matrix unit as hold the rows, or the most that there are.
+template <class Fn>
+void with_few(int rows, const Fn& fn) {
+  if (rows <= 8)
+    fn(std::integral_constant<int, 8>{});
+  else if (rows <= 16)
+    fn(std::integral_constant<int, 16>{});
+  else if (rows <= 32)
+    fn(std::integral_constant<int, 32>{});
+  else
+    fn(std::integral_constant<int, 64>{});
+}
+
 template <Bf16Layout kLayout, Bf16Work kWork>
 bool choose_thin(const Bf16GemmArgs& args, int rows, cudaStream_t stream) {
   if (rows > 64 || args.k_split > 0) return false;
-  if (rows <= 8)
-    launch_thin<kLayout, kWork, 8>(args, stream);
-  else if (rows <= 16)
-    launch_thin<kLayout, kWork, 16>(args, stream);
-  else if (rows <= 32)
-    launch_thin<kLayout, kWork, 32>(args, stream);
-  else
-    launch_thin<kLayout, kWork, 64>(args, stream);
+  with_few(rows, [&](auto few) { launch_thin<kLayout, kWork, few>(args, stream); });
   return true;
+}
+
+// NOTE: with fewer places than experts there are hardly more rows than places: a decode step.
+int few_of_pages(const Bf16GemmArgs& args) {
+  return args.places >= args.batches ? Bf16GemmConfig<128>::kRows : args.places;
 }
 
 }  // namespace
@@ -112,8 +151,6 @@ void bf16_gemm_sm90(Bf16Layout layout, Bf16Work work, const Bf16GemmArgs& args,
               ", row strides ", args.a.row_stride, ", ", args.b.row_stride, " and ",
               args.c_row_stride);
   using enum Bf16Layout;
-  // NOTE: with fewer places than experts there are hardly more rows than places: a decode step.
-  const int few = work == Bf16Work::kPages && args.places >= args.batches ? 128 : args.places;
   switch (work) {
     case Bf16Work::kBatch:
       if (layout == kNt && choose_thin<kNt, Bf16Work::kBatch>(args, args.m, stream)) return;
@@ -122,7 +159,8 @@ void bf16_gemm_sm90(Bf16Layout layout, Bf16Work work, const Bf16GemmArgs& args,
       if (layout == kNn) return choose<kNn, Bf16Work::kBatch>(args, stream);
       return choose<kTn, Bf16Work::kBatch>(args, stream);
     case Bf16Work::kPages:
-      if (layout == kNt && choose_thin<kNt, Bf16Work::kPages>(args, few, stream)) return;
+      if (layout == kNt && choose_thin<kNt, Bf16Work::kPages>(args, few_of_pages(args), stream))
+        return;
       if (layout == kNt) return choose<kNt, Bf16Work::kPages>(args, stream);
       HADAL_CHECK(layout == kNn, "bf16_gemm: experts' rows are multiplied as kNt or kNn");
       return choose<kNn, Bf16Work::kPages>(args, stream);
@@ -130,6 +168,27 @@ void bf16_gemm_sm90(Bf16Layout layout, Bf16Work work, const Bf16GemmArgs& args,
       HADAL_CHECK(layout == kTn, "bf16_gemm: experts' gradients are products kTn");
       return choose<kTn, Bf16Work::kExpertRows>(args, stream);
   }
+}
+
+bool bf16_gemm_reads_e4m3(const Bf16GemmArgs& args) {
+  const Bf16Matrix& b = args.b;
+  return reinterpret_cast<uintptr_t>(b.data) % 16 == 0 && b.row_stride % 16 == 0 &&
+         b.batch_stride % 16 == 0 && b.rows > 0 && b.cols > 0 && b.batches > 0 &&
+         args.b_scale != nullptr && args.b_scale_row % 64 == 0 && args.b_scale_batch_rows % 64 == 0;
+}
+
+void bf16_gemm_e4m3_sm90(Bf16Work work, const Bf16GemmArgs& args, cudaStream_t stream) {
+  HADAL_CHECK(bf16_gemm_reads(args.a) && bf16_gemm_reads_e4m3(args) &&
+                  (work == Bf16Work::kPages || (work == Bf16Work::kBatch && args.m <= 64)),
+              "bf16_gemm: with FP8 weights there must be at most 64 rows, aligned to 16 bytes, and "
+              "whole half blocks of scales; got ",
+              args.m, " rows, strides ", args.b.row_stride, " and ", args.b.batch_stride,
+              ", scales from row ", args.b_scale_row);
+  if (work == Bf16Work::kPages)
+    with_few(few_of_pages(args),
+             [&](auto few) { launch_thin_e4m3<Bf16Work::kPages, few>(args, stream); });
+  else
+    with_few(args.m, [&](auto few) { launch_thin_e4m3<Bf16Work::kBatch, few>(args, stream); });
 }
 
 }  // namespace hadal::cuda
