@@ -22,18 +22,24 @@ struct Source {
   const void* data;
   DType dtype;
 
-  __device__ Eight load(int64_t at, int64_t count) const {
-    Eight e{};
+  __device__ auto load(int64_t at, int64_t count) const {
     if constexpr (kFast) {
-      if (count > 0) e = Eight::load(static_cast<const bf16*>(data) + at);
+      if (count > 0) return PackedEight::load(static_cast<const bf16*>(data) + at);
+      return PackedEight{};
     } else {
+      Eight e{};
 #pragma unroll
       for (int i = 0; i < 8; ++i)
         if (i < count) e.of[i] = cuda::load<float>(data, dtype, at + i);
+      return e;
     }
-    return e;
   }
 };
+template <bool kFast>
+using Loaded = std::conditional_t<kFast, PackedEight, Eight>;
+
+__device__ Eight widened(const Eight& e) { return e; }
+__device__ Eight widened(const PackedEight& e) { return e.widen(); }
 
 // The same of e4m3. kFast: a whole number of eights, each at a multiple of 8 bytes.
 template <bool kFast>
@@ -122,7 +128,7 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kAhead = 4;  // rows that a thread has asked for
 #pragma unroll 1
   for (int64_t first = group; first - group % 2 < page.rows; first += kAhead * kTilesPerBlock) {
-    Eight e[kAhead];
+    Loaded<kFast> e[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const int64_t r = first + i * kTilesPerBlock;
@@ -178,7 +184,7 @@ template <bool kFast>
 struct PlainValues {
   Source<kFast> x;
   int64_t stride;
-  __device__ Eight load(const Page& page, int64_t r, int64_t w, int64_t count) const {
+  __device__ auto load(const Page& page, int64_t r, int64_t w, int64_t count) const {
     return x.load(page.x + r * stride + w, count);
   }
 };
@@ -203,6 +209,47 @@ constexpr int kEights = kColumns / 8;
 constexpr int kRowsOfThread = kPageRows * kEights / kThreads;  // one below the other
 static_assert(kRowsOfThread == 4, "a thread's elements of a column are a word");
 
+using EightColumns = uint32_t[8];
+
+// The largest magnitude of each column, over the threads of a warp that have the same columns.
+__device__ void largest_of_columns(const Eight (&v)[kRowsOfThread], EightColumns& amax) {
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    amax[j] = max(max(magnitude(v[0].of[j]), magnitude(v[1].of[j])),
+                  max(magnitude(v[2].of[j]), magnitude(v[3].of[j])));
+#pragma unroll
+    for (int d = kEights; d < 32; d *= 2)
+      amax[j] = max(amax[j], __shfl_xor_sync(kWholeWarp, amax[j], d));
+  }
+}
+__device__ void largest_of_columns(const PackedEight (&v)[kRowsOfThread], EightColumns& amax) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    uint32_t pair = 0;
+#pragma unroll
+    for (int r = 0; r < kRowsOfThread; ++r) pair = __vmaxu2(pair, v[r].words[i] & 0x7fff7fffu);
+#pragma unroll
+    for (int d = kEights; d < 32; d *= 2)
+      pair = __vmaxu2(pair, __shfl_xor_sync(kWholeWarp, pair, d));
+    amax[2 * i] = pair << 16;
+    amax[2 * i + 1] = pair & 0xffff0000u;
+  }
+}
+
+// The four elements of column j as a word.
+__device__ uint32_t quantise_column(const Eight (&v)[kRowsOfThread], int j, const Divisor& by) {
+  return e4m3_four(by.divide(v[0].of[j]), by.divide(v[1].of[j]), by.divide(v[2].of[j]),
+                   by.divide(v[3].of[j]));
+}
+__device__ float element(const PackedEight& e, int j) {
+  return __uint_as_float(j % 2 == 0 ? e.words[j / 2] << 16 : e.words[j / 2] & 0xffff0000u);
+}
+__device__ uint32_t quantise_column(const PackedEight (&v)[kRowsOfThread], int j,
+                                    const Divisor& by) {
+  return e4m3_four(by.divide_bf16(element(v[0], j)), by.divide_bf16(element(v[1], j)),
+                   by.divide_bf16(element(v[2], j)), by.divide_bf16(element(v[3], j)));
+}
+
 // kColumns columns of one page. A thread has four rows of eight columns; of each column it makes a
 // word, which goes to the output by way of shared memory: [column][row], whose 16-byte units are
 // exchanged by the column's eighth so that neither writing nor reading meets its own banks.
@@ -220,21 +267,14 @@ __global__ void __launch_bounds__(kThreads)
   if (page.rows == 0) return;
   const int eighth = threadIdx.x % kEights, group = threadIdx.x / kEights;
   const int64_t w = w0 + eighth * 8;
-  Eight v[kRowsOfThread];
+  decltype(x.load(page, 0, 0, 0)) v[kRowsOfThread];
 #pragma unroll
   for (int i = 0; i < kRowsOfThread; ++i) {
     const int64_t r = group * kRowsOfThread + i;
     v[i] = x.load(page, r, w, r < page.rows ? W - w : 0);
   }
-  uint32_t amax[8];
-#pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    amax[j] = max(max(magnitude(v[0].of[j]), magnitude(v[1].of[j])),
-                  max(magnitude(v[2].of[j]), magnitude(v[3].of[j])));
-#pragma unroll
-    for (int d = kEights; d < 32; d *= 2)
-      amax[j] = max(amax[j], __shfl_xor_sync(kWholeWarp, amax[j], d));
-  }
+  EightColumns amax;
+  largest_of_columns(v, amax);
   if (threadIdx.x % 32 < kEights) {
     uint4* const mine = &largest[threadIdx.x / 32][eighth * 2];
     mine[0] = uint4{amax[0], amax[1], amax[2], amax[3]};
@@ -260,8 +300,7 @@ __global__ void __launch_bounds__(kThreads)
     const Divisor by(reinterpret_cast<const float*>(scales)[column],
                      reinterpret_cast<const float*>(reciprocals)[column]);
     auto* const words = reinterpret_cast<uint32_t*>(turned + column * kUnits);
-    words[(group / 4 ^ eighth) * 4 + group % 4] = e4m3_four(
-        by.divide(v[0].of[j]), by.divide(v[1].of[j]), by.divide(v[2].of[j]), by.divide(v[3].of[j]));
+    words[(group / 4 ^ eighth) * 4 + group % 4] = quantise_column(v, j, by);
   }
   __syncthreads();
   auto* const out = reinterpret_cast<uint4*>(to + (position * W + w0) * kTileSize);
@@ -372,7 +411,7 @@ __global__ void scatter_kernel(int64_t D, View x, Source<kFast> source,
   for (int64_t tile0 = 0; tile0 < tiles; tile0 += step) {
     const int64_t tile = tile0 + threadIdx.x / kTileThreads;
     const int64_t d = tile * kTileSize + threadIdx.x % kTileThreads * 8;
-    const Eight e = source.load(t * x.stride0 + d, D - d);
+    const auto e = source.load(t * x.stride0 + d, D - d);
     const float amax = largest_of_tile(largest_of(e), fault);
     const Divisor by(tile_scale(amax, ScaleFormat::kPowerOfTwo));
     uint32_t two[2];
@@ -410,8 +449,9 @@ __global__ void __launch_bounds__(kThreads)
   const UnitsOfWarp here(W);
   if (here.t >= rows) return;
   const int64_t w = (here.unit0 + lane) * 8;
-  const Eight e = source.load(here.t * x.stride0 + w, W - w);
-  const float s = e5m6_scale(largest_of_tile(largest_of(e), fault));
+  const auto loaded = source.load(here.t * x.stride0 + w, W - w);
+  const float s = e5m6_scale(largest_of_tile(largest_of(loaded), fault));
+  const Eight e = widened(loaded);
   const float reciprocal = 1.0f / s;  // powers of two: a product with it is the quotient
   if (w < W && lane % kTileThreads == 0) scale[here.t * scale_stride + w / kTileSize] = s;
   uint32_t eight[8], packed[3];

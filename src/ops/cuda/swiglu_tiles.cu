@@ -64,7 +64,7 @@ struct TileRow {
     scale = view.scale + (at < 0 ? 0 : view.rows.column_of(row));
   }
   // Elements i .. i + 7, by all threads of a tile at once; `active`: they are within the row.
-  __device__ void put(int64_t i, const Eight& e, ScaleFormat format, bool active,
+  __device__ void put(int64_t i, const PackedEight& e, ScaleFormat format, bool active,
                       const FaultSite& fault) const {
     const Divisor by(tile_scale(largest_of_tile(largest_of(e), fault), format));
     if (!active) return;
@@ -115,16 +115,21 @@ __global__ void __launch_bounds__(kRowThreads)
   for (int64_t first = 0; first < F; first += kGroup * 8) {
     const int64_t i = first + threadIdx.x % kGroup * 8;
     const bool active = i < F;
-    Eight gate{}, up{}, out;
-    if (active) gate = Eight::load(from + i), up = Eight::load(from + F + i);
+    PackedEight packed_gate{}, packed_up{};
+    if (active) {
+      packed_gate = PackedEight::load(from + i);
+      packed_up = PackedEight::load(from + F + i);
+    }
+    const Eight gate = packed_gate.widen(), up = packed_up.widen();
+    Eight out;
 #pragma unroll
     for (int j = 0; j < 8; ++j)
       out.of[j] = weight * ((gate.of[j] * sigmoid_of(gate.of[j])) * up.of[j]);
     if (kept_row.data != nullptr) {
-      kept_row.put(i, gate, ScaleFormat::kF32, active, fault);
-      kept_row.put(F + i, up, ScaleFormat::kF32, active, fault);
+      kept_row.put(i, packed_gate, ScaleFormat::kF32, active, fault);
+      kept_row.put(F + i, packed_up, ScaleFormat::kF32, active, fault);
     }
-    to.put(i, out.as_bf16(), ScaleFormat::kF32, active, fault);
+    to.put(i, PackedEight::narrow(out), ScaleFormat::kF32, active, fault);
   }
 }
 
@@ -150,8 +155,10 @@ __global__ void __launch_bounds__(kRowThreads)
     const bool active = i < F;
     Eight gate{}, up{}, d{};
     if (active) {
-      gate = tiles.data != nullptr ? tiles.get(i).as_bf16() : Eight::load(from + i);
-      up = tiles.data != nullptr ? tiles.get(F + i).as_bf16() : Eight::load(from + F + i);
+      gate =
+          tiles.data != nullptr ? PackedEight::narrow(tiles.get(i)).widen() : Eight::load(from + i);
+      up = tiles.data != nullptr ? PackedEight::narrow(tiles.get(F + i)).widen()
+                                 : Eight::load(from + F + i);
       d = Eight::load(dys + i);
     }
     Eight dg, du, out;
@@ -163,13 +170,14 @@ __global__ void __launch_bounds__(kRowThreads)
       out.of[j] = weight * value;
       part += d.of[j] * value;
     }
+    const PackedEight packed_gate = PackedEight::narrow(dg), packed_up = PackedEight::narrow(du);
     if (active) {
-      dg.store(dto + i);
-      du.store(dto + F + i);
+      packed_gate.store(dto + i);
+      packed_up.store(dto + F + i);
       out.store(to + i);
     }
-    dgate_row.put(i, dg.as_bf16(), format, active, fault);
-    dup_row.put(i, du.as_bf16(), format, active, fault);
+    dgate_row.put(i, packed_gate, format, active, fault);
+    dup_row.put(i, packed_up, format, active, fault);
   }
   if (drow_weight == nullptr) return;
   float sum = part;

@@ -32,14 +32,30 @@ struct Eight {
     for (int i = 0; i < 4; ++i) words[i] = narrow_bf16_pair(of[2 * i], of[2 * i + 1]);
     *static_cast<uint4*>(p) = uint4{words[0], words[1], words[2], words[3]};
   }
-  // As they are after a store and a load.
-  __device__ Eight as_bf16() const {
+};
+
+// Eight bf16 elements as they lie in memory.
+struct PackedEight {
+  uint32_t words[4];
+  __device__ static PackedEight load(const void* p) {
+    const uint4 raw = *static_cast<const uint4*>(p);
+    return {{raw.x, raw.y, raw.z, raw.w}};
+  }
+  __device__ static PackedEight narrow(const Eight& e) {
+    PackedEight packed;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) packed.words[i] = narrow_bf16_pair(e.of[2 * i], e.of[2 * i + 1]);
+    return packed;
+  }
+  __device__ void store(void* p) const {
+    *static_cast<uint4*>(p) = uint4{words[0], words[1], words[2], words[3]};
+  }
+  __device__ Eight widen() const {
     Eight e;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint32_t word = narrow_bf16_pair(of[2 * i], of[2 * i + 1]);
-      e.of[2 * i] = __uint_as_float(word << 16);
-      e.of[2 * i + 1] = __uint_as_float(word & 0xffff0000u);
+      e.of[2 * i] = __uint_as_float(words[i] << 16);
+      e.of[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
     }
     return e;
   }

@@ -24,29 +24,8 @@ __device__ inline uint32_t e4m3_four(float a, float b, float c, float d) {
   return e4m3_pair(a, b) | e4m3_pair(c, d) << 16;
 }
 
-// v / scale for all elements of a tile, rounded as a division is, without one for each: from
-// within 1.5 units in the last place, one step with the remainder gives one within 1, and a second
-// gives the rounded quotient, because `reciprocal` is rounded to nearest (Markstein).
-struct Divisor {
-  float scale, reciprocal;
-
-  __device__ explicit Divisor(float s) : scale(s), reciprocal(1.0f / s) {}
-  __device__ Divisor(float s, float r) : scale(s), reciprocal(r) {}
-  __device__ float divide(float v) const {
-    float q = v * reciprocal;
-    // NOTE: the remainder's sign is such that -0 / scale stays -0.
-    q = __fmaf_rn(-__fmaf_rn(scale, q, -v), reciprocal, q);
-    return __fmaf_rn(-__fmaf_rn(scale, q, -v), reciprocal, q);
-  }
-};
-__device__ inline void quantise_eight(const Eight& e, const Divisor& by, uint32_t (&two)[2]) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i)
-    two[i] = e4m3_four(by.divide(e.of[4 * i]), by.divide(e.of[4 * i + 1]),
-                       by.divide(e.of[4 * i + 2]), by.divide(e.of[4 * i + 3]));
-}
-
-// Magnitudes of f32 are ordered as their bits are; what is not finite is larger than all others.
+// Magnitudes of f32 are ordered as their bits are, and those of bf16 as the upper halves of these;
+// what is not finite is larger than all others.
 __device__ inline uint32_t magnitude(float v) { return __float_as_uint(v) & 0x7fffffffu; }
 __device__ inline bool is_finite(uint32_t magnitude) { return magnitude < 0x7f800000u; }
 
@@ -56,6 +35,48 @@ __device__ inline uint32_t largest_of(const Eight& e) {
   for (int i = 0; i < 8; ++i) largest = max(largest, magnitude(e.of[i]));
   return largest;
 }
+__device__ inline uint32_t largest_of(const PackedEight& e) {
+  uint32_t pair = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) pair = __vmaxu2(pair, e.words[i] & 0x7fff7fffu);
+  return max(pair << 16, pair & 0xffff0000u);
+}
+
+// v / scale for all elements of a tile, rounded as a division is, without one for each. From within
+// 1.5 units in the last place a step with the remainder gives one within 1, and a second one the
+// rounded quotient, because `reciprocal` is rounded to nearest (Markstein).
+struct Divisor {
+  float scale, reciprocal;
+
+  __device__ explicit Divisor(float s) : scale(s), reciprocal(1.0f / s) {}
+  __device__ Divisor(float s, float r) : scale(s), reciprocal(r) {}
+  __device__ float divide(float v) const { return step(divide_bf16(v), v); }
+  // For v of 8 bits one step decides every rounding to e4m3: with B the 24 bits of scale, it could
+  // be wrong next to a tie of t of 5 bits, if (t / 2^4) B came within 2^-18 units of bit 20 of B to
+  // a multiple of 2^20 without being one, and no B does.
+  __device__ float divide_bf16(float v) const { return step(v * reciprocal, v); }
+
+ private:
+  // NOTE: the remainder's sign is such that -0 / scale stays -0.
+  __device__ float step(float q, float v) const {
+    return __fmaf_rn(-__fmaf_rn(scale, q, -v), reciprocal, q);
+  }
+};
+__device__ inline void quantise_eight(const Eight& e, const Divisor& by, uint32_t (&two)[2]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    two[i] = e4m3_four(by.divide(e.of[4 * i]), by.divide(e.of[4 * i + 1]),
+                       by.divide(e.of[4 * i + 2]), by.divide(e.of[4 * i + 3]));
+}
+__device__ inline void quantise_eight(const PackedEight& packed, const Divisor& by,
+                                      uint32_t (&two)[2]) {
+  const Eight e = packed.widen();
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    two[i] = e4m3_four(by.divide_bf16(e.of[4 * i]), by.divide_bf16(e.of[4 * i + 1]),
+                       by.divide_bf16(e.of[4 * i + 2]), by.divide_bf16(e.of[4 * i + 3]));
+}
+
 // Over the threads of a tile.
 __device__ inline float largest_of_tile(uint32_t largest, const FaultSite& fault) {
 #pragma unroll
