@@ -147,6 +147,15 @@ void add_bench_command(CLI::App& app) {
                       bench_ops(ctx, config, format, options.samples, row);
                   });
   add_formats(ops, o);
+  auto* rows = add(
+      *bench, "rows", "operations that are bound by memory, one by one, on a GPU",
+      "hadal bench rows --config configs/deepseek_v3.json --tokens 4096 --device cuda", o,
+      [](Context& ctx, const Options& options, const nlohmann::json& row) {
+        const Config config = read_model_config(options.config);
+        for (int64_t tokens : options.tokens) bench_rows(ctx, config, tokens, options.samples, row);
+      },
+      true);
+  rows->add_option("--tokens", o->tokens, "of a step")->delimiter(',');
   add_rates(*bench);
   add_bench_serve_command(*bench);
   add_bench_frontend_command(*bench);

@@ -107,6 +107,9 @@ void bench_rates(Context& ctx, const MachineOptions& machine, const RatesOptions
 // Milliseconds of a layer's forward pass and of the halves of its backward pass; on any device.
 void bench_layer(Context& ctx, Config config, const Precision& precision, int64_t tokens,
                  int64_t count, nlohmann::json row);
+// The operations that are bound by memory, beside a copy; on a GPU.
+void bench_rows(Context& ctx, const Config& config, int64_t tokens, int64_t count,
+                const nlohmann::json& row);
 void bench_ops(Context& ctx, const Config& config, const std::string& format, int64_t count,
                const nlohmann::json& row);
 

@@ -6,6 +6,7 @@
 
 #include "ops/fp8.h"
 #include "ops/routing.h"
+#include "ops/swiglu_tiles.h"
 #include "tests/unit/pages.h"
 
 namespace hadal::test {
@@ -245,6 +246,49 @@ TEST(Fp8Training, GroupedProductsAreTheDenseOnes) {
       const Array<double> alone = values(want);
       for (int64_t n = 0; n < N; ++n) ASSERT_EQ(at(after, page, r, n), alone(0, n));
     }
+}
+
+// Tiles of the rows that SwiGLU reads and writes, against loops in f64.
+TEST(Fp8Training, SwigluBetweenTiles) {
+  Machine m(2);
+  const int64_t T = 3, F = 160;
+  const Array<double> gate_up = random_in("gate_up", {T, 2 * F}, DType::kBF16, 0, 2.0);
+  const Array<double> dy = random_in("dy", {T, F}, DType::kBF16, 0, 0.1);
+  const ops::TileRows kept = tile_rows(m, T, 2 * F), y = tile_rows(m, T, F);
+  const ops::TileRows dgate = tile_rows(m, T, F), dup = tile_rows(m, T, F);
+  const Tensor plain = put_strided(m, gate_up, DType::kBF16);
+  const Tensor dgate_up = m.tensor(DType::kBF16, {T, 2 * F});
+  const Tensor again = m.tensor(DType::kBF16, {T, F});
+  ops::swiglu_forward_tiles(m.ctx, plain, kept, y);
+  ops::swiglu_backward_tiles(m.ctx, kept, put_strided(m, dy, DType::kBF16), {}, Tensor(dgate_up),
+                             dgate, dup, Tensor(again));
+  // Half a unit of e4m3 next to the tile's largest element, and roundings of bf16.
+  const auto value = [](const ops::TileRows& q, int64_t t, int64_t k) {
+    return values(q.data)(t, k) * values(q.scale)(k / 128, t);
+  };
+  const auto near = [](double got, double want, double scale) {
+    return std::fabs(got - want) <= std::fabs(want) / 15.0 + 2.0 * scale;
+  };
+  for (int64_t t = 0; t < T; ++t)
+    for (int64_t k = 0; k < F; ++k) {
+      const double gate = gate_up(t, k), up = gate_up(t, F + k), z = 1.0 / (1.0 + std::exp(-gate));
+      const double unit = values(y.scale)(k / 128, t) * 0x1p-9;
+      ASSERT_TRUE(near(value(y, t, k), gate * z * up, unit)) << t << " " << k;
+      ASSERT_TRUE(near(value(kept, t, k), gate, values(kept.scale)(k / 128, t) * 0x1p-9));
+      // Backward sees what was kept.
+      const double g = value(kept, t, k), u = value(kept, t, F + k), s = 1.0 / (1.0 + std::exp(-g));
+      const double dg = dy(t, k) * u * s * (1.0 + g * (1.0 - s)), du = dy(t, k) * g * s;
+      // NOTE: 1 + g (1 - s) passes through zero, and g was rounded to bf16.
+      ASSERT_NEAR(values(dgate_up)(t, k), dg, 0.02 * std::fabs(dy(t, k) * u) + 1e-4);
+      ASSERT_NEAR(values(dgate_up)(t, F + k), du, 0.02 * std::fabs(du) + 1e-4);
+      ASSERT_NEAR(values(again)(t, k), g * s * u, 0.02 * std::fabs(g * s * u) + 1e-4);
+      ASSERT_TRUE(near(value(dgate, t, k), values(dgate_up)(t, k),
+                       values(dgate.scale)(k / 128, t) * 0x1p-9));
+      ASSERT_TRUE(near(value(dup, t, k), values(dgate_up)(t, F + k),
+                       values(dup.scale)(k / 128, t) * 0x1p-9));
+    }
+  EXPECT_ERROR(ops::swiglu_forward_tiles(m.ctx, plain, kept, tile_rows(m, T, F + 1)),
+               "swiglu_forward_tiles: got bf16 [3, 320] where [3, 322] is needed");
 }
 
 TEST(Fp8Training, DispatchQuantisesOncePerToken) {

@@ -68,37 +68,19 @@ __global__ void dgain_blocks_kernel(int64_t T, int64_t D, View x, Array<const R>
   partial[blockIdx.y * D + j] = sum;
 }
 
-// The same for bf16: a warp takes eight rows and 256 columns, the eight warps add up in order.
-constexpr int kGainWarps = 8, kGainColumns = 256;
-__global__ void __launch_bounds__(kGainWarps * 32)
-    dgain_blocks_bf16_kernel(int64_t T, int64_t D, View x, Array<const float> rstd, View dy,
-                             float* partial) {
-  constexpr int64_t kWarpRows = kGainRows / kGainWarps;
-  __shared__ float of_warp[kGainWarps][kGainColumns];
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int64_t j = static_cast<int64_t>(blockIdx.x) * kGainColumns + lane * 8;
-  const int64_t first = blockIdx.y * kGainRows + warp * kWarpRows;
-  Eight sum{};
-  if (j < D) {
-#pragma unroll 4
-    for (int64_t t = first; t < first + kWarpRows; ++t) {
-      if (t >= T) break;
-      const Eight v = Eight::load(static_cast<const bf16*>(x.data) + t * x.stride0 + j);
-      const Eight d = Eight::load(static_cast<const bf16*>(dy.data) + t * dy.stride0 + j);
-      const float r = rstd[t];
-#pragma unroll
-      for (int i = 0; i < 8; ++i) sum.of[i] += d.of[i] * (v.of[i] * r);
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) of_warp[warp][lane * 8 + i] = sum.of[i];
-  __syncthreads();
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kGainColumns + threadIdx.x;
-  if (column >= D) return;
+// Rows of one sum of the gain's gradient in bf16; kGainRows of them are summed in order after.
+constexpr int64_t kGainPart = 8;
+__global__ void dgain_parts_kernel(int64_t parts, int64_t D, const float* of_part, float* partial) {
+  constexpr int64_t kParts = kGainRows / kGainPart;
+  const int64_t j = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (j >= D) return;
   float all = 0.0f;
 #pragma unroll
-  for (int w = 0; w < kGainWarps; ++w) all += of_warp[w][threadIdx.x];
-  partial[blockIdx.y * D + column] = all;
+  for (int64_t i = 0; i < kParts; ++i) {
+    const int64_t part = blockIdx.y * kParts + i;
+    all += part < parts ? of_part[part * D + j] : 0.0f;
+  }
+  partial[blockIdx.y * D + j] = all;
 }
 
 template <class R>
@@ -110,24 +92,56 @@ __global__ void dgain_total_kernel(int64_t B, int64_t D, const R* partial, R* dg
   dgain[j] = sum;
 }
 
+// kChunks: eights of a row that a thread holds, so that a row is read once.
+constexpr int64_t kMostChunks = 8;
+constexpr int64_t kChunk = kRowThreads * 8;  // elements of the threads' eights
+template <int kChunks>
+struct HeldRow {
+  PackedEight eights[kChunks];
+  __device__ static int64_t column(int c) { return c * kChunk + threadIdx.x * 8; }
+  __device__ void load(const bf16* row, int64_t D) {
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c)
+      eights[c] = column(c) < D ? PackedEight::load(row + column(c)) : PackedEight{};
+  }
+};
+// Calls fn with the chunks of a row of D elements as a constant; false where they are too many.
+template <class Fn>
+bool with_chunks(int64_t D, const Fn& fn) {
+  const int64_t chunks = ceil_div(D, kChunk);
+  if (chunks > kMostChunks) return false;
+  if (chunks == 1)
+    fn(std::integral_constant<int, 1>{});
+  else if (chunks == 2)
+    fn(std::integral_constant<int, 2>{});
+  else if (chunks <= 4)
+    fn(std::integral_constant<int, 4>{});
+  else
+    fn(std::integral_constant<int, 8>{});
+  return true;
+}
+
+template <int kChunks>
 __global__ void __launch_bounds__(kRowThreads)
     forward_bf16_kernel(int64_t D, View x, View gain, float eps, View y, Array<float> rstd) {
   hadal::cuda::let_next_kernel_start();
   hadal::cuda::wait_for_previous_kernel();
   __shared__ float shared[kRowThreads / 32];
   const int64_t t = blockIdx.x;
-  const auto* from = static_cast<const bf16*>(x.data) + t * x.stride0;
   auto* const to = static_cast<bf16*>(y.data) + t * y.stride0;
+  HeldRow<kChunks> row;
+  row.load(static_cast<const bf16*>(x.data) + t * x.stride0, D);
   float squares = 0.0f;
-  for (int64_t i = threadIdx.x * 8; i < D; i += kRowThreads * 8) {
-    const Eight v = Eight::load(from + i);
 #pragma unroll
-    for (float value : v.of) squares += value * value;
-  }
+  for (int c = 0; c < kChunks; ++c)
+    for (float value : row.eights[c].widen().of) squares += value * value;
   const float r = 1.0f / sqrtf(sum_of_row(squares, shared) / static_cast<float>(D) + eps);
   if (threadIdx.x == 0) rstd[t] = r;
-  for (int64_t i = threadIdx.x * 8; i < D; i += kRowThreads * 8) {
-    Eight v = Eight::load(from + i);
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+    const int64_t i = row.column(c);
+    if (i >= D) break;
+    Eight v = row.eights[c].widen();
     const Eight g = load_eight(gain.data, gain.dtype, i);
 #pragma unroll
     for (int j = 0; j < 8; ++j) v.of[j] = (v.of[j] * r) * g.of[j];
@@ -150,30 +164,79 @@ __global__ void __launch_bounds__(kRowThreads)
   }
 }
 
+// dx of kGainPart rows, and their part of the gain's gradient: x and dy are read once.
+template <int kChunks>
 __global__ void __launch_bounds__(kRowThreads)
-    dx_bf16_kernel(int64_t D, View x, View gain, Array<const float> rstd, View dy, View dx) {
-  __shared__ float shared[kRowThreads / 32];
-  const int64_t t = blockIdx.x;
-  const auto* xs = static_cast<const bf16*>(x.data) + t * x.stride0;
-  const auto* dys = static_cast<const bf16*>(dy.data) + t * dy.stride0;
-  auto* const to = static_cast<bf16*>(dx.data) + t * dx.stride0;
-  float part = 0.0f;
-  for (int64_t i = threadIdx.x * 8; i < D; i += kRowThreads * 8) {
-    const Eight v = Eight::load(xs + i), d = Eight::load(dys + i);
-    const Eight g = load_eight(gain.data, gain.dtype, i);
+    backward_bf16_kernel(int64_t T, int64_t D, View x, View gain, Array<const float> rstd, View dy,
+                         View dx, float* of_part) {
+  __shared__ float shared[2][kRowThreads / 32];
+  Eight dgain[kChunks] = {};
+  const int64_t end = min(T, (blockIdx.x + int64_t{1}) * kGainPart);
+  for (int64_t t = blockIdx.x * kGainPart; t < end; ++t) {
+    HeldRow<kChunks> xs, dys;
+    xs.load(static_cast<const bf16*>(x.data) + t * x.stride0, D);
+    dys.load(static_cast<const bf16*>(dy.data) + t * dy.stride0, D);
+    const float r = rstd[t];
+    float part = 0.0f;
 #pragma unroll
-    for (int j = 0; j < 8; ++j) part += (d.of[j] * g.of[j]) * v.of[j];
-  }
-  const float along = sum_of_row(part, shared);
-  const float r = rstd[t], c = r * r * r * along / static_cast<float>(D);
-  for (int64_t i = threadIdx.x * 8; i < D; i += kRowThreads * 8) {
-    const Eight v = Eight::load(xs + i), d = Eight::load(dys + i);
-    const Eight g = load_eight(gain.data, gain.dtype, i);
-    Eight out;
+    for (int c = 0; c < kChunks; ++c) {
+      if (xs.column(c) >= D) break;
+      const Eight v = xs.eights[c].widen(), d = dys.eights[c].widen();
+      const Eight g = load_eight(gain.data, gain.dtype, xs.column(c));
 #pragma unroll
-    for (int j = 0; j < 8; ++j) out.of[j] = r * (g.of[j] * d.of[j]) - c * v.of[j];
-    out.store(to + i);
+      for (int j = 0; j < 8; ++j) {
+        part += (d.of[j] * g.of[j]) * v.of[j];
+        dgain[c].of[j] += d.of[j] * (v.of[j] * r);
+      }
+    }
+    // NOTE: two places in turn: a slow warp may still read the sum before.
+    const float along = sum_of_row(part, shared[t % 2]);
+    const float scale = r * r * r * along / static_cast<float>(D);
+    auto* const to = static_cast<bf16*>(dx.data) + t * dx.stride0;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      const int64_t i = xs.column(c);
+      if (i >= D) break;
+      const Eight v = xs.eights[c].widen(), d = dys.eights[c].widen();
+      const Eight g = load_eight(gain.data, gain.dtype, i);
+      Eight out;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) out.of[j] = r * (g.of[j] * d.of[j]) - scale * v.of[j];
+      out.store(to + i);
+    }
   }
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+    const int64_t i = HeldRow<kChunks>::column(c);
+    if (i >= D) break;
+    auto* const to = reinterpret_cast<float4*>(of_part + blockIdx.x * D + i);
+    to[0] = float4{dgain[c].of[0], dgain[c].of[1], dgain[c].of[2], dgain[c].of[3]};
+    to[1] = float4{dgain[c].of[4], dgain[c].of[5], dgain[c].of[6], dgain[c].of[7]};
+  }
+}
+
+// dx, and the sums of the gain's gradient over blocks of kGainRows; false where the rows are not of
+// this kind.
+bool backward_bf16(Context& ctx, const Tensor& x, const Tensor& gain, const Tensor& rstd,
+                   const Tensor& dy, const Tensor& dx, const Tensor& partial) {
+  const int64_t T = x.dim(0), D = x.dim(1), parts = ceil_div(T, kGainPart);
+  if (!has_bf16_rows(x) || !has_bf16_rows(dy) || !has_bf16_rows(dx) ||
+      !is_gain_of_bf16_rows(gain) || D > kMostChunks * kChunk)
+    return false;
+  Tensor of_part;
+  const Block memory = ctx.memory.take_tensor(DType::kF32, {parts, D}, &of_part);
+  with_chunks(D, [&](auto chunks) {
+    backward_bf16_kernel<chunks><<<static_cast<unsigned>(parts), kRowThreads, 0, stream_of(ctx)>>>(
+        T, D, View(x), View(gain), Array<const float>(rstd), View(dy), View(dx),
+        of_part.data<float>());
+  });
+  check_launch(ctx, "rmsnorm_backward", x);
+  const dim3 blocks(static_cast<unsigned>(ceil_div(D, kThreads)),
+                    static_cast<unsigned>(partial.dim(0)));
+  dgain_parts_kernel<<<blocks, kThreads, 0, stream_of(ctx)>>>(parts, D, of_part.data<float>(),
+                                                              static_cast<float*>(partial.raw()));
+  check_launch(ctx, "rmsnorm_backward", x);
+  return true;
 }
 
 unsigned row_blocks(int64_t T) { return static_cast<unsigned>(ceil_div(T, kRowsPerBlock)); }
@@ -183,11 +246,13 @@ unsigned row_blocks(int64_t T) { return static_cast<unsigned>(ceil_div(T, kRowsP
 void rmsnorm_forward(Context& ctx, In x, In gain, double eps, Out y, Out rstd) {
   const int64_t T = x.dim(0), D = x.dim(1);
   if (T == 0) return;
-  if (has_bf16_rows(x) && has_bf16_rows(y) && is_gain_of_bf16_rows(gain)) {
-    launch_programmatic(ctx, forward_bf16_kernel, static_cast<unsigned>(T), kRowThreads, 0, D,
-                        View(x), View(gain), static_cast<float>(eps), View(y), Array<float>(rstd));
+  if (has_bf16_rows(x) && has_bf16_rows(y) && is_gain_of_bf16_rows(gain) &&
+      with_chunks(D, [&](auto chunks) {
+        launch_programmatic(ctx, forward_bf16_kernel<chunks>, static_cast<unsigned>(T), kRowThreads,
+                            0, D, View(x), View(gain), static_cast<float>(eps), View(y),
+                            Array<float>(rstd));
+      }))
     return check_launch(ctx, "rmsnorm_forward", x);
-  }
   with_arithmetic({x.dtype()}, [&]<class R>(R) {
     forward_kernel<R><<<row_blocks(T), kThreads, 0, stream_of(ctx)>>>(
         T, D, View(x), View(gain), static_cast<R>(eps), View(y), Array<R>(rstd));
@@ -216,25 +281,14 @@ void rmsnorm_backward(Context& ctx, In x, In gain, In rstd, In dy, Out dx, Out d
   with_arithmetic({x.dtype()}, [&]<class R>(R) {
     Tensor partial;
     const Block memory = ctx.memory.take_tensor(DTypeOf<R>::value, {B, D}, &partial);
-    if (T > 0) {
-      const bool is_bf16 =
-          has_bf16_rows(x) && has_bf16_rows(dy) && has_bf16_rows(dx) && is_gain_of_bf16_rows(gain);
+    if (T > 0 && !backward_bf16(ctx, x, gain, rstd, dy, dx, partial)) {
       // NOTE: before dx, which may be dy.
-      const dim3 gain_blocks(columns, static_cast<unsigned>(B));
-      static_assert(kGainColumns == kThreads);
-      if (is_bf16)
-        dgain_blocks_bf16_kernel<<<gain_blocks, kGainWarps * 32, 0, stream_of(ctx)>>>(
-            T, D, View(x), Array<const float>(rstd), View(dy), static_cast<float*>(partial.raw()));
-      else
-        dgain_blocks_kernel<R><<<gain_blocks, kThreads, 0, stream_of(ctx)>>>(
-            T, D, View(x), Array<const R>(rstd), View(dy), partial.data<R>());
+      dgain_blocks_kernel<R>
+          <<<dim3(columns, static_cast<unsigned>(B)), kThreads, 0, stream_of(ctx)>>>(
+              T, D, View(x), Array<const R>(rstd), View(dy), partial.data<R>());
       check_launch(ctx, "rmsnorm_backward", x);
-      if (is_bf16)
-        dx_bf16_kernel<<<static_cast<unsigned>(T), kRowThreads, 0, stream_of(ctx)>>>(
-            D, View(x), View(gain), Array<const float>(rstd), View(dy), View(dx));
-      else
-        dx_kernel<R><<<row_blocks(T), kThreads, 0, stream_of(ctx)>>>(
-            T, D, View(x), View(gain), Array<const R>(rstd), View(dy), View(dx));
+      dx_kernel<R><<<row_blocks(T), kThreads, 0, stream_of(ctx)>>>(
+          T, D, View(x), View(gain), Array<const R>(rstd), View(dy), View(dx));
       check_launch(ctx, "rmsnorm_backward", x);
     }
     dgain_total_kernel<R>

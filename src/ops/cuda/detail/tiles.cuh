@@ -51,9 +51,7 @@ struct Divisor {
   __device__ explicit Divisor(float s) : scale(s), reciprocal(1.0f / s) {}
   __device__ Divisor(float s, float r) : scale(s), reciprocal(r) {}
   __device__ float divide(float v) const { return step(divide_bf16(v), v); }
-  // For v of 8 bits one step decides every rounding to e4m3: with B the 24 bits of scale, it could
-  // be wrong next to a tie of t of 5 bits, if (t / 2^4) B came within 2^-18 units of bit 20 of B to
-  // a multiple of 2^20 without being one, and no B does.
+  // For v of 8 bits one step is enough: with each of the 2^23 x 2^7 pairs of mantissas.
   __device__ float divide_bf16(float v) const { return step(v * reciprocal, v); }
 
  private:

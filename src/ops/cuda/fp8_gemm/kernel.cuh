@@ -158,7 +158,63 @@ __device__ inline void fp8_gemm_store(const float (&acc)[64], uint8_t* staging, 
   }
 }
 
-// The same for every other result: f32, added to what is there, or an odd number of columns.
+// The same, added to the bf16 that is there, and rounded once. What is there is asked for first,
+// all of it; sums go through shared memory 16 rows x 32 columns a warp at a time.
+__device__ inline void fp8_gemm_add_to_rows(const float (&acc)[64], uint8_t* staging,
+                                            __nv_bfloat16* c, int64_t row_stride, int cols,
+                                            int rows_left, int warp, int lane) {
+  const int unit = lane % 4;  // eight columns
+  const auto at = [&](int quarter, int i) {
+    return c + (warp * 16 + i * 8 + lane / 4) * row_stride + quarter * 32 + unit * 8;
+  };
+  const auto exists = [&](int quarter, int i) {
+    return warp * 16 + i * 8 + lane / 4 < rows_left && quarter * 32 + unit * 8 < cols;
+  };
+#pragma unroll
+  for (int two = 0; two < 4; two += 2) {
+    int4 old[2][2];
+#pragma unroll
+    for (int q = 0; q < 2; ++q)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        old[q][i] = exists(two + q, i) ? *reinterpret_cast<const int4*>(at(two + q, i)) : int4{};
+#pragma unroll
+    for (int q = 0; q < 2; ++q) {
+      const int quarter = two + q;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float* d = acc + (quarter * 4 + j) * 4;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int r = half * 8 + lane / 4, sixteen = 2 * j + unit / 2;  // bytes of a row
+          *reinterpret_cast<float2*>(staging + r * 128 + ((sixteen ^ (r & 7)) << 4) +
+                                     unit % 2 * 8) = float2{d[half * 2], d[half * 2 + 1]};
+        }
+      }
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int r = i * 8 + lane / 4;
+        const auto* pairs = reinterpret_cast<const __nv_bfloat162*>(&old[q][i]);
+        uint32_t words[4];
+#pragma unroll
+        for (int part = 0; part < 2; ++part) {
+          const float4 sum = *reinterpret_cast<const float4*>(staging + r * 128 +
+                                                              (((2 * unit + part) ^ (r & 7)) << 4));
+          const float2 a = __bfloat1622float2(pairs[2 * part]);
+          const float2 b = __bfloat1622float2(pairs[2 * part + 1]);
+          words[2 * part] = pack_bf16(sum.x + a.x, sum.y + a.y);
+          words[2 * part + 1] = pack_bf16(sum.z + b.x, sum.w + b.y);
+        }
+        if (exists(quarter, i))
+          *reinterpret_cast<uint4*>(at(quarter, i)) = uint4{words[0], words[1], words[2], words[3]};
+      }
+      __syncwarp();
+    }
+  }
+}
+
+// The same for every other result: f32, or an odd number of columns.
 __device__ inline void fp8_gemm_store_any(const Fp8GemmArgs& args, const float (&acc)[64],
                                           int64_t at, int cols, int rows_left, int warp, int lane) {
 #pragma unroll
@@ -202,8 +258,8 @@ __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmS
   uint8_t* staging = s.out + (group * 4 + warp) * 2048;
   const int k_blocks = args.k_blocks();
   const int w_blocks = (args.n + C::kCols - 1) / C::kCols;
-  const bool store_rows = !args.c_is_f32 && !args.accumulate && args.n % 8 == 0 &&
-                          args.c_row_stride % 8 == 0 && args.c_page_stride % 8 == 0;
+  const bool store_rows = !args.c_is_f32 && args.n % 8 == 0 && args.c_row_stride % 8 == 0 &&
+                          args.c_page_stride % 8 == 0;
   int stage = 0;
   uint32_t parity = 0;
   Fp8GemmTiles tiles(args);
@@ -293,7 +349,10 @@ __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmS
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
       const int64_t at = page * args.c_page_stride + part * 64 * args.c_row_stride + column;
-      if (store_rows)
+      if (store_rows && args.accumulate)
+        fp8_gemm_add_to_rows(acc[part], staging, static_cast<__nv_bfloat16*>(args.c) + at,
+                             args.c_row_stride, cols, left - part * 64, warp, lane);
+      else if (store_rows)
         fp8_gemm_store(acc[part], staging, static_cast<__nv_bfloat16*>(args.c) + at,
                        args.c_row_stride, cols, left - part * 64, warp, lane);
       else

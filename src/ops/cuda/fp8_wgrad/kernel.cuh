@@ -150,6 +150,11 @@ __device__ inline void fp8_wgrad_multiply(const Fp8WgradArgs& args, const Fp8Wgr
       const float2* const col_scale =
           reinterpret_cast<const float2*>(scales + C::kRows + lane % 4 * 2);
       barrier_wait(s.full + stage, parity);
+      // NOTE: read before the products: what waits for shared memory between the instructions of
+      // the matrix unit leaves the unit idle. Both halves of the rows use them.
+      float2 col[16];
+#pragma unroll
+      for (int j = 0; j < 16; ++j) col[j] = col_scale[j * 4];
       // 64 rows of the page: a at `offset` bytes, sums in `sum`.
       const auto multiply = [&](float(&sum)[64], int offset, float lo, float hi) {
         float partial[64];
@@ -158,20 +163,15 @@ __device__ inline void fp8_wgrad_multiply(const Fp8WgradArgs& args, const Fp8Wgr
         for (int i = 0; i < 4; ++i)
           mma_e4m3_n128(partial, advance(a, offset + i * 32), advance(b, i * 32), i > 0);
         mma_commit();
-        // Half of the scales are read under the products; all of them would not fit the registers.
-        float2 early[8];
-#pragma unroll
-        for (int j = 0; j < 8; ++j) early[j] = col_scale[j * 4];
         mma_wait<0>();
         mma_touch(partial);
 #pragma unroll
         for (int j = 0; j < 16; ++j) {
-          const float2 col = j < 8 ? early[j] : col_scale[j * 4];
           const int i = j * 4;
-          fp8_wgrad_add<kShort>(sum[i], partial[i], lo * col.x);
-          fp8_wgrad_add<kShort>(sum[i + 1], partial[i + 1], lo * col.y);
-          fp8_wgrad_add<kShort>(sum[i + 2], partial[i + 2], hi * col.x);
-          fp8_wgrad_add<kShort>(sum[i + 3], partial[i + 3], hi * col.y);
+          fp8_wgrad_add<kShort>(sum[i], partial[i], lo * col[j].x);
+          fp8_wgrad_add<kShort>(sum[i + 1], partial[i + 1], lo * col[j].y);
+          fp8_wgrad_add<kShort>(sum[i + 2], partial[i + 2], hi * col[j].x);
+          fp8_wgrad_add<kShort>(sum[i + 3], partial[i + 3], hi * col[j].y);
         }
       };
       multiply(acc[0], 0, row_scale[0], row_scale[8]);
@@ -212,10 +212,10 @@ __global__ void __launch_bounds__(Fp8WgradConfig::kThreads, 1)
   wait_for_previous_kernel();
   const int group = uniform(static_cast<int>(threadIdx.x) / 128);
   if (group == 0) {
-    registers_shrink<40>();
+    registers_shrink<24>();
     if (threadIdx.x == 0) fp8_wgrad_copy(args, map_a, map_b, s, rank);
   } else {
-    registers_grow<232>();
+    registers_grow<240>();
     fp8_wgrad_multiply<kShort>(args, s, rank, group - 1);
   }
   // A block may not leave while the other still writes or signals into its shared memory.
