@@ -216,7 +216,8 @@ bool can_record(Device device) {
 
 void begin_recording(Device device, Stream stream) {
   HADAL_CHECK(can_record(device), "this device cannot record work");
-  CHECK_CALL(cudaStreamBeginCapture(native(stream), cudaStreamCaptureModeThreadLocal));
+  // NOTE: relaxed, so that a pool may ask the driver for memory meanwhile.
+  CHECK_CALL(cudaStreamBeginCapture(native(stream), cudaStreamCaptureModeRelaxed));
 }
 
 Graph end_recording(Device, Stream stream) {
