@@ -41,6 +41,7 @@ run() {
   step serve python3 scripts/gpu_serve.py check build/gpu/hadal "$out"
   step layer build/gpu/hadal bench layer --config configs/deepseek_v3.json --tokens 4096 \
     --format bf16,fp8 --device cuda
+  step rows build/gpu/hadal bench rows --config configs/deepseek_v3.json --tokens 4096 --device cuda
   step kernels sh bench/cuda/run_all.sh build/gpu/bench "$out"
   echo "gpu.sh: $failed steps failed; see $out"
   [ $failed -eq 0 ]

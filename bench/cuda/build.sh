@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 out=$1
 shift
 mkdir -p "$out"
-[ $# -gt 0 ] || set -- mla_decode fp8_gemm fp8_wgrad fused mla_attention bf16_gemm
+[ $# -gt 0 ] || set -- mla_decode fp8_gemm fp8_wgrad mla_attention bf16_gemm
 flags="-std=c++20 -O3 -gencode arch=compute_90a,code=sm_90a -Isrc -I. -cudart static"
 g++ -std=c++20 -O2 -Isrc -c src/core/check.cc -o "$out/check.o"
 for name in "$@"; do

@@ -3,10 +3,10 @@
 //   M rows   N columns   K inner width   E experts   P pages
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/gemm.h"
-#include "ops/quant.h"
 
 #include <algorithm>
 
+#include "ops/quant.h"
 #include "ops/routing.h"
 #include "tests/ops_cuda/twin.h"
 
