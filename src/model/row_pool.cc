@@ -17,7 +17,7 @@ RowLease::RowLease(RowLease&& other) noexcept
 
 RowLease& RowLease::operator=(RowLease&& other) noexcept {
   if (this != &other) {
-    if (pool_ != nullptr) ops::give_back_pages(pool_->ctx_, layout_, pool_->stack_, page_);
+    const RowLease gone(std::move(*this));
     pool_ = std::exchange(other.pool_, nullptr);
     layout_ = std::move(other.layout_);
     page_ = std::move(other.page_);
@@ -26,7 +26,12 @@ RowLease& RowLease::operator=(RowLease&& other) noexcept {
 }
 
 RowLease::~RowLease() {
-  if (pool_ != nullptr) ops::give_back_pages(pool_->ctx_, layout_, pool_->stack_, page_);
+  if (pool_ == nullptr) return;
+  try {
+    ops::give_back_pages(pool_->ctx_, layout_, pool_->stack_, page_);
+  } catch (const Error&) {
+    // A launch that failed: the error of the op that made it fail is on its way, or the next op's.
+  }
 }
 
 ops::PagedRows RowLease::x() const {
