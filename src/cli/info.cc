@@ -52,15 +52,17 @@ void run(const Options& o) {
   const Config c =
       read_model_config(o.config.empty() ? resolve_model(o.model) + "/config.json" : o.config);
   const ParamCounts n = count_params(c);
-  const int64_t cache = cache_bytes_per_token(c, DType::kBF16, 0);
+  const int64_t cache = cache_bytes_per_token(c, DType::kBF16, CacheFormat::kCompute, 0);
+  const int64_t fp8_cache = cache_bytes_per_token(c, DType::kBF16, CacheFormat::kFp8, 0);
   const TrainingPlan p = plan(c, o.tokens, DType::kBF16);
   const int64_t all = n.main + n.mtp;
   if (o.json) {
     const nlohmann::json root = {
         {"parameters", n.main},        {"mtp_parameters", n.mtp},
         {"activated", n.activated},    {"activated_head_only", n.activated_head_only},
-        {"kv_bytes_per_token", cache}, {"tokens", o.tokens},
-        {"saved_bytes", p.saved},      {"deferred_bytes", p.deferred}};
+        {"kv_bytes_per_token", cache}, {"kv_bytes_per_token_fp8", fp8_cache},
+        {"tokens", o.tokens},          {"saved_bytes", p.saved},
+        {"deferred_bytes", p.deferred}};
     fmt::print("{}\n", root.dump(2));
     return;
   }
@@ -70,8 +72,8 @@ void run(const Options& o) {
                billions(n.mtp / c.num_nextn_predict_layers));
   fmt::print("activated per token   {} with embedding and head, {} with the head only\n",
              billions(n.activated), billions(n.activated_head_only));
-  fmt::print("KV cache              {} bytes per token in bf16 ({} layers of {} + {})\n", cache,
-             c.num_hidden_layers, c.kv_lora_rank, c.qk_rope_head_dim);
+  fmt::print("KV cache              {} bytes per token in bf16, {} in FP8 ({} layers of {} + {})\n",
+             cache, fp8_cache, c.num_hidden_layers, c.kv_lora_rank, c.qk_rope_head_dim);
   fmt::print("weights               {} in bf16, {} in f32\n", gib(2.0 * static_cast<double>(all)),
              gib(4.0 * static_cast<double>(all)));
   fmt::print("training state        {} (f32 masters, gradients and moments)\n",

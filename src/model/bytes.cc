@@ -13,6 +13,11 @@ constexpr int64_t kTile = 128;  // elements of a tile; ops::kTileSize, checked i
 int64_t num_tiles(int64_t width) { return (width + kTile - 1) / kTile; }
 // 32-bit words of a row in E5M6: ops::e5m6_words.
 int64_t e5m6_words(int64_t width) { return (width + 7) / 8 * 3; }
+// Bytes of an FP8 row of the cache: ops::Fp8LatentRow, checked in model/latent_cache.cc.
+int64_t fp8_latent_row_bytes(int64_t R, int64_t Dr) {
+  const int64_t elements = (R + 3) / 4 * 4, scales = 4 * num_tiles(R), key = 2 * Dr;
+  return (elements + scales + key + 15) / 16 * 16;
+}
 }  // namespace
 
 ByteCount& ByteCount::add_tile_rows(int64_t T, int64_t K) {
@@ -183,8 +188,13 @@ size_t saved_bytes(const Config& c, int64_t T, DType act) {
 
 }  // namespace head
 
-int64_t cache_bytes_per_token(const Config& c, DType dtype, int64_t num_mtp) {
-  return (c.num_hidden_layers + num_mtp) * c.latent_dim() * static_cast<int64_t>(dtype_size(dtype));
+int64_t latent_row_bytes(const Config& c, DType act, CacheFormat format) {
+  return format == CacheFormat::kFp8 ? fp8_latent_row_bytes(c.kv_lora_rank, c.qk_rope_head_dim)
+                                     : c.latent_dim() * static_cast<int64_t>(dtype_size(act));
+}
+
+int64_t cache_bytes_per_token(const Config& c, DType act, CacheFormat format, int64_t num_mtp) {
+  return (c.num_hidden_layers + num_mtp) * latent_row_bytes(c, act, format);
 }
 
 ParamCounts count_params(const Config& c) {

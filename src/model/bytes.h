@@ -57,8 +57,10 @@ namespace head {
 size_t saved_bytes(const Config& config, int64_t T, DType act);
 }  // namespace head
 
-// Latent cache of one token over all layers; MTP modules that speculate add theirs.
-int64_t cache_bytes_per_token(const Config& config, DType dtype, int64_t num_mtp);
+// Latent cache of one token in one layer, of a decoder that computes in act; and over all layers,
+// where MTP modules that speculate add theirs.
+int64_t latent_row_bytes(const Config& config, DType act, CacheFormat format);
+int64_t cache_bytes_per_token(const Config& config, DType act, CacheFormat format, int64_t num_mtp);
 
 // Number of parameters, router biases not counted (they are not trained).
 struct ParamCounts {

@@ -27,8 +27,11 @@ Decoder::Decoder(Context& ctx, const Config& config, const Weights& weights, DTy
       weights_(weights),
       act_(act),
       limits_(limits),
-      cache_(ctx, config, act, config.num_hidden_layers + limits.num_mtp, num_pages(limits),
-             limits.max_seqs, limits.max_tokens),
+      cache_(ctx, config, act, limits.cache,
+             {.num_layers = config.num_hidden_layers + limits.num_mtp,
+              .num_pages = num_pages(limits),
+              .max_seqs = limits.max_seqs,
+              .max_tokens = limits.max_tokens}),
       rows_(ctx, config, act,
             std::max<int64_t>(1, experts::max_pages(config, limits.max_step_tokens))),
       exchange_(rows_, config.n_routed_experts) {

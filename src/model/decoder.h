@@ -23,6 +23,7 @@ class Decoder {
     int64_t max_step_tokens = 256;  // T of one step
     int64_t num_mtp = 0;            // MTP modules to keep a cache for
     int64_t num_pages = 0;          // of the cache; 0: all sequences at their longest
+    CacheFormat cache = CacheFormat::kCompute;
   };
   // REQUIRES: config and weights outlive the decoder. act: f64, f32 or bf16.
   Decoder(Context& ctx, const Config& config, const Weights& weights, DType act, Limits limits);

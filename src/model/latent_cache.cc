@@ -7,22 +7,27 @@
 
 namespace hadal {
 
-LatentCache::LatentCache(Context& ctx, const Config& c, DType dtype, int64_t num_layers,
-                         int64_t num_pages, int64_t max_seqs, int64_t max_tokens)
+LatentCache::LatentCache(Context& ctx, const Config& c, DType act, CacheFormat format, Size size)
     : ctx_(ctx),
-      max_pages_per_seq_((max_tokens + ops::kCachePageTokens - 1) / ops::kCachePageTokens),
-      pages_(static_cast<size_t>(max_seqs)),
-      taken_(static_cast<size_t>(max_seqs), false) {
-  HADAL_CHECK(num_pages > 0 && max_seqs > 0 && max_tokens > 0,
-              "a cache needs pages, sequences and ", "tokens, got ", num_pages, ", ", max_seqs,
-              ", ", max_tokens);
-  const Shape slab_shape{num_layers, num_pages, ops::kCachePageTokens, c.latent_dim()};
-  const Shape table_shape{max_seqs, max_pages_per_seq_};
+      max_pages_per_seq_((size.max_tokens + ops::kCachePageTokens - 1) / ops::kCachePageTokens),
+      pages_(static_cast<size_t>(size.max_seqs)),
+      taken_(static_cast<size_t>(size.max_seqs), false) {
+  HADAL_CHECK(size.num_pages > 0 && size.max_seqs > 0 && size.max_tokens > 0,
+              "a cache needs pages, sequences and ", "tokens, got ", size.num_pages, ", ",
+              size.max_seqs, ", ", size.max_tokens);
+  if (format == CacheFormat::kFp8) fp8_ = ops::Fp8LatentRow{c.kv_lora_rank, c.qk_rope_head_dim};
+  const DType dtype = fp8_ ? DType::kE4M3 : act;
+  const int64_t row = fp8_ ? fp8_->bytes() : c.latent_dim();
+  HADAL_CHECK(row * static_cast<int64_t>(dtype_size(dtype)) == latent_row_bytes(c, act, format),
+              "a row of the cache is ", row, " elements of ", dtype_name(dtype), ", planned were ",
+              latent_row_bytes(c, act, format), " bytes");
+  const Shape slab_shape{size.num_layers, size.num_pages, ops::kCachePageTokens, row};
+  const Shape table_shape{size.max_seqs, max_pages_per_seq_};
   memory_ =
       ctx.memory.take(ByteCount().add(dtype, slab_shape).add(DType::kI32, table_shape).total());
   slab_ = memory_.tensor(dtype, slab_shape);
   table_ = memory_.tensor(DType::kI32, table_shape);
-  for (int64_t page = num_pages - 1; page >= 0; --page) free_.push_back(page);
+  for (int64_t page = size.num_pages - 1; page >= 0; --page) free_.push_back(page);
 }
 
 int64_t LatentCache::open() {
@@ -70,7 +75,7 @@ void LatentCache::assign(int64_t seq, const std::vector<int64_t>& pages) {
 }
 
 ops::LatentPages LatentCache::layer(int64_t layer) const {
-  return {.pages = slab_.row(layer), .table = table_.rows(0, num_selected_)};
+  return {.pages = slab_.row(layer), .table = table_.rows(0, num_selected_), .fp8 = fp8_};
 }
 
 void LatentCache::select(const std::vector<int64_t>& seqs) {

@@ -5,11 +5,13 @@
 //
 // Pages hold ops::kCachePageTokens tokens. Page numbers are the same in every layer: page i of
 // sequence s is page table[s][i] of each layer's slab. Only the latent after its norm and the key
-// after rope are kept (report, 2.1.1): (Rkv + Dr) elements a token and layer.
+// after rope are kept (report, 2.1.1): (Rkv + Dr) elements of the compute type a token and layer,
+// or an FP8 row (ops/latent_row.h). cache_bytes_per_token() of model/bytes.h is what a token takes.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "core/context.h"
@@ -21,9 +23,12 @@ namespace hadal {
 class LatentCache {
  public:
   // REQUIRES: ctx outlives the cache.
-  // Room for num_pages pages in each of num_layers layers; max_seqs sequences of max_tokens each.
-  LatentCache(Context& ctx, const Config& config, DType dtype, int64_t num_layers,
-              int64_t num_pages, int64_t max_seqs, int64_t max_tokens);
+  struct Size {
+    int64_t num_layers, num_pages;  // pages in each layer
+    int64_t max_seqs, max_tokens;   // of each sequence
+  };
+  // act: the decoder's compute type.
+  LatentCache(Context& ctx, const Config& config, DType act, CacheFormat format, Size size);
 
   // A free sequence slot, or an Error when all are taken.
   int64_t open();
@@ -48,7 +53,8 @@ class LatentCache {
   Context& ctx_;
   int64_t max_pages_per_seq_;
   Block memory_;
-  Tensor slab_;   // [L, num_pages, kCachePageTokens, R+Dr]
+  std::optional<ops::Fp8LatentRow> fp8_;
+  Tensor slab_;   // [L, num_pages, kCachePageTokens, R+Dr], or of the bytes of FP8 rows
   Tensor table_;  // [max_seqs, max_pages_per_seq] i32
   int64_t num_selected_ = 0;
   std::vector<int64_t> free_;

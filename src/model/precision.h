@@ -1,4 +1,5 @@
-// Precision: the formats that training uses beside its compute type (report, 3.3).
+// Precision: the formats that training uses beside its compute type (report, 3.3), and that of the
+// latent cache in generation.
 //
 // The default is the compute type for everything. docs/numerics.md lists every tensor.
 // SPDX-License-Identifier: Apache-2.0
@@ -23,5 +24,8 @@ struct Precision {
 
 // The report's recipe, whole.
 inline constexpr Precision kFp8Recipe{.fp8 = true, .e4m3_swiglu = true, .e5m6_attention = true};
+
+// Rows of the latent cache: of the compute type, or e4m3 with scales (ops/latent_row.h).
+enum class CacheFormat : uint8_t { kCompute, kFp8 };
 
 }  // namespace hadal

@@ -49,11 +49,14 @@ void check_inputs(const Packed& seq, const Tensor& q, const Tensor& kv, const Te
 
 void check_cache(const Packed& seq, const LatentPages& cache, DType act, int64_t width,
                  const char* op) {
+  const int64_t row = cache.fp8 ? cache.fp8->bytes() : width;
   HADAL_CHECK(cache.pages.rank() == 3 && cache.pages.dim(1) == kCachePageTokens &&
-                  cache.pages.dim(2) == width,
+                  cache.pages.dim(2) == row,
               op, ": the cache is ", cache.pages.str(), "; it must be [pages, ", kCachePageTokens,
-              ", ", width, "]");
-  check_type(cache.pages, act, op, "the cache");
+              ", ", row, "]");
+  HADAL_CHECK(cache.width() == width, op, ": the cache has FP8 rows of ", cache.fp8->R, " + ",
+              cache.fp8->Dr, " columns, the tensors ", width);
+  check_type(cache.pages, cache.fp8 ? DType::kE4M3 : act, op, "the cache");
   HADAL_CHECK(cache.table.rank() == 2 && cache.table.dim(0) == seq.num_seqs &&
                   cache.table.dtype() == DType::kI32,
               op, ": the page table is ", cache.table.str(), " for ", seq.num_seqs, " sequences");

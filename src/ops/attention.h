@@ -7,8 +7,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <optional>
+
 #include "core/packed.h"
 #include "ops/dispatch.h"
+#include "ops/latent_row.h"
 
 namespace hadal::ops {
 
@@ -28,11 +31,16 @@ struct MlaAttentionSaved {
 HADAL_OP(mla_attention_backward, Context& ctx, const Packed& seq, double scale,
          const MlaAttentionSaved& saved, In dout, const MlaAttentionGrads& grads)
 
-// The paged latent cache as a kernel sees it: page i of sequence s is pages[table[s][i]].
+// The paged latent cache as a kernel sees it: page i of sequence s is pages[table[s][i]]. A row is
+// the latent after its norm and the rotated k_pe: R+Dr elements of the compute type, or an FP8 row
+// (ops/latent_row.h), which is written from those elements and read as what it holds.
 inline constexpr int64_t kCachePageTokens = 64;
 struct LatentPages {
-  Tensor pages;  // [num_pages, kCachePageTokens, R+Dr]   latent after its norm | rotated k_pe
+  Tensor pages;  // [num_pages, kCachePageTokens, R+Dr], or as e4m3 [.., .., fp8->bytes()]
   Tensor table;  // [S, max_pages_per_seq] i32
+  std::optional<Fp8LatentRow> fp8 = {};  // set: rows are FP8, of these widths
+
+  int64_t width() const { return fp8 ? fp8->R + fp8->Dr : pages.dim(2); }  // R+Dr
 };
 // Stores row t of latent [T, R+Dr] at position positions[t] of its sequence.
 HADAL_OP(latent_cache_write, Context& ctx, const Packed& seq, In latent, const LatentPages& cache)

@@ -67,8 +67,11 @@ void latent_inputs(Context& ctx, const Packed& seq, const LatentNorm& norm, In k
   HADAL_CHECK_SHAPE(q_out, T, H, Dr);
   HADAL_CHECK_SHAPE(norm.gain, W - Dr);
   HADAL_CHECK_SHAPE(seq.rope, T, Dr);
-  HADAL_CHECK(Dr % 2 == 0 && cache.pages.rank() == 3 && cache.pages.dim(2) == W &&
-                  cache.pages.dtype() == kv_lat.dtype(),
+  const DType stored = cache.fp8 ? DType::kE4M3 : kv_lat.dtype();
+  const int64_t row = cache.fp8 ? cache.fp8->bytes() : W;
+  HADAL_CHECK(Dr % 2 == 0 && cache.pages.rank() == 3 && cache.pages.dim(2) == row &&
+                  cache.pages.dtype() == stored && (!cache.fp8 || cache.fp8->Dr == Dr) &&
+                  cache.width() == W,
               "latent_inputs: rows of ", kv_lat.str(), " with a rope width of ", Dr,
               " for a cache of ", cache.pages.str());
   static_cast<void>(rows);

@@ -240,7 +240,8 @@ PrefillPlan plan_prefill(const Config& c, const ServeRates& r, const ServeLoad& 
   const Ttft t = time_to_first_token(
       trace, static_cast<int64_t>(std::ceil(mean_units(load, needed))),
       load.prefill.batch_tokens * static_cast<double>(load.prefill.ep), 1 / per_unit,
-      static_cast<double>(cache_bytes_per_token(c, DType::kBF16, 0)) / device.nic_bandwidth);
+      static_cast<double>(cache_bytes_per_token(c, DType::kBF16, CacheFormat::kCompute, 0)) /
+          device.nic_bandwidth);
   p.ttft_mean = t.mean, p.ttft_p99 = t.p99;
   return p;
 }
@@ -252,7 +253,8 @@ DecodePlan plan_decode(const Config& c, const ServeRates& r, const ServeLoad& lo
   const double slots = static_cast<double>(c.n_routed_experts + load.decode.redundant) /
                        static_cast<double>(load.decode.ep);
   d.weight_bytes = serving_weight_bytes(c, slots);
-  d.cache_bytes_per_token = static_cast<double>(cache_bytes_per_token(c, DType::kBF16, 0));
+  d.cache_bytes_per_token =
+      static_cast<double>(cache_bytes_per_token(c, DType::kBF16, CacheFormat::kCompute, 0));
   const double of_request = d.cache_bytes_per_token * load.mean_kv_tokens;
   const double free_bytes = device.memory_bytes - d.weight_bytes;
   HADAL_CHECK(free_bytes >= of_request, "decode: ", d.weight_bytes / 1e9, " GB of weights leave ",

@@ -19,7 +19,8 @@ TEST(Info, GivesTheFiguresOfDeepSeekV3) {
            "parameters            671.03B without MTP\n",
            "MTP module 1          11.61B, embedding and head shared\n",
            "activated per token   37.55B with embedding and head, 36.62B with the head only\n",
-           "KV cache              70272 bytes per token in bf16 (61 layers of 512 + 64)\n",
+           "KV cache              70272 bytes per token in bf16, 40016 in FP8 (61 layers of 512 + "
+           "64)\n",
        })
     EXPECT_NE(r.out.find(line), std::string::npos) << line << "is not in:\n" << r.out;
 }
@@ -29,6 +30,7 @@ TEST(Info, GivesTheSameFiguresAsJson) {
   EXPECT_EQ(root["parameters"], 671026404352);
   EXPECT_EQ(root["mtp_parameters"], 11610067968);
   EXPECT_EQ(root["kv_bytes_per_token"], 70272);
+  EXPECT_EQ(root["kv_bytes_per_token_fp8"], 40016);
   EXPECT_EQ(root["activated"].get<int64_t>() - root["activated_head_only"].get<int64_t>(),
             int64_t{129280} * 7168);
 }

@@ -129,87 +129,160 @@ TEST(OpsCuda, TrainingAttentionDoesNotDependOnThePack) {
   }
 }
 
+// A cache of rows of `type`, or of FP8 ones.
+struct CacheCase {
+  DType type;
+  bool fp8;
+  std::string name() const { return concat(dtype_name(type), fp8 ? " over an FP8 cache" : ""); }
+  // Pages of random numbers, or, where rows are FP8, of NaN.
+  ops::LatentPages make(Side& s, int64_t num_pages, ops::Fp8LatentRow widths,
+                        const Tensor& table) const {
+    if (!fp8)
+      return {s.random("pages", type, {num_pages, ops::kCachePageTokens, widths.R + widths.Dr}),
+              table};
+    return {s.out(DType::kE4M3, {num_pages, ops::kCachePageTokens, widths.bytes()}), table, widths};
+  }
+};
+
+// The bytes of a cache, to be compared as such.
+Tensor bits_of(const ops::LatentPages& cache) {
+  if (!cache.fp8) return cache.pages;
+  const Shape& shape = cache.pages.shape();
+  return {cache.pages.raw(), DType::kI32, {shape[0], shape[1], shape[2] / 4}};
+}
+
 // Writes two sequences in pieces, then attends: pages of both lie mixed in the cache.
 TEST(OpsCuda, LatentAttention) {
   for (DType type : kTypes)
-    for (int64_t H : {1, 3, 70})
-      expect_twins(
-          concat("latent ", dtype_name(type), " ", H, " heads"),
-          [&](Side& s) {
-            const int64_t R = 21, Dr = 4, W = R + Dr;
-            const Tensor pages = s.random("pages", type, {8, ops::kCachePageTokens, W});
-            const Tensor table = s.make(DType::kI32, {2, 3}, [](int64_t i) {
-              return std::vector<double>{6, 0, 3, 1, 7, -1}[static_cast<size_t>(i)];
-            });
-            const ops::LatentPages cache{pages, table};
-            const Packed old = packed(s, {130, 63}, {0, 0}), now = packed(s, {3, 2}, {130, 63});
-            const Tensor before = s.random("before", type, {193, W});
-            const Tensor latent = s.random("latent", type, {5, W + 2}).cols(0, W);
-            const Tensor q = s.random("q", type, {5, H, W}), out = s.out(type, {5, H, R});
-            ops::latent_cache_write(s.ctx, old, before, cache);
-            ops::latent_cache_write(s.ctx, now, latent, cache);
-            ops::latent_attention(s.ctx, now, 0.3, q, cache, Tensor(out));
-            return std::vector<Tensor>{pages, out};
-          },
-          kLibraryRoundings);
+    for (bool fp8 : {false, true})
+      for (int64_t H : {1, 3, 70}) {
+        const CacheCase format{type, fp8};
+        expect_twins(
+            concat("latent ", format.name(), " ", H, " heads"),
+            [&](Side& s) {
+              // An FP8 row of a whole tile and a part of one.
+              const int64_t R = fp8 ? 149 : 21, Dr = 4, W = R + Dr;
+              const Tensor table = s.make(DType::kI32, {2, 3}, [](int64_t i) {
+                return std::vector<double>{6, 0, 3, 1, 7, -1}[static_cast<size_t>(i)];
+              });
+              const ops::LatentPages cache = format.make(s, 8, {R, Dr}, table);
+              const Packed old = packed(s, {130, 63}, {0, 0}), now = packed(s, {3, 2}, {130, 63});
+              const Tensor before = s.random("before", type, {193, W});
+              const Tensor latent = s.random("latent", type, {5, W + 2}).cols(0, W);
+              const Tensor q = s.random("q", type, {5, H, W}), out = s.out(type, {5, H, R});
+              ops::latent_cache_write(s.ctx, old, before, cache);
+              ops::latent_cache_write(s.ctx, now, latent, cache);
+              ops::latent_attention(s.ctx, now, 0.3 / std::sqrt(static_cast<double>(R) / 21.0), q,
+                                    cache, Tensor(out));
+              return std::vector<Tensor>{bits_of(cache), out};
+            },
+            kLibraryRoundings);
+      }
 }
 
-// DeepSeek-V3's own latent size, which Hopper's kernel takes: a chunk over a split's end, and two
-// sequences of one token.
+// DeepSeek-V3's own latent size, which Hopper's kernel takes: a chunk over a split's end, two
+// sequences of one token, few tokens of short contexts, and many splits.
 TEST(OpsCuda, LatentAttentionOfV3) {
   const int64_t R = 512, W = 576;
   struct Case {
     int64_t H;
     std::vector<int32_t> old, added;
   };
-  const Case cases[] = {{5, {980}, {130}}, {16, {1100, 63}, {1, 1}}, {128, {30, 1}, {2, 2}}};
+  const Case cases[] = {{5, {980}, {130}},
+                        {16, {1100, 63}, {1, 1}},
+                        {128, {30, 1}, {2, 2}},
+                        {64, {127, 128, 5}, {1, 1, 1}},
+                        {128, {1023}, {3}}};
   for (Numerics numerics : {Numerics::kInvariant, Numerics::kFastest})
     for (const Case& test : cases)
-      expect_twins(
-          concat("latent attention of ", test.H, " heads"),
-          [&](Side& s) {
-            s.ctx.numerics = numerics;
-            const DType type = DType::kBF16;
-            const auto S = static_cast<int64_t>(test.old.size());
-            int64_t before = 0, T = 0;
-            for (int32_t n : test.old) before += n;
-            for (int32_t n : test.added) T += n;
-            const Tensor pages = s.random("pages", type, {20 * S, ops::kCachePageTokens, W});
-            const Tensor table =
-                s.make(DType::kI32, {S, 20}, [&](int64_t i) { return (7 * i) % (20 * S); });
-            const ops::LatentPages cache{pages, table};
-            const std::vector<int32_t> none(test.old.size(), 0);
-            ops::latent_cache_write(s.ctx, packed(s, test.old, none),
-                                    s.random("before", type, {before, W}), cache);
-            const Packed now = packed(s, test.added, test.old);
-            ops::latent_cache_write(s.ctx, now, s.random("latent", type, {T, W}), cache);
-            const Tensor q = s.random("q", type, {T, test.H, W});
-            const Tensor out = s.out(type, {T, test.H, R});
-            ops::latent_attention(s.ctx, now, 0.03, q, cache, Tensor(out));
-            return std::vector<Tensor>{out};
-          },
-          4.0);
+      for (bool fp8 : {false, true}) {
+        const CacheCase format{DType::kBF16, fp8};
+        expect_twins(
+            concat("latent attention of ", test.H, " heads, ", format.name()),
+            [&](Side& s) {
+              s.ctx.numerics = numerics;
+              const DType type = DType::kBF16;
+              const auto S = static_cast<int64_t>(test.old.size());
+              int64_t before = 0, T = 0;
+              for (int32_t n : test.old) before += n;
+              for (int32_t n : test.added) T += n;
+              const Tensor table =
+                  s.make(DType::kI32, {S, 20}, [&](int64_t i) { return (7 * i) % (20 * S); });
+              const ops::LatentPages cache = format.make(s, 20 * S, {R, W - R}, table);
+              const std::vector<int32_t> none(test.old.size(), 0);
+              ops::latent_cache_write(s.ctx, packed(s, test.old, none),
+                                      s.random("before", type, {before, W}), cache);
+              const Packed now = packed(s, test.added, test.old);
+              ops::latent_cache_write(s.ctx, now, s.random("latent", type, {T, W}), cache);
+              const Tensor q = s.random("q", type, {T, test.H, W});
+              const Tensor out = s.out(type, {T, test.H, R});
+              ops::latent_attention(s.ctx, now, 0.03, q, cache, Tensor(out));
+              return std::vector<Tensor>{out};
+            },
+            4.0);
+      }
+}
+
+// Hopper's kernel over FP8 rows has the bits of the same kernel over what they hold in bf16.
+TEST(OpsCuda, LatentAttentionOfFp8RowsIsThatOfTheirValues) {
+  if (!has_gpu()) GTEST_SKIP() << "no GPU: " << device::why_no_cuda();
+  const ops::Fp8LatentRow widths{512, 64};
+  const int64_t W = widths.R + widths.Dr;
+  const int32_t length = 1300;
+  for (int64_t H : {16, 64}) {
+    Side s({DeviceKind::kCuda, 0});
+    const Tensor table = s.make(DType::kI32, {1, 21}, [&](int64_t i) { return (5 * i) % 21; });
+    const ops::LatentPages fp8 = CacheCase{DType::kBF16, true}.make(s, 21, widths, table);
+    const ops::LatentPages plain = CacheCase{DType::kBF16, false}.make(s, 21, widths, table);
+    const Packed all = packed(s, {length}, {0});
+    ops::latent_cache_write(s.ctx, all, s.random("latent", DType::kBF16, {length, W}), fp8);
+    const HostRead bytes(s.ctx, fp8.pages);
+    const Tensor held = s.make(DType::kBF16, {length, W}, [&](int64_t i) {
+      const int64_t position = i / W, column = i % W;
+      const int64_t page = (5 * (position / 64)) % 21;
+      const char* row = static_cast<const char*>(bytes.tensor().raw()) +
+                        (page * 64 + position % 64) * widths.bytes();
+      if (column >= widths.R)
+        return load_element(row + widths.key_at(), DType::kBF16, column - widths.R);
+      return load_element(row, DType::kE4M3, column) *
+             load_element(row + widths.scale_at(), DType::kF32, column / 128);
+    });
+    ops::latent_cache_write(s.ctx, all, held, plain);
+    const Packed now = packed(s, {1}, {length - 1});
+    const Tensor q = s.random("q", DType::kBF16, {1, H, W});
+    const Tensor got = s.out(DType::kBF16, {1, H, widths.R}),
+                 want = s.out(DType::kBF16, got.shape());
+    ops::latent_attention(s.ctx, now, 0.03, q, fp8, Tensor(got));
+    ops::latent_attention(s.ctx, now, 0.03, q, plain, Tensor(want));
+    const HostRead a(s.ctx, got), b(s.ctx, want);
+    expect_bits_equal(concat(H, " heads"), a.tensor(), b.tensor());
+  }
 }
 
 // In the invariant mode a token's bits are the same in a chunk and alone, also where the chunk
 // crosses the end of a split.
 TEST(OpsCuda, LatentAttentionDoesNotDependOnTheChunk) {
   if (!has_gpu()) GTEST_SKIP() << "no GPU: " << device::why_no_cuda();
-  Side s({DeviceKind::kCuda, 0});
   const int64_t H = 16, R = 512, W = 576;
   const int32_t begin = 1000, T = 60;
-  const Tensor pages = s.random("pages", DType::kBF16, {20, ops::kCachePageTokens, W});
-  const Tensor table = s.make(DType::kI32, {1, 20}, [&](int64_t i) { return (7 * i) % 20; });
-  const ops::LatentPages cache{pages, table};
-  const Tensor q = s.random("q", DType::kBF16, {T, H, W});
-  const Tensor all = s.out(DType::kBF16, {T, H, R});
-  ops::latent_attention(s.ctx, packed(s, {T}, {begin}), 0.03, q, cache, Tensor(all));
-  for (int32_t t : {0, 23, 24, 25, 40, 59}) {
-    const Tensor one = s.out(DType::kBF16, {1, H, R});
-    ops::latent_attention(s.ctx, packed(s, {1}, {begin + t}), 0.03, q.rows(t, 1), cache,
-                          Tensor(one));
-    const HostRead want(s.ctx, all.rows(t, 1)), got(s.ctx, one);
-    expect_bits_equal(concat("token ", t, " alone"), got.tensor(), want.tensor());
+  for (bool fp8 : {false, true}) {
+    Side s({DeviceKind::kCuda, 0});
+    const CacheCase format{DType::kBF16, fp8};
+    const Tensor table = s.make(DType::kI32, {1, 20}, [&](int64_t i) { return (7 * i) % 20; });
+    const ops::LatentPages cache = format.make(s, 20, {R, W - R}, table);
+    ops::latent_cache_write(s.ctx, packed(s, {begin + T}, {0}),
+                            s.random("latent", DType::kBF16, {begin + T, W}), cache);
+    const Tensor q = s.random("q", DType::kBF16, {T, H, W});
+    const Tensor all = s.out(DType::kBF16, {T, H, R});
+    ops::latent_attention(s.ctx, packed(s, {T}, {begin}), 0.03, q, cache, Tensor(all));
+    for (int32_t t : {0, 23, 24, 25, 40, 59}) {
+      const Tensor one = s.out(DType::kBF16, {1, H, R});
+      ops::latent_attention(s.ctx, packed(s, {1}, {begin + t}), 0.03, q.rows(t, 1), cache,
+                            Tensor(one));
+      const HostRead want(s.ctx, all.rows(t, 1)), got(s.ctx, one);
+      expect_bits_equal(concat("token ", t, " alone, ", format.name()), got.tensor(),
+                        want.tensor());
+    }
   }
 }
 

@@ -81,5 +81,35 @@ TEST(OpsCuda, LatentInputs) {
           4.0);
 }
 
+// Latents of magnitude one have their norm exactly, so that FP8 rows have the same bits on both.
+TEST(OpsCuda, LatentInputsOfAnFp8Cache) {
+  for (DType type : kTypes)
+    for (ops::RopeLayout layout : {ops::RopeLayout::kInterleaved, ops::RopeLayout::kHalves})
+      for (int64_t R : {40, 512}) {
+        expect_twins(concat("latent inputs ", dtype_name(type), " of ", R), [&](Side& s) {
+          const int64_t T = 3, H = 2, Dr = 6, W = R + Dr;
+          const ops::Fp8LatentRow row{R, Dr};
+          Packed seq;
+          seq.num_tokens = T;
+          seq.num_seqs = 2;
+          seq.max_len = 2;
+          seq.offsets = s.list({0, 2, 3});
+          seq.positions = s.list({63, 64, 5});
+          seq.rope = s.random("rope", stat_dtype(type), {T, Dr});
+          const Tensor pages = s.out(DType::kE4M3, {4, ops::kCachePageTokens, row.bytes()});
+          const ops::LatentPages cache{pages, s.list({2, 0, 3, -1}).view({2, 2}), row};
+          const ops::LatentNorm norm{layout, 0.0, s.random("gain", type, {R})};
+          const Rng rng(33, stream_id("signs"));
+          const Tensor kv = s.make(type, {T, W}, [&](int64_t i) {
+            return (rng.u64(static_cast<uint64_t>(i)) & 1) != 0 ? 1.0 : -1.0;
+          });
+          const Tensor q = s.random("q", type, {T, H, Dr}), out = s.out(type, {T, H, Dr});
+          ops::latent_inputs(s.ctx, seq, norm, kv, q, cache, Tensor(out));
+          return std::vector<Tensor>{
+              Tensor(pages.raw(), DType::kI32, {4, ops::kCachePageTokens, row.bytes() / 4}), out};
+        });
+      }
+}
+
 }  // namespace
 }  // namespace hadal::test

@@ -104,8 +104,11 @@ TEST(FewTokens, MoeRefusesWhatDoesNotFit) {
 
 TEST(FewTokens, LatentInputsAreTheirParts) {
   const int64_t T = 3, H = 2, R = 6, Dr = 4, W = R + Dr;
+  const ops::Fp8LatentRow fp8{R, Dr};
   for (DType dtype : kOpTypes)
-    for (ops::RopeLayout layout : {ops::RopeLayout::kInterleaved, ops::RopeLayout::kHalves}) {
+    for (const auto& [layout, is_fp8] :
+         {std::pair(ops::RopeLayout::kInterleaved, false),
+          std::pair(ops::RopeLayout::kHalves, false), std::pair(ops::RopeLayout::kHalves, true)}) {
       Machine machine(2);
       Context& ctx = machine.ctx;
       Packed seq;
@@ -119,10 +122,12 @@ TEST(FewTokens, LatentInputsAreTheirParts) {
       const Tensor kv = put_strided(machine, random_in("kv", {T, W}, dtype), dtype);
       const Tensor q = machine.put(random_in("q", {T, H, Dr}, dtype), dtype);
       const Tensor table = machine.put(std::vector<int32_t>{2, 0, 3, 1}, {2, 2});
-      const Array<double> old = random_in("pages", {4 * ops::kCachePageTokens, W}, dtype);
-      const Shape pages{4, ops::kCachePageTokens, W};
-      const ops::LatentPages got{machine.put(old, dtype).view(pages), table};
-      const ops::LatentPages want{machine.put(old, dtype).view(pages), table};
+      const DType stored = is_fp8 ? DType::kE4M3 : dtype;
+      const Shape pages{4, ops::kCachePageTokens, is_fp8 ? fp8.bytes() : W};
+      const Array<double> old = random_in("pages", pages, stored);
+      ops::LatentPages got{machine.put(old, stored), table};
+      ops::LatentPages want{machine.put(old, stored), table};
+      if (is_fp8) got.fp8 = want.fp8 = fp8;
       const Tensor q_got = machine.tensor(dtype, {T, H, Dr});
       ops::latent_inputs(ctx, seq, norm, kv, q, got, Tensor(q_got));
 

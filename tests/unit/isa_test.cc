@@ -232,6 +232,20 @@ TEST(RowKernels, WidenAndNarrowAreTheHostConversions) {
   }
 }
 
+TEST(RowKernels, WidenScaledIsTheHostConversionAndAProduct) {
+  std::vector<e4m3> all(256);
+  for (size_t i = 0; i < all.size(); ++i) all[i].bits = static_cast<uint8_t>(i);
+  for (const Isa isa : kAll) {
+    if (!isa_available(isa)) continue;
+    for (const float scale : {1.0f, 0x1p-22f, 0x1p-120f, 0x1p90f}) {
+      std::vector<bf16> wide(all.size());
+      row_kernels_of(isa_name(isa)).widen_scaled(all.data(), scale, wide.data(), 256);
+      for (size_t i = 0; i < all.size(); ++i)
+        ASSERT_EQ(wide[i].bits, to_bf16(to_f32(all[i]) * scale).bits) << isa_name(isa) << " " << i;
+    }
+  }
+}
+
 TEST(RowKernels, MaxPassesOverNan) {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   std::vector<float> x(40, nan);

@@ -67,7 +67,7 @@ TEST(TrainPlan, IsCloseWithoutAFit) {
 // Scorecard items 1 and 5: parameters, cache, and what follows from the published step time.
 TEST(TrainPlan, HasTheExactFiguresOfThePapers) {
   const TrainPlan p = plan_of();
-  EXPECT_EQ(cache_bytes_per_token(p.model, DType::kBF16, 0), 70272);
+  EXPECT_EQ(cache_bytes_per_token(p.model, DType::kBF16, CacheFormat::kCompute, 0), 70272);
   const ParamCounts n = count_params(p.model);
   EXPECT_EQ(std::round(static_cast<double>(n.main) / 1e7), 67103);  // 671.03B
   EXPECT_EQ(std::round(static_cast<double>(n.activated_head_only) / 1e8), 366);

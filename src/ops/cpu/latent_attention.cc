@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "ops/attention.h"
+#include "ops/cpu/latent_rows.h"
 #include "ops/cpu/matmul.h"
 #include "ops/cpu/softmax.h"
 
@@ -33,32 +34,6 @@ std::vector<Task> tasks_of(const Packed& seq, int64_t H) {
   return tasks;
 }
 
-// The cached rows of a sequence, page by page.
-class Cached {
- public:
-  Cached(const LatentPages& cache, int64_t seq)
-      : pages_(cache.pages), table_(cache.table.data<int32_t>() + seq * cache.table.stride(0)) {}
-  // Rows from `position` to the end of its page.
-  const char* row(int64_t position) const {
-    const int64_t page = table_[position / kCachePageTokens];
-    HADAL_CHECK(page >= 0 && page < pages_.dim(0), "position ", position,
-                " has no page in the cache");
-    const int64_t index = page * pages_.stride(0) + position % kCachePageTokens * pages_.stride(1);
-    return static_cast<const char*>(pages_.raw()) +
-           index * static_cast<int64_t>(dtype_size(pages_.dtype()));
-  }
-  MatrixView keys(int64_t position) const {
-    return {row(position), pages_.dtype(), pages_.stride(1), 1};
-  }
-  MatrixView values(int64_t position) const {
-    return {row(position), pages_.dtype(), 1, pages_.stride(1)};
-  }
-
- private:
-  const Tensor& pages_;
-  const int32_t* table_;
-};
-
 // Calls fn(position, count) for each page's part of [begin, end).
 template <class Fn>
 void for_each_page(int64_t begin, int64_t end, Fn fn) {
@@ -75,8 +50,8 @@ template <class T>
 class Attend {
  public:
   // scores [count * H, width] and sums [count * H, R] are scratch.
-  Attend(const Task& task, const Cached& cached, const int32_t* positions, T scale, const Tensor& q,
-         const Tensor& out, T* scores, int64_t width, T* sums)
+  Attend(const Task& task, const LatentRows& cached, const int32_t* positions, T scale,
+         const Tensor& q, const Tensor& out, T* scores, int64_t width, T* sums)
       : task_(task),
         cached_(cached),
         positions_(positions),
@@ -100,13 +75,13 @@ class Attend {
   void score(int64_t begin, int64_t end) const {
     const int64_t first = begin * kCachePageTokens, last = end * kCachePageTokens;
     for_each_page(first, std::min(last, shared()), [&](int64_t p, int64_t n) {
-      matmul<T>(num_rows(), n, q_.dim(2), q_rows(0), cached_.keys(p), {scores_ + p, kT, width_},
-                Start::kZero);
+      matmul<T>(num_rows(), n, q_.dim(2), q_rows(0), cached_.keys(p, n, 0, q_.dim(2)),
+                {scores_ + p, kT, width_}, Start::kZero);
     });
     for (int64_t t = 0; t < task_.count; ++t)
       for_each_page(std::max(first, shared()), std::min(last, visible(t)),
                     [&](int64_t p, int64_t n) {
-                      matmul<T>(H(), n, q_.dim(2), q_rows(t), cached_.keys(p),
+                      matmul<T>(H(), n, q_.dim(2), q_rows(t), cached_.keys(p, n, 0, q_.dim(2)),
                                 {scores_ + t * H() * width_ + p, kT, width_}, Start::kZero);
                     });
   }
@@ -129,13 +104,13 @@ class Attend {
     const int64_t R = num_columns(), count = end - begin;
     for_each_page(0, shared(), [&](int64_t p, int64_t n) {
       matmul<T>(num_rows(), count, n, {scores_ + p, kT, width_, 1},
-                cached_.values(p).block(begin, 0), {sums_ + begin, kT, R}, start(p));
+                cached_.values(p, n, begin, count), {sums_ + begin, kT, R}, start(p));
     });
     for (int64_t t = 0; t < task_.count; ++t) {
       T* mine = sums_ + t * H() * R + begin;
       for_each_page(shared(), visible(t), [&](int64_t p, int64_t n) {
         matmul<T>(H(), count, n, {scores_ + t * H() * width_ + p, kT, width_, 1},
-                  cached_.values(p).block(begin, 0), {mine, kT, R}, start(p));
+                  cached_.values(p, n, begin, count), {mine, kT, R}, start(p));
       });
       for (int64_t h = 0; h < H(); ++h) {
         const int64_t index = (task_.token + t) * out_.stride(0) + h * out_.stride(1) + begin;
@@ -162,7 +137,7 @@ class Attend {
   }
 
   Task task_;
-  Cached cached_;
+  LatentRows cached_;
   const int32_t* positions_;
   T scale_;
   const Tensor &q_, &out_;
@@ -194,7 +169,7 @@ void attend_all(Context& ctx, const Packed& seq, double scale, const Tensor& q,
       ctx.memory.take_tensor(DTypeOf<T>::value, {threads, rows * longest}, &scores);
   const Block sums_memory = ctx.memory.take_tensor(DTypeOf<T>::value, {threads, rows * R}, &sums);
   const auto make = [&](const Task& task, int thread) {
-    return Attend<T>(task, Cached(cache, task.seq), positions, static_cast<T>(scale), q, out,
+    return Attend<T>(task, LatentRows(cache, task.seq), positions, static_cast<T>(scale), q, out,
                      scores.data<T>() + thread * rows * longest, longest,
                      sums.data<T>() + thread * rows * R);
   };
@@ -227,11 +202,11 @@ void latent_cache_write(Context&, const Packed& seq, In latent, const LatentPage
   const auto* positions = seq.positions.data<int32_t>();
   const auto element = static_cast<int64_t>(dtype_size(latent.dtype()));
   for (int64_t s = 0; s < seq.num_seqs; ++s) {
-    const Cached cached(cache, s);
+    const LatentRows rows(cache, s);
     for (int64_t t = offsets[s]; t < offsets[s + 1]; ++t)
-      convert(static_cast<const char*>(latent.raw()) + t * latent.stride(0) * element,
-              latent.dtype(), const_cast<char*>(cached.row(positions[t])), cache.pages.dtype(),
-              latent.dim(1));
+      rows.store(positions[t],
+                 static_cast<const char*>(latent.raw()) + t * latent.stride(0) * element,
+                 latent.dtype());
   }
 }
 

@@ -17,27 +17,28 @@ namespace hadal::ops::cuda {
 namespace {
 
 static_assert(kCachePageTokens == kTile, "a tile of scores is the keys of one page");
-template <class R>
+template <class T, class Rows>
 __global__ void write_kernel(int64_t S, int64_t W, Array<const int32_t> offsets,
-                             Array<const int32_t> positions, View latent, Cache cache,
+                             Array<const int32_t> positions, View latent, Rows cache,
                              FaultSite fault) {
   const int64_t t = blockIdx.x, seq = sequence_of(offsets, S, t);
-  const int64_t at = cache.offset(seq, positions[t]);
+  const int64_t at = cache.offset(seq, positions[t]), from = t * latent.stride0;
   if (at < 0) {
     if (threadIdx.x == 0) fault.raise(positions[t], static_cast<double>(seq));
     return;
   }
-  for (int64_t j = threadIdx.x; j < W; j += blockDim.x)
-    cache.pages.put(at + j, latent.get<R>(t * latent.stride0 + j));
+  cache.template put_latent<T>(at, [&](int64_t i) { return latent.get<T>(from + i); });
+  for (int64_t i = threadIdx.x; i < W - cache.R; i += blockDim.x)
+    cache.put_key(at, i, latent.get<T>(from + cache.R + i));
 }
 
 struct Sizes {
   int64_t T, S, H, W, R;
 };
 
-template <class T>
+template <class T, class Rows>
 __global__ void attend_kernel(Sizes size, T scale, DType arithmetic, Array<const int32_t> offsets,
-                              Array<const int32_t> positions, View q, Cache cache, View out,
+                              Array<const int32_t> positions, View q, Rows cache, View out,
                               T* scratch, FaultSite fault) {
   __shared__ TileMemory<T> memory;
   const int64_t width = cache.places * kCachePageTokens;
@@ -58,9 +59,8 @@ __global__ void attend_kernel(Sizes size, T scale, DType arithmetic, Array<const
                         q.stride1, 1};
     for (int64_t p = 0; p < n; p += kCachePageTokens) {
       const int64_t keys = n - p < kCachePageTokens ? n - p : kCachePageTokens;
-      const Matrix k{cache.at(cache.offset(seq, p)), cache.pages.dtype, cache.pages.stride1, 1};
-      matmul_tile(0, heads, 0, keys, size.W, q_rows, k, Result{scores + p, arithmetic, width},
-                  Start::kZero, memory);
+      matmul_tile(0, heads, 0, keys, size.W, q_rows, cache.keys(cache.offset(seq, p)),
+                  Result{scores + p, arithmetic, width}, Start::kZero, memory);
     }
     __syncthreads();
     for_group_rows(heads,
@@ -71,8 +71,8 @@ __global__ void attend_kernel(Sizes size, T scale, DType arithmetic, Array<const
       for (int64_t p = 0; p < n; p += kCachePageTokens) {
         const int64_t keys = n - p < kCachePageTokens ? n - p : kCachePageTokens;
         const Matrix weights{scores + p, arithmetic, width, 1};
-        const Matrix v{cache.at(cache.offset(seq, p)), cache.pages.dtype, 1, cache.pages.stride1};
-        multiply_tile(0, heads, col, size.R, keys, weights, v, sums, memory);
+        multiply_tile(0, heads, col, size.R, keys, weights, cache.values(cache.offset(seq, p)),
+                      sums, memory);
       }
       const Result to{
           const_cast<void*>(advance(out.data, out.dtype, t * out.stride0 + h0 * out.stride1)),
@@ -89,9 +89,11 @@ void latent_cache_write(Context& ctx, const Packed& seq, In latent, const Latent
   const int64_t T = latent.dim(0);
   if (T == 0) return;
   with_arithmetic({latent.dtype()}, [&]<class R>(R) {
-    write_kernel<R><<<static_cast<unsigned>(T), kThreads, 0, stream_of(ctx)>>>(
-        seq.num_seqs, latent.dim(1), Array<const int32_t>(seq.offsets),
-        Array<const int32_t>(seq.positions), View(latent), Cache(cache), FaultSite(ctx, kNoPage));
+    with_latent_rows(cache, latent.dtype(), latent.dim(1), [&]<class Rows>(const Rows& rows) {
+      write_kernel<R><<<static_cast<unsigned>(T), kThreads, 0, stream_of(ctx)>>>(
+          seq.num_seqs, latent.dim(1), Array<const int32_t>(seq.offsets),
+          Array<const int32_t>(seq.positions), View(latent), rows, FaultSite(ctx, kNoPage));
+    });
   });
   check_launch(ctx, "latent_cache_write", latent);
 }
@@ -104,10 +106,12 @@ void latent_attention(Context& ctx, const Packed& seq, double scale, In q, const
   if (sm90::latent_attention(ctx, seq, scale, q, cache, out)) return;
   with_arithmetic({q.dtype()}, [&]<class R>(R) {
     const BlockScratch<R> scratch(ctx, tasks, kTile * cache.table.dim(1) * kCachePageTokens);
-    attend_kernel<R><<<scratch.num_blocks(), kThreads, 0, stream_of(ctx)>>>(
-        size, static_cast<R>(scale), DTypeOf<R>::value, Array<const int32_t>(seq.offsets),
-        Array<const int32_t>(seq.positions), View(q), Cache(cache), View(out), scratch.data(),
-        FaultSite(ctx, kNoPage));
+    with_latent_rows(cache, q.dtype(), size.R, [&]<class Rows>(const Rows& rows) {
+      attend_kernel<R><<<scratch.num_blocks(), kThreads, 0, stream_of(ctx)>>>(
+          size, static_cast<R>(scale), DTypeOf<R>::value, Array<const int32_t>(seq.offsets),
+          Array<const int32_t>(seq.positions), View(q), rows, View(out), scratch.data(),
+          FaultSite(ctx, kNoPage));
+    });
   });
   check_launch(ctx, "latent_attention", q);
 }

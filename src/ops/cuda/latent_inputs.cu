@@ -44,10 +44,10 @@ struct Pair {
   }
 };
 
-template <class T>
+template <class T, class Rows>
 __global__ void inputs_kernel(Sizes size, RopeLayout layout, T eps, Array<const int32_t> offsets,
                               Array<const int32_t> positions, View rope, View gain, View kv_lat,
-                              View q_pe, Cache cache, View q_out, FaultSite fault) {
+                              View q_pe, Rows cache, View q_out, FaultSite fault) {
   __shared__ T shared[kWarps];
   hadal::cuda::let_next_kernel_start();
   hadal::cuda::wait_for_previous_kernel();
@@ -64,22 +64,26 @@ __global__ void inputs_kernel(Sizes size, RopeLayout layout, T eps, Array<const 
   }
   const T mean = sum_of_block(squares, shared) / static_cast<T>(size.R);
   const T r = T(1) / sqrt(mean + eps);
-  for (int64_t i = threadIdx.x; i < size.R; i += blockDim.x)
-    cache.pages.put(at + i, (kv_lat.get<T>(row + i) * r) * gain.get<T>(i));
+  cache.template put_latent<T>(
+      at, [&](int64_t i) { return (kv_lat.get<T>(row + i) * r) * gain.get<T>(i); });
   // Pair 0 .. num_pairs - 1 is the key's, then the heads'.
   const int64_t table = t * rope.stride0;
   for (int64_t i = threadIdx.x; i < (size.H + 1) * num_pairs; i += blockDim.x) {
     const int64_t head = i / num_pairs - 1, j = i % num_pairs;
     Pair<T> pair(layout, j, num_pairs);
     const View& from = head < 0 ? kv_lat : q_pe;
-    const View& to = head < 0 ? cache.pages : q_out;
     const int64_t from_at = head < 0 ? row + size.R : t * q_pe.stride0 + head * q_pe.stride1;
-    const int64_t to_at = head < 0 ? at + size.R : t * q_out.stride0 + head * q_out.stride1;
     pair.a = from.get<T>(from_at + pair.first);
     pair.b = from.get<T>(from_at + pair.second);
     pair.turn(rope.get<T>(table + j), rope.get<T>(table + num_pairs + j));
-    to.put(to_at + pair.first, pair.a);
-    to.put(to_at + pair.second, pair.b);
+    if (head < 0) {
+      cache.put_key(at, pair.first, pair.a);
+      cache.put_key(at, pair.second, pair.b);
+    } else {
+      const int64_t to = t * q_out.stride0 + head * q_out.stride1;
+      q_out.put(to + pair.first, pair.a);
+      q_out.put(to + pair.second, pair.b);
+    }
   }
 }
 
@@ -91,11 +95,12 @@ void latent_inputs(Context& ctx, const Packed& seq, const LatentNorm& norm, In k
   if (T == 0) return;
   const Sizes size{seq.num_seqs, q_pe.dim(1), kv_lat.dim(1) - Dr, Dr};
   with_arithmetic({kv_lat.dtype()}, [&]<class R>(R) {
-    launch_programmatic(ctx, inputs_kernel<R>, static_cast<unsigned>(T), kThreads, 0, size,
-                        norm.layout, static_cast<R>(norm.eps), Array<const int32_t>(seq.offsets),
-                        Array<const int32_t>(seq.positions), View(seq.rope), View(norm.gain),
-                        View(kv_lat), View(q_pe), Cache(cache), View(q_out),
-                        FaultSite(ctx, kNoPage));
+    with_latent_rows(cache, kv_lat.dtype(), size.R, [&]<class Rows>(const Rows& rows) {
+      launch_programmatic(ctx, inputs_kernel<R, Rows>, static_cast<unsigned>(T), kThreads, 0, size,
+                          norm.layout, static_cast<R>(norm.eps), Array<const int32_t>(seq.offsets),
+                          Array<const int32_t>(seq.positions), View(seq.rope), View(norm.gain),
+                          View(kv_lat), View(q_pe), rows, View(q_out), FaultSite(ctx, kNoPage));
+    });
   });
   check_launch(ctx, "latent_inputs", kv_lat);
 }

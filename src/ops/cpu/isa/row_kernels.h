@@ -52,6 +52,8 @@ struct RowKernels {
   RowOps<double> f64;
   void (*widen)(const bf16* x, float* y, int64_t n);
   void (*narrow)(const float* x, bf16* y, int64_t n);
+  // y = x * scale, a power of two: exact unless it leaves bf16's range.
+  void (*widen_scaled)(const e4m3* x, float scale, bf16* y, int64_t n);
 
   template <class R>
   const RowOps<R>& of() const;

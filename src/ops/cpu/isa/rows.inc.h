@@ -229,6 +229,19 @@ void narrow(const float* x, bf16* y, int64_t n) {
   }
 }
 
+// As if normal, a magnitude is f = (1 + m/8) 2^(e-7); where e is 0 the element is 2 f - 2^-6, which
+// is less than f there and not less elsewhere.
+void widen_scaled(const e4m3* x, float scale, bf16* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t byte = x[i].bits, magnitude = byte & 0x7fu;
+    const float f = std::bit_cast<float>((magnitude << 20) + (120u << 23));
+    const float low = (f + f) - 0x1p-6f;
+    const float value = (low < f ? low : f) * scale;
+    const uint32_t bits = magnitude == 0x7fu ? 0x7fc0u : std::bit_cast<uint32_t>(value) >> 16;
+    y[i].bits = static_cast<uint16_t>(bits | (byte & 0x80u) << 8);
+  }
+}
+
 template <class R>
 constexpr RowOps<R> row_ops() {
   return {add<R>,         sum<R>,
@@ -246,8 +259,12 @@ constexpr RowOps<R> row_ops() {
 #define HADAL_ROWS_STRING_(x) #x
 #define HADAL_ROWS_STRING(x) HADAL_ROWS_STRING_(x)
 const RowKernels& table() {
-  static constexpr RowKernels kTable = {HADAL_ROWS_STRING(HADAL_ROWS_ISA), row_ops<float>(),
-                                        row_ops<double>(), widen, narrow};
+  static constexpr RowKernels kTable = {HADAL_ROWS_STRING(HADAL_ROWS_ISA),
+                                        row_ops<float>(),
+                                        row_ops<double>(),
+                                        widen,
+                                        narrow,
+                                        widen_scaled};
   return kTable;
 }
 

@@ -78,23 +78,24 @@ struct Sums {
 __device__ inline int thread_row() { return static_cast<int>(threadIdx.x) / 16 * kMine; }
 __device__ inline int thread_col() { return static_cast<int>(threadIdx.x) % 16; }
 
-// Rows [row, row + kTile) and k [k0, k0 + kDepth) of an operand, zero past its edges.
-template <class R>
-__device__ void load_tile(const Matrix& m, int64_t row, int64_t num_rows, int64_t k0, int64_t K,
+// Rows [row, row + kTile) and k [k0, k0 + kDepth) of an operand (a Matrix or what has its k_stride
+// and get), zero past its edges.
+template <class R, class Operand>
+__device__ void load_tile(const Operand& m, int64_t row, int64_t num_rows, int64_t k0, int64_t K,
                           R (&tile)[kDepth][kTile + 1]) {
   for (int i = static_cast<int>(threadIdx.x); i < kTile * kDepth; i += 256) {
     // Neighbouring threads read neighbouring elements.
     const int r = m.k_stride == 1 ? i / kDepth : i % kTile;
     const int k = m.k_stride == 1 ? i % kDepth : i / kTile;
     const bool inside = row + r < num_rows && k0 + k < K;
-    tile[k][r] = inside ? m.get<R>(row + r, k0 + k) : R(0);
+    tile[k][r] = inside ? m.template get<R>(row + r, k0 + k) : R(0);
   }
 }
 
 // Goes on with the chains of the tile at (row, col) over K more.
-template <class R>
+template <class R, class Operand>
 __device__ void multiply_tile(int64_t row, int64_t M, int64_t col, int64_t N, int64_t K,
-                              const Matrix& a, const Matrix& b, Sums<R>& sums,
+                              const Matrix& a, const Operand& b, Sums<R>& sums,
                               TileMemory<R>& memory) {
   for (int64_t k0 = 0; k0 < K; k0 += kDepth) {
     load_tile(a, row, M, k0, K, memory.a);
@@ -144,9 +145,9 @@ __device__ void end_tile(int64_t row, int64_t M, int64_t col, int64_t N, const R
 }
 
 // One tile of c = (or +=) a b^T.  a (M, K), b (N, K)
-template <class R>
+template <class R, class Operand>
 __device__ void matmul_tile(int64_t row, int64_t M, int64_t col, int64_t N, int64_t K,
-                            const Matrix& a, const Matrix& b, const Result& c, Start start,
+                            const Matrix& a, const Operand& b, const Result& c, Start start,
                             TileMemory<R>& memory) {
   Sums<R> sums;
   begin_tile(row, M, col, N, c, start, sums);
