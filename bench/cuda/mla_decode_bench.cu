@@ -1,10 +1,14 @@
 // Absorbed MLA decode: checks against an f64 computation on the host, then the table of times.
 //
-//   mla_decode_bench [--quick | --sweep | --one HEADS BATCH QUERIES CONTEXT]
+//   mla_decode_bench [--bf16 | --fp8] [--quick | --sweep | --one HEADS BATCH QUERIES CONTEXT]
 //
-// Checked for each case: every element written, distance to f64, the same bits twice, and in the
-// invariant mode the same bits alone as in the batch. Unused cache rows hold NaN.
+// Over both formats of the cache's rows, or the one that is named. FlashMLA's figures are those of
+// its BF16 cache: it has no dense decode over another. Checked for each case: every element
+// written, distance to f64, the same bits twice, and in the invariant mode the same bits alone as
+// in the batch. Unused cache rows hold NaN.
 // SPDX-License-Identifier: Apache-2.0
+#include <cuda_fp8.h>
+
 #include <cstring>
 #include <numeric>
 #include <random>
@@ -16,31 +20,85 @@
 namespace {
 
 using namespace hadal::bench;
+using hadal::cuda::CacheRows;
+using hadal::cuda::kV3Fp8Row;
 using hadal::cuda::MlaDecodeArgs;
 using hadal::cuda::MlaDecodeConfig;
 using hadal::cuda::MlaDecodeSplit;
 using bf16 = __nv_bfloat16;
 using C = MlaDecodeConfig;
 
-__global__ void poison_tail_kernel(bf16* pages, const int* table, const int* length, int stride) {
+const char* name_of(CacheRows rows) { return rows == CacheRows::kFp8 ? "fp8" : "bf16"; }
+int64_t row_bytes(CacheRows rows) {
+  return rows == CacheRows::kFp8 ? kV3Fp8Row.bytes() : C::kWidth * 2;
+}
+
+// Bytes of 0xff are NaN in bf16, e4m3 and f32.
+__global__ void poison_tail_kernel(uint8_t* pages, int64_t bytes, const int* table,
+                                   const int* length, int stride) {
   const int seq = static_cast<int>(blockIdx.x), used = length[seq];
   const int64_t page = table[seq * stride + (used - 1) / C::kPage];
   const int first = (used - 1) % C::kPage + 1;
-  for (int i = static_cast<int>(threadIdx.x); i < (C::kPage - first) * C::kWidth; i += blockDim.x) {
-    pages[page * C::kPage * C::kWidth + first * C::kWidth + i] = __float2bfloat16(NAN);
+  for (int64_t i = threadIdx.x; i < (C::kPage - first) * bytes; i += blockDim.x)
+    pages[(page * C::kPage + first) * bytes + i] = 0xff;
+}
+
+// FP8 rows with values of about magnitude one and scales of three kinds; a warp a row.
+__global__ void fill_fp8_rows_kernel(uint8_t* rows, int64_t count, uint64_t seed) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * (blockDim.x / 32);
+  for (int64_t r = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; r < count; r += step) {
+    uint8_t* const row = rows + r * kV3Fp8Row.bytes();
+    for (int i = lane; i < C::kLatent; i += 32)
+      row[i] = __nv_cvt_float_to_fp8(3.2f + 60.0f * gaussian(seed, r * C::kWidth + i),
+                                     __NV_SATFINITE, __NV_E4M3);
+    if (lane < kV3Fp8Row.num_scales())
+      reinterpret_cast<float*>(row + kV3Fp8Row.scale_at())[lane] =
+          exp2f(-5.0f - static_cast<float>((r + lane) % 3));
+    for (int i = lane; i < C::kRope; i += 32)
+      reinterpret_cast<bf16*>(row + kV3Fp8Row.key_at())[i] =
+          __float2bfloat16(0.05f + gaussian(seed, r * C::kWidth + C::kLatent + i));
   }
+}
+
+// What `count` rows hold, as f32.
+std::vector<float> values_of(CacheRows rows, const std::vector<uint8_t>& raw, int count) {
+  std::vector<float> values;
+  for (int r = 0; r < count; ++r) {
+    const uint8_t* const row = raw.data() + r * row_bytes(rows);
+    const auto* const elements = reinterpret_cast<const bf16*>(row);
+    const auto* const key = rows == CacheRows::kFp8
+                                ? reinterpret_cast<const bf16*>(row + kV3Fp8Row.key_at())
+                                : elements + C::kLatent;
+    for (int i = 0; i < C::kLatent; ++i) {
+      if (rows == CacheRows::kBF16) {
+        values.push_back(__bfloat162float(elements[i]));
+        continue;
+      }
+      __nv_fp8_e4m3 element;
+      element.__x = row[i];
+      values.push_back(static_cast<float>(element) *
+                       reinterpret_cast<const float*>(row + kV3Fp8Row.scale_at())[i / 128]);
+    }
+    for (int i = 0; i < C::kRope; ++i) values.push_back(__bfloat162float(key[i]));
+  }
+  return values;
 }
 
 // One problem: `sets` independent caches and queries for rotation.
 struct Problem {
+  CacheRows format;
   int num_seqs, num_queries, num_heads, stride, sets;
   std::vector<int> length, table;
   int64_t pages_of_set, rows;
-  Buffer<bf16> q, cache, out;
+  Buffer<bf16> q, out;
+  Buffer<uint8_t> cache;
   Buffer<int> d_table, d_length, d_offsets, d_positions;
 
-  Problem(int seqs, int queries, int heads, std::vector<int> lengths, int num_sets)
-      : num_seqs(seqs),
+  Problem(CacheRows rows_of_cache, int seqs, int queries, int heads, std::vector<int> lengths,
+          int num_sets)
+      : format(rows_of_cache),
+        num_seqs(seqs),
         num_queries(queries),
         num_heads(heads),
         stride((*std::max_element(lengths.begin(), lengths.end()) + C::kPage - 1) / C::kPage),
@@ -49,8 +107,8 @@ struct Problem {
         pages_of_set(static_cast<int64_t>(seqs) * stride),
         rows(static_cast<int64_t>(seqs) * queries * heads),
         q(rows * C::kWidth * sets),
-        cache(pages_of_set * sets * C::kPage * C::kWidth),
         out(rows * C::kLatent),
+        cache(pages_of_set * sets * C::kPage * row_bytes(format)),
         d_table(pages_of_set * sets),
         d_length(seqs),
         d_offsets(seqs + 1),
@@ -72,15 +130,21 @@ struct Problem {
     d_offsets.copy_from(offsets);
     d_positions.copy_from(positions);
     fill_gaussian(q, 0.0f, 1.0f, random());
-    fill_gaussian(cache, 0.05f, 1.0f, random());
+    const int64_t cached = pages_of_set * sets * C::kPage;
+    if (format == CacheRows::kFp8)
+      fill_fp8_rows_kernel<<<1056, 256>>>(cache.get(), cached, random());
+    else
+      fill_gaussian_kernel<<<1056, 256>>>(reinterpret_cast<bf16*>(cache.get()), cached * C::kWidth,
+                                          0.05f, 1.0f, random());
     for (int s = 0; s < sets; ++s) {
-      poison_tail_kernel<<<seqs, 128>>>(cache.get(), d_table.get() + s * pages_of_set,
-                                        d_length.get(), stride);
+      poison_tail_kernel<<<seqs, 128>>>(cache.get(), row_bytes(format),
+                                        d_table.get() + s * pages_of_set, d_length.get(), stride);
     }
     HADAL_CHECK_CUDA(cudaDeviceSynchronize());
   }
   MlaDecodeArgs args(int set) const {
     MlaDecodeArgs a{};
+    a.rows = format;
     a.q = q.get() + set * rows * C::kWidth;
     a.pages = cache.get();
     a.table = d_table.get() + set * pages_of_set;
@@ -135,14 +199,14 @@ Distance distance(const Problem& problem, const std::vector<bf16>& got, int max_
   for (int n = 0; n < seqs; ++n) {
     const int seq = static_cast<int>(static_cast<int64_t>(n) * problem.num_seqs / seqs);
     const int total = problem.length[static_cast<size_t>(seq)];
-    std::vector<float> kv(static_cast<size_t>(total) * C::kWidth);
+    std::vector<float> kv;
     for (int page = 0; page * C::kPage < total; ++page) {
       const int tokens = std::min(C::kPage, total - page * C::kPage);
       const int64_t at = problem.table[static_cast<size_t>(seq * problem.stride + page)];
-      const auto raw = problem.cache.to_host(at * C::kPage * C::kWidth, tokens * C::kWidth);
-      for (size_t i = 0; i < raw.size(); ++i) {
-        kv[static_cast<size_t>(page * C::kPage * C::kWidth) + i] = __bfloat162float(raw[i]);
-      }
+      const int64_t bytes = row_bytes(problem.format);
+      const auto part = values_of(
+          problem.format, problem.cache.to_host(at * C::kPage * bytes, tokens * bytes), tokens);
+      kv.insert(kv.end(), part.begin(), part.end());
     }
     threads.emplace_back([&, n, seq, total, kv = std::move(kv)] {
       std::mt19937 random(static_cast<unsigned>(n + 1));
@@ -193,8 +257,8 @@ bool same_bits(const std::vector<bf16>& a, const std::vector<bf16>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(bf16)) == 0;
 }
 
-int check(const std::vector<int>& lengths, int queries, int heads) {
-  Problem problem(static_cast<int>(lengths.size()), queries, heads, lengths, 1);
+int check(CacheRows rows, const std::vector<int>& lengths, int queries, int heads) {
+  Problem problem(rows, static_cast<int>(lengths.size()), queries, heads, lengths, 1);
   int failures = 0;
   for (auto split : {MlaDecodeSplit::kInvariant, MlaDecodeSplit::kFastest}) {
     const bool invariant = split == MlaDecodeSplit::kInvariant;
@@ -219,11 +283,12 @@ int check(const std::vector<int>& lengths, int queries, int heads) {
     const bool good = d.relative() < 5e-3 && twice && alone;
     failures += !good;
     std::printf(
-        "check heads %3d queries %d seqs %2d first length %5d %-9s distance %.2e twice %s alone %s "
+        "check %-4s heads %3d queries %d seqs %2d first length %5d %-9s distance %.2e twice %s "
+        "alone %s "
         "%s\n",
-        heads, queries, problem.num_seqs, lengths[0], invariant ? "invariant" : "fastest",
-        d.relative(), twice ? "same" : "DIFFERS", alone ? "same" : "DIFFERS",
-        good ? "ok" : "FAILED");
+        name_of(rows), heads, queries, problem.num_seqs, lengths[0],
+        invariant ? "invariant" : "fastest", d.relative(), twice ? "same" : "DIFFERS",
+        alone ? "same" : "DIFFERS", good ? "ok" : "FAILED");
   }
   std::fflush(stdout);
   return failures;
@@ -234,10 +299,11 @@ struct Row {
   double peer_us;  // FlashMLA on the same kind of card; 0: not measured
 };
 
-void time_row(const Row& row, double bandwidth) {
-  const double kv_bytes = static_cast<double>(row.batch) * row.context * C::kWidth * 2;
+void time_row(CacheRows rows, const Row& row, double bandwidth) {
+  const double kv_bytes =
+      static_cast<double>(row.batch) * row.context * static_cast<double>(row_bytes(rows));
   const int sets = std::clamp(static_cast<int>(256e6 / kv_bytes) + 1, 1, 64);
-  Problem problem(row.batch, row.queries, row.heads,
+  Problem problem(rows, row.batch, row.queries, row.heads,
                   std::vector<int>(static_cast<size_t>(row.batch), row.context), sets);
   const double flops =
       2.0 * row.batch * row.context * row.heads * row.queries * (C::kWidth + C::kLatent);
@@ -256,8 +322,8 @@ void time_row(const Row& row, double bandwidth) {
       hadal::cuda::mla_decode_sm90(calls[static_cast<size_t>(i % sets)], stream);
     });
     std::printf(
-        "| %d | %d | %d | %d | %s | %d | %.1f | %.0f | %.0f | %.0f%% | %.2f | %.1f | %.2f |\n",
-        row.heads, row.batch, row.queries, row.context,
+        "| %s | %d | %d | %d | %d | %s | %d | %.1f | %.0f | %.0f | %.0f%% | %.2f | %.1f | %.2f |\n",
+        name_of(rows), row.heads, row.batch, row.queries, row.context,
         split == MlaDecodeSplit::kFastest ? "fastest" : "invariant", calls[0].max_splits, us,
         flops / us * 1e-6, kv_bytes / us * 1e-3, 100.0 * floor_us / us, row.peer_us / us, alone,
         row.peer_us / alone);
@@ -266,13 +332,14 @@ void time_row(const Row& row, double bandwidth) {
 }
 
 // Time against pages per split, to choose the rules in config.h.
-void sweep_row(const Row& row) {
-  const double kv_bytes = static_cast<double>(row.batch) * row.context * C::kWidth * 2;
+void sweep_row(CacheRows rows, const Row& row) {
+  const double kv_bytes =
+      static_cast<double>(row.batch) * row.context * static_cast<double>(row_bytes(rows));
   const int sets = std::clamp(static_cast<int>(256e6 / kv_bytes) + 1, 1, 64);
-  Problem problem(row.batch, row.queries, row.heads,
+  Problem problem(rows, row.batch, row.queries, row.heads,
                   std::vector<int>(static_cast<size_t>(row.batch), row.context), sets);
-  std::printf("sweep heads %d batch %d queries %d context %d: pages per split us:", row.heads,
-              row.batch, row.queries, row.context);
+  std::printf("sweep %s heads %d batch %d queries %d context %d: pages per split us:",
+              name_of(rows), row.heads, row.batch, row.queries, row.context);
   const int pages = row.context / C::kPage;
   for (int per_split = 1; per_split <= pages; per_split *= 2) {
     if (pages / per_split > 128 || (row.batch > 16 && pages / per_split > 16)) continue;
@@ -293,6 +360,13 @@ void sweep_row(const Row& row) {
 }  // namespace
 
 int main(int argc, char** argv) try {
+  std::vector<CacheRows> formats = {CacheRows::kBF16, CacheRows::kFp8};
+  for (CacheRows rows : {CacheRows::kBF16, CacheRows::kFp8}) {
+    if (argc < 2 || argv[1] != std::string("--") + name_of(rows)) continue;
+    formats = {rows};
+    --argc, ++argv;
+    break;
+  }
   const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
   const bool sweep = argc > 1 && std::strcmp(argv[1], "--sweep") == 0;
   if (sweep) {
@@ -301,12 +375,12 @@ int main(int argc, char** argv) try {
           Row{128, 64, 1, 4096, 0}, Row{128, 128, 1, 8192, 0}, Row{128, 128, 2, 8192, 0},
           Row{16, 1, 1, 4096, 0}, Row{16, 1, 1, 32768, 0}, Row{16, 16, 1, 4096, 0},
           Row{16, 64, 1, 4096, 0}, Row{16, 128, 1, 8192, 0}}) {
-      sweep_row(row);
+      for (CacheRows rows : formats) sweep_row(rows, row);
     }
     return 0;
   }
   if (argc > 1 && std::strcmp(argv[1], "--one") == 0) {  // heads batch queries context
-    Problem problem(std::atoi(argv[3]), std::atoi(argv[4]), std::atoi(argv[2]),
+    Problem problem(formats[0], std::atoi(argv[3]), std::atoi(argv[4]), std::atoi(argv[2]),
                     std::vector<int>(static_cast<size_t>(std::atoi(argv[3])), std::atoi(argv[5])),
                     1);
     run_once(problem, problem.args(0), MlaDecodeSplit::kFastest);
@@ -314,20 +388,23 @@ int main(int argc, char** argv) try {
   }
   print_device();
   int failures = 0;
-  failures += check({1, 63, 64, 65}, 1, 16);
-  failures += check({4, 5, 129, 1000, 4097}, 4, 16);
-  failures += check({4096}, 1, 16);
-  failures += check({2, 64, 66, 700}, 2, 128);
-  failures += check({1, 4099, 127, 8192}, 1, 128);
-  failures += check({3, 777, 190}, 3, 40);
-  failures += check({32768, 5, 9000}, 1, 64);
+  for (CacheRows rows : formats) {
+    failures += check(rows, {1, 63, 64, 65}, 1, 16);
+    failures += check(rows, {4, 5, 129, 1000, 4097}, 4, 16);
+    failures += check(rows, {4096}, 1, 16);
+    failures += check(rows, {2, 64, 66, 700}, 2, 128);
+    failures += check(rows, {1, 4099, 127, 8192}, 1, 128);
+    failures += check(rows, {3, 777, 190}, 3, 40);
+    failures += check(rows, {32768, 5, 9000}, 1, 64);
+  }
   std::printf(failures ? "%d CHECKS FAILED\n" : "all checks passed\n", failures);
   const double copy = copy_ceiling();
   std::printf("copy ceiling %.2f TB/s\n", copy);
   std::printf(
-      "| heads | batch | query tokens | context | mode | splits | us | TFLOPS | GB/s | of floor | "
+      "| rows | heads | batch | query tokens | context | mode | splits | us | TFLOPS | GB/s | of "
+      "floor | "
       "FlashMLA / ours | us alone | FlashMLA / ours alone "
-      "|\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+      "|\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
   const std::vector<Row> rows = {
       {128, 1, 1, 4096, 52.7},    {128, 1, 1, 32768, 68.2},   {128, 16, 1, 4096, 74.7},
       {128, 64, 1, 4096, 153.6},  {128, 128, 1, 4096, 276.3}, {128, 128, 1, 8192, 543.7},
@@ -336,7 +413,8 @@ int main(int argc, char** argv) try {
       {16, 64, 1, 4096, 138.4},   {16, 128, 1, 8192, 443.7},  {16, 128, 2, 8192, 444.7},
       {16, 128, 4, 8192, 0}};
   for (size_t i = 0; i < rows.size(); ++i) {
-    if (!quick || i % 3 == 0) time_row(rows[i], copy * 1e6);
+    for (CacheRows format : formats)
+      if (!quick || i % 3 == 0) time_row(format, rows[i], copy * 1e6);
   }
   return failures != 0;
 } catch (const std::exception& e) {

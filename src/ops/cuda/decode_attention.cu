@@ -10,6 +10,7 @@
 namespace hadal::ops::cuda {
 namespace {
 
+using hadal::cuda::CacheRows;
 using hadal::cuda::DecodeAttentionArgs;
 using hadal::cuda::DecodeAttentionConfig;
 using hadal::cuda::ExpertMatrices;
@@ -62,6 +63,15 @@ bool find_layer(const DecodeAttention& l, int64_t D, DecodeAttentionArgs* args) 
   return true;
 }
 
+CacheRows rows_of(const LatentPages& cache) {
+  return cache.fp8 ? CacheRows::kFp8 : CacheRows::kBF16;
+}
+bool is_v3_cache(const LatentPages& cache) {
+  using C = DecodeAttentionConfig;
+  return cache.width() == C::kWidth &&
+         (cache.fp8 ? cache.fp8->R == C::kLatent : cache.pages.dtype() == DType::kBF16);
+}
+
 int64_t most_shared_bytes(const Context& ctx) {
   return attribute_of(ctx, cudaDevAttrMaxSharedMemoryPerBlockOptin);
 }
@@ -76,12 +86,12 @@ void decode_attention_pays(Context& ctx, const DecodeAttention& layer, const Pac
   DecodeAttentionArgs args{};
   *pays = ctx.numerics == Numerics::kFastest && has_sm90(ctx) && T >= 1 && T <= C::kMaxTokens &&
           x.dtype() == DType::kBF16 && is_aligned(x) && x.stride(0) % 8 == 0 && D % 16 == 0 &&
-          cache.pages.dtype() == DType::kBF16 && cache.pages.is_dense() &&
-          cache.pages.dim(2) == C::kWidth && is_aligned(cache.pages) &&
+          is_v3_cache(cache) && cache.pages.is_dense() && is_aligned(cache.pages) &&
           cache.table.stride(1) == 1 && seq.rope.dtype() == DType::kF32 &&
           seq.offsets.stride(0) == 1 && seq.positions.stride(0) == 1 && find_layer(layer, D, &args);
   if (!*pays) return;
   args.tokens = static_cast<int>(T);
+  args.rows = rows_of(cache);
   *pays = decode_attention_shared_bytes(args) + kStaticBytes <= most_shared_bytes(ctx);
 }
 
@@ -107,7 +117,8 @@ void decode_attention(Context& ctx, const DecodeAttention& layer, const Packed& 
   args.rope_stride = seq.rope.stride(0);
   args.offsets = seq.offsets.data<int32_t>();
   args.positions = seq.positions.data<int32_t>();
-  args.pages = static_cast<__nv_bfloat16*>(cache.pages.raw());
+  args.rows = rows_of(cache);
+  args.pages = cache.pages.raw();
   args.table = cache.table.data<int32_t>();
   args.num_pages = cache.pages.dim(0);
   args.table_stride = static_cast<int>(cache.table.stride(0));

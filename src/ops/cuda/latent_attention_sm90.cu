@@ -10,6 +10,7 @@
 namespace hadal::ops::cuda::sm90 {
 namespace {
 
+using hadal::cuda::CacheRows;
 using hadal::cuda::MlaDecodeArgs;
 using hadal::cuda::MlaDecodeConfig;
 using hadal::cuda::MlaDecodeSplit;
@@ -21,9 +22,9 @@ bool latent_attention(Context& ctx, const Packed& seq, double scale, const Tenso
   using C = MlaDecodeConfig;
   static_assert(C::kPage == kCachePageTokens);
   const int64_t T = q.dim(0), H = q.dim(1), S = seq.num_seqs;
-  const bool takes = has_sm90(ctx) && !cache.fp8 && q.dtype() == DType::kBF16 &&
-                     q.dim(2) == C::kWidth && out.dim(2) == C::kLatent &&
-                     out.dtype() == DType::kBF16;
+  const bool takes = has_sm90(ctx) && q.dtype() == DType::kBF16 && q.dim(2) == C::kWidth &&
+                     out.dim(2) == C::kLatent && out.dtype() == DType::kBF16 &&
+                     (!cache.fp8 || cache.fp8->R == C::kLatent);
   // NOTE: no sequence is longer than max_len, so this says that all are as long.
   const bool even = seq.max_len * S == T;
   if (!takes || !even || !q.is_dense() || !cache.pages.is_dense() || !out.is_dense() ||
@@ -31,6 +32,7 @@ bool latent_attention(Context& ctx, const Packed& seq, double scale, const Tenso
     return false;
   const int64_t max_length = cache.table.dim(1) * C::kPage;
   MlaDecodeArgs args{};
+  args.rows = cache.fp8 ? CacheRows::kFp8 : CacheRows::kBF16;
   args.q = q.raw();
   args.pages = cache.pages.raw();
   args.table = cache.table.data<int32_t>();

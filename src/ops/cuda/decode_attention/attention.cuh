@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "ops/cuda/decode_attention/block.cuh"
+#include "ops/cuda/decode_attention/cache.cuh"
 
 namespace hadal::cuda {
 
@@ -24,32 +24,6 @@ __device__ __forceinline__ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-// 16 bytes into shared memory, zeros where there is nothing to bring.
-__device__ __forceinline__ void bring_async(void* to, const void* from, bool is_there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem_addr(to)), "l"(from),
-               "r"(is_there ? 16 : 0)
-               : "memory");
-}
-__device__ __forceinline__ void commit_async() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-template <int kLeft>
-__device__ __forceinline__ void wait_async() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
-}
-
-__device__ __forceinline__ int decode_sequence(const DecodeAttentionArgs& args, int token) {
-  int s = 0;
-  while (s + 1 < args.seqs && __ldg(args.offsets + s + 1) <= token) ++s;
-  return s;
-}
-// The page of a place of a sequence, or -1.
-__device__ __forceinline__ int decode_page(const DecodeAttentionArgs& args, int seq, int place) {
-  if (place < 0 || place >= args.table_places) return -1;
-  const int page = __ldg(args.table + static_cast<int64_t>(seq) * args.table_stride + place);
-  return page >= 0 && page < args.num_pages ? page : -1;
-}
-
 // A pair of a row turned by its token's angle.
 struct Turned {
   int first, second;
@@ -73,6 +47,7 @@ struct Turned {
 };
 
 // The token's latent, normed, and its key, turned, into the cache; the query's rope part turned.
+template <CacheRows kFormat>
 __device__ inline void decode_latent(const DecodeAttentionArgs& args,
                                      const ops::cuda::FaultSite& no_page, int token) {
   constexpr int kPairs = DecodeC::kRope / 2;
@@ -87,12 +62,10 @@ __device__ inline void decode_latent(const DecodeAttentionArgs& args,
   if (page < 0) {
     if (thread == 0) no_page.raise(position, seq);
   } else {
-    __nv_bfloat16* const to =
-        args.pages +
-        (static_cast<int64_t>(page) * DecodeC::kPage + position % DecodeC::kPage) * DecodeC::kWidth;
-    to[thread] = __float2bfloat16(value * inverse * __ldg(args.kv_norm + thread));
-    if (thread < kPairs)
-      Turned(args, token, thread, lat + DecodeC::kLatent).store(to + DecodeC::kLatent);
+    using Pages = DecodePages<kFormat>;
+    uint8_t* const to = Pages::row(args, page, position % DecodeC::kPage);
+    Pages::put_latent(to, __float2bfloat16(value * inverse * __ldg(args.kv_norm + thread)));
+    if (thread < kPairs) Turned(args, token, thread, lat + DecodeC::kLatent).store(Pages::key(to));
   }
   const int head_width = args.nope + DecodeC::kRope;
   for (int i = thread; i < args.heads * kPairs; i += DecodeC::kThreads) {
@@ -163,6 +136,7 @@ struct DecodeCut {
 
 // kHeads heads of a token over one split of its context: a warp for eight tokens and half of the
 // depth (scores), a head (softmax), 32 columns (values).
+template <CacheRows kFormat>
 __device__ inline void decode_attend(const DecodeAttentionArgs& args, int task, uint8_t* shared) {
   using C = DecodeC;
   const int split = task % args.max_splits, rest = task / args.max_splits;
@@ -176,22 +150,14 @@ __device__ inline void decode_attend(const DecodeAttentionArgs& args, int task, 
   const int head0 = group * C::kHeads, heads = min(C::kHeads, args.heads - head0);
 
   auto* const q = reinterpret_cast<__nv_bfloat16*>(shared);
-  auto* const pages = reinterpret_cast<__nv_bfloat16*>(shared + C::kQueryBytes);
-  auto* const scores = reinterpret_cast<float*>(shared + C::kQueryBytes + 2 * C::kPageBytes);
-  auto* const probs = reinterpret_cast<__nv_bfloat16*>(shared + C::kQueryBytes + 2 * C::kPageBytes +
-                                                       C::kScoreBytes);
+  auto* const scores = reinterpret_cast<float*>(shared + C::kQueryBytes);
+  auto* const probs = reinterpret_cast<__nv_bfloat16*>(shared + C::kQueryBytes + C::kScoreBytes);
+  const DecodePages<kFormat> pages(shared + C::kQueryBytes + C::kScoreBytes + C::kProbBytes);
   __shared__ float rescale[C::kHeads];
 
   const auto bring_page = [&](int p) {
     const int page = max(decode_page(args, seq, first_page + p), 0);
-    const int valid = cut.length - (first_page + p) * C::kPage;
-    const __nv_bfloat16* const from =
-        args.pages + static_cast<int64_t>(page) * C::kPage * C::kWidth;
-    __nv_bfloat16* const to = pages + (p & 1) * C::kPage * C::kStride;
-    for (int i = thread; i < C::kPage * (C::kWidth / 8); i += C::kThreads) {
-      const int r = i / (C::kWidth / 8), u = i % (C::kWidth / 8);
-      bring_async(to + r * C::kStride + u * 8, from + r * C::kWidth + u * 8, r < valid);
-    }
+    pages.bring(args, page, cut.length - (first_page + p) * C::kPage, p & 1);
   };
   for (int i = thread; i < C::kHeads * (C::kWidth / 8); i += C::kThreads) {
     const int r = i / (C::kWidth / 8), u = i % (C::kWidth / 8);
@@ -209,7 +175,7 @@ __device__ inline void decode_attend(const DecodeAttentionArgs& args, int task, 
   for (int p = 0; p < num_pages; ++p) {
     wait_async<1>();
     __syncthreads();
-    const __nv_bfloat16* const page = pages + (p & 1) * C::kPage * C::kStride;
+    const __nv_bfloat16* const page = pages.ready(p & 1);
     {
       constexpr int kHalf = C::kWidth / 2;
       const int half = warp / 8, tokens0 = warp % 8 * 8;

@@ -13,6 +13,7 @@
 
 #include <cuda_bf16.h>
 
+#include "ops/cuda/detail/cache_rows.h"
 #include "ops/cuda/detail/launch.cuh"
 #include "ops/cuda/gemv/moe.h"
 #include "ops/few_tokens.h"
@@ -28,13 +29,18 @@ struct DecodeAttentionConfig {
   static constexpr int kStride = kWidth + 8;  // elements between rows in shared memory
   static constexpr int kMaxSplits = 256;
 
-  // Attention: queries, two pages, scores in two halves, probabilities.
+  // Attention: queries, scores in two halves, probabilities, and two pages; of FP8 rows these and
+  // one page widened.
   static constexpr int kQueryBytes = kHeads * kStride * 2;
   static constexpr int kPageBytes = kPage * kStride * 2;
+  static constexpr int kFp8PageBytes = kPage * static_cast<int>(kV3Fp8Row.bytes());
   static constexpr int kScoreBytes = 2 * kHeads * kPage * 4;
   static constexpr int kProbStride = kPage + 8;
-  static constexpr int kAttentionBytes =
-      kQueryBytes + 2 * kPageBytes + kScoreBytes + kHeads * kProbStride * 2;
+  static constexpr int kProbBytes = kHeads * kProbStride * 2;
+  static constexpr int attention_bytes(CacheRows rows) {
+    return kQueryBytes + kScoreBytes + kProbBytes +
+           (rows == CacheRows::kFp8 ? kPageBytes + 2 * kFp8PageBytes : 2 * kPageBytes);
+  }
 };
 
 struct DecodeAttentionArgs {
@@ -52,8 +58,9 @@ struct DecodeAttentionArgs {
   const float* rope;  // [T, Dr]
   int64_t rope_stride;
   const int *offsets, *positions;  // [S+1]  [T]
-  __nv_bfloat16* pages;            // [num_pages, kPage, R+Dr]
-  const int* table;                // [S, table_stride]
+  CacheRows rows;
+  void* pages;       // [num_pages, kPage, R+Dr] bf16, or [.., .., kV3Fp8Row.bytes()]
+  const int* table;  // [S, table_stride]
   int64_t num_pages;
   int table_stride, table_places;
 

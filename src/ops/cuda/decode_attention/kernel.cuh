@@ -88,7 +88,7 @@ __device__ inline void decode_ffn_inputs(const DecodeAttentionArgs& args, __nv_b
   }
 }
 
-template <GemvWeight kType, int kRows>
+template <GemvWeight kType, int kRows, CacheRows kFormat>
 __global__ void __launch_bounds__(DecodeAttentionConfig::kThreads, 1)
     decode_attention_kernel(const __grid_constant__ DecodeAttentionArgs args,
                             const __grid_constant__ ops::cuda::FaultSite no_page) {
@@ -103,14 +103,15 @@ __global__ void __launch_bounds__(DecodeAttentionConfig::kThreads, 1)
     decode_query<kType, kRows>(args, rows);
     grid.sync();
   }
-  for (int t = blocks - 1 - block; t < args.tokens; t += blocks) decode_latent(args, no_page, t);
+  for (int t = blocks - 1 - block; t < args.tokens; t += blocks)
+    decode_latent<kFormat>(args, no_page, t);
   constexpr int kChunks = DecodeC::kLatent / 64;
   for (int i = block; i < args.heads * kChunks; i += blocks)
     decode_absorb<kType, kRows>(args, i / kChunks, i % kChunks * 64,
                                 reinterpret_cast<float*>(shared));
   grid.sync();
   for (int i = block; i < args.tokens * args.head_groups() * args.max_splits; i += blocks)
-    decode_attend(args, i, shared);
+    decode_attend<kFormat>(args, i, shared);
   grid.sync();
   const int value_chunks = args.v / DecodeC::kWarps;
   for (int i = block; i < args.heads * value_chunks; i += blocks)

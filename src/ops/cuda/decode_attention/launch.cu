@@ -12,10 +12,10 @@ namespace {
 
 int rows_of(const DecodeAttentionArgs& args) { return args.tokens <= 2 ? args.tokens : 4; }
 
-template <GemvWeight kType, int kRows>
+template <GemvWeight kType, int kRows, CacheRows kFormat>
 void launch(const DecodeAttentionArgs& args, const ops::cuda::FaultSite& no_page, int num_sms,
             cudaStream_t stream) {
-  const auto kernel = decode_attention_kernel<kType, kRows>;
+  const auto kernel = decode_attention_kernel<kType, kRows, kFormat>;
   const auto shared = static_cast<int>(decode_attention_shared_bytes(args));
   HADAL_CHECK_CUDA(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
@@ -32,17 +32,26 @@ void launch(const DecodeAttentionArgs& args, const ops::cuda::FaultSite& no_page
   HADAL_CHECK_CUDA(cudaLaunchKernelEx(&config, kernel, args, no_page));
 }
 
-template <GemvWeight kType>
+template <GemvWeight kType, CacheRows kFormat>
 void choose_rows(const DecodeAttentionArgs& args, const ops::cuda::FaultSite& no_page, int num_sms,
                  cudaStream_t stream) {
   switch (rows_of(args)) {
     case 1:
-      return launch<kType, 1>(args, no_page, num_sms, stream);
+      return launch<kType, 1, kFormat>(args, no_page, num_sms, stream);
     case 2:
-      return launch<kType, 2>(args, no_page, num_sms, stream);
+      return launch<kType, 2, kFormat>(args, no_page, num_sms, stream);
     default:
-      return launch<kType, 4>(args, no_page, num_sms, stream);
+      return launch<kType, 4, kFormat>(args, no_page, num_sms, stream);
   }
+}
+
+template <GemvWeight kType>
+void choose_format(const DecodeAttentionArgs& args, const ops::cuda::FaultSite& no_page,
+                   int num_sms, cudaStream_t stream) {
+  if (args.rows == CacheRows::kFp8)
+    choose_rows<kType, CacheRows::kFp8>(args, no_page, num_sms, stream);
+  else
+    choose_rows<kType, CacheRows::kBF16>(args, no_page, num_sms, stream);
 }
 
 }  // namespace
@@ -51,7 +60,7 @@ int64_t decode_attention_shared_bytes(const DecodeAttentionArgs& args) {
   using C = DecodeAttentionConfig;
   const int64_t rows = rows_of(args);
   const int64_t widest = std::max({args.d, args.q_rank, args.heads * args.v, C::kLatent});
-  return std::max({int64_t{C::kAttentionBytes}, rows * widest * 2,
+  return std::max({int64_t{C::attention_bytes(args.rows)}, rows * widest * 2,
                    C::kWarps * rows * 64 * static_cast<int64_t>(sizeof(float))});
 }
 
@@ -65,9 +74,9 @@ void decode_attention_sm90(const DecodeAttentionArgs& args, const ops::cuda::Fau
               " splits; got ", args.tokens, " and ", args.max_splits);
   switch (args.type) {
     case GemvWeight::kBF16:
-      return choose_rows<GemvWeight::kBF16>(args, no_page, num_sms, stream);
+      return choose_format<GemvWeight::kBF16>(args, no_page, num_sms, stream);
     case GemvWeight::kE4M3:
-      return choose_rows<GemvWeight::kE4M3>(args, no_page, num_sms, stream);
+      return choose_format<GemvWeight::kE4M3>(args, no_page, num_sms, stream);
     case GemvWeight::kF32:
       HADAL_FAIL("decode_attention takes bf16 and e4m3 weights");
   }

@@ -7,13 +7,16 @@
 // pages, merged in split order. kInvariant: the cut depends on the context length alone, so a row's
 // bits do not depend on the batch, nor on the query tokens after it up to 256 Ki tokens. kFastest:
 // it depends on the batch as well. bf16 in and out, f32 softmax and accumulation; deterministic in
-// both modes.
+// both modes. Rows of the cache are bf16 or FP8; FP8 ones are widened to bf16, exactly, on their
+// way to the matrix unit, so both compute the same from the same values.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
+
+#include "ops/cuda/detail/cache_rows.h"
 
 namespace hadal::cuda {
 
@@ -25,7 +28,7 @@ struct MlaDecodeConfig {
   static constexpr int kWidth = kLatent + kRope;
   static constexpr int kChunks = kWidth / 64;  // 64 columns: one 128-byte swizzled tile
   static constexpr int kChunkBytes = kPage * 128;
-  static constexpr int kThreads = 384;  // a copy warpgroup and two matrix warpgroups
+  static constexpr int kThreads = 384;  // a warpgroup that brings pages, two that multiply
 
   static constexpr int kMaxSplits = 512;
 
@@ -35,8 +38,9 @@ struct MlaDecodeConfig {
 enum class MlaDecodeSplit : uint8_t { kInvariant, kFastest };
 
 struct MlaDecodeArgs {
+  CacheRows rows;
   const void* q;         // [S, Q, H, R+Dr] bf16
-  const void* pages;     // [num_pages, kPage, R+Dr] bf16
+  const void* pages;     // [num_pages, kPage, R+Dr] bf16, or [.., .., kV3Fp8Row.bytes()]
   const int* table;      // [S, table_stride]
   const int* offsets;    // [S+1] first query token of each sequence: multiples of Q
   const int* positions;  // [S*Q] of the query tokens; the last one ends its sequence's context

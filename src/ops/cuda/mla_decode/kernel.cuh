@@ -4,94 +4,18 @@
 // page p forms S = Q K^T, continues the running maximum of page p - 1 and publishes P; both add P V
 // to their half at once, since the page's buffer is what the next load waits for. Warpgroup 1 does
 // so under its own softmax. P takes the place of the page's rope columns, dead once S is known.
-// Blocks are persistent: the copies of the next tile run under the end of this one.
+// Blocks are persistent: the copies of the next tile run under the end of this one. The third
+// warpgroup brings the pages: one thread by the copy engine where rows are bf16 (mla_decode_copy),
+// all of its threads where they are FP8 (widen.cuh).
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cuda_fp16.h>
 
-#include "ops/cuda/detail/ptx.cuh"
 #include "ops/cuda/detail/wgmma.cuh"
-#include "ops/cuda/mla_decode/config.h"
+#include "ops/cuda/mla_decode/widen.cuh"
 
 namespace hadal::cuda {
-
-struct MlaDecodeShared {
-  using C = MlaDecodeConfig;
-  uint8_t* q;      // [kChunks][kRows][128]
-  uint8_t* pages;  // [2][kChunks][kPage][128]
-  float* row_max;  // [2][kRows]      m0, m1 of the pair
-  float* row_sum;  // [2][2][kRows]   by parity of the tile
-  uint64_t* q_full;
-  uint64_t* q_empty;
-  uint64_t* full;       // [2 pages][2 halves]; the rope columns count to the half of the non-owner
-  uint64_t* empty;      // [2 pages][2 halves]
-  uint64_t* published;  // [2 pages]   P and the maximum
-  __device__ explicit MlaDecodeShared(uint8_t* raw) {
-    q = raw;
-    pages = q + C::kChunks * C::kChunkBytes;
-    row_max = reinterpret_cast<float*>(pages + 2 * C::kChunks * C::kChunkBytes);
-    row_sum = row_max + 2 * C::kRows;
-    q_full = reinterpret_cast<uint64_t*>(row_sum + 4 * C::kRows);
-    q_empty = q_full + 1;
-    full = q_empty + 1;
-    empty = full + 4;
-    published = empty + 4;
-  }
-  __device__ uint8_t* page(int buffer) const {
-    return pages + buffer * C::kChunks * C::kChunkBytes;
-  }
-};
-
-// Tokens of a sequence's context.
-__device__ inline int mla_decode_length(const MlaDecodeArgs& args, int seq) {
-  return __ldg(args.positions + __ldg(args.offsets + seq + 1) - 1) + 1;
-}
-// Pages of a split of a sequence.
-__device__ inline int mla_decode_per_split(const MlaDecodeArgs& args, int num_pages) {
-  return args.pages_per_split > 0 ? args.pages_per_split : mla_decode_pages_per_split(num_pages);
-}
-// Splits that the row of a query token sees, which alone counts in its result.
-__device__ inline int mla_decode_splits(const MlaDecodeArgs& args, int row, int length,
-                                        int per_split) {
-  const int limit = length - args.num_queries + row / args.num_heads;
-  return limit / (MlaDecodeConfig::kPage * per_split) + 1;
-}
-
-// The tiles of one block, in order; every role walks the same list. The blocks of a cluster take
-// neighbouring row tiles of the same split.
-template <int kCluster>
-struct MlaDecodeTiles {
-  using C = MlaDecodeConfig;
-  const MlaDecodeArgs& args;
-  int row_groups, total, at, stride, rank;
-  int seq = 0, split = 0, row0 = 0, length = 0, per_split = 0, first_page = 0, num_pages = 0;
-  __device__ explicit MlaDecodeTiles(const MlaDecodeArgs& a) : args(a) {
-    const int row_tiles = (a.num_queries * a.num_heads + C::kRows - 1) / C::kRows;
-    row_groups = row_tiles / kCluster;
-    total = row_groups * a.max_splits * a.num_seqs;
-    at = static_cast<int>(blockIdx.x) / kCluster;
-    stride = static_cast<int>(gridDim.x) / kCluster;
-    rank = static_cast<int>(blockIdx.x) % kCluster;
-  }
-  __device__ bool next() {
-    while (at < total) {
-      const int group = at % row_groups, rest = at / row_groups;
-      split = rest % args.max_splits;
-      seq = rest / args.max_splits;
-      at += stride;
-      length = mla_decode_length(args, seq);
-      const int pages = (length + C::kPage - 1) / C::kPage;
-      per_split = mla_decode_per_split(args, pages);
-      first_page = split * per_split;
-      num_pages = min(per_split, pages - first_page);
-      row0 = (group * kCluster + rank) * C::kRows;
-      if (num_pages > 0) return true;
-    }
-    return false;
-  }
-  __device__ int rows() const { return min(C::kRows, args.num_queries * args.num_heads - row0); }
-};
 
 template <int kCluster>
 __device__ void mla_decode_copy(const MlaDecodeArgs& args, const CUtensorMap& map_q,
@@ -147,6 +71,22 @@ __device__ void mla_decode_copy(const MlaDecodeArgs& args, const CUtensorMap& ma
     }
   }
 }
+
+// What the format of the rows changes beside who brings them: registers of a thread of the
+// warpgroup that brings pages and of those that multiply, and arrivals on each of `full`.
+template <CacheRows kFormat>
+struct MlaDecodeRoles;
+template <>
+struct MlaDecodeRoles<CacheRows::kBF16> {
+  static constexpr int kBringRegisters = 40, kMultiplyRegisters = 232;
+  __device__ static uint32_t arrivals(int) { return 1; }
+};
+template <>
+struct MlaDecodeRoles<CacheRows::kFp8> {
+  static constexpr int kBringRegisters = 72, kMultiplyRegisters = 216;
+  // The four warps that widen; and the copy of the keys, in the half of the non-owner.
+  __device__ static uint32_t arrivals(int bar) { return bar == 1 || bar == 2 ? 5 : 4; }
+};
 
 // Zeroes the latent rows of a page past the context: 0 * garbage must not reach the output.
 __device__ inline void mla_decode_clear_tail(uint8_t* page, int valid, int group_thread) {
@@ -248,7 +188,7 @@ __device__ inline void mla_decode_store(const MlaDecodeArgs& args, const MlaDeco
   }
 }
 
-template <int kCluster, int kGroup>
+template <int kCluster, int kGroup, CacheRows kFormat>
 __device__ void mla_decode_multiply(const MlaDecodeArgs& args, const MlaDecodeShared& s) {
   using C = MlaDecodeConfig;
   const int thread = static_cast<int>(threadIdx.x) % 128;
@@ -355,7 +295,8 @@ __device__ void mla_decode_multiply(const MlaDecodeArgs& args, const MlaDecodeSh
       }
 #pragma unroll
       for (int i = 0; i < 16; ++i) prob[i] = pack_bf16(score[2 * i], score[2 * i + 1]);
-      if (begin + C::kPage > length) mla_decode_clear_tail(own_page, length - begin, thread);
+      if (kFormat == CacheRows::kBF16 && begin + C::kPage > length)
+        mla_decode_clear_tail(own_page, length - begin, thread);
       async_proxy_fence();
       // Every warp has read the rope columns (its products are done); P may replace them.
       named_sync(1 + kGroup, 128);
@@ -429,11 +370,12 @@ __device__ void mla_decode_multiply(const MlaDecodeArgs& args, const MlaDecodeSh
   }
 }
 
-template <int kCluster>
+template <int kCluster, CacheRows kFormat>
 __global__ void __launch_bounds__(MlaDecodeConfig::kThreads, 1)
     mla_decode_kernel_sm90(const __grid_constant__ MlaDecodeArgs args,
                            const __grid_constant__ CUtensorMap map_q,
                            const __grid_constant__ CUtensorMap map_pages) {
+  using Roles = MlaDecodeRoles<kFormat>;
   extern __shared__ uint8_t raw[];
   const MlaDecodeShared s(raw + (1024 - smem_addr(raw) % 1024) % 1024);
   if (threadIdx.x == 0) {
@@ -442,7 +384,7 @@ __global__ void __launch_bounds__(MlaDecodeConfig::kThreads, 1)
     barrier_init(s.q_full, 1);
     barrier_init(s.q_empty, 8);
     for (int i = 0; i < 4; ++i) {
-      barrier_init(s.full + i, 1);
+      barrier_init(s.full + i, Roles::arrivals(i));
       barrier_init(s.empty + i, 4 * kCluster);
     }
     for (int i = 0; i < 2; ++i) barrier_init(s.published + i, 4);
@@ -456,14 +398,19 @@ __global__ void __launch_bounds__(MlaDecodeConfig::kThreads, 1)
   wait_for_previous_kernel();
   const int group = static_cast<int>(threadIdx.x) / 128;
   if (group == 0) {
-    registers_shrink<40>();
-    if (threadIdx.x == 0) mla_decode_copy<kCluster>(args, map_q, map_pages, s);
+    registers_shrink<Roles::kBringRegisters>();
+    if constexpr (kFormat == CacheRows::kBF16) {
+      if (threadIdx.x == 0) mla_decode_copy<kCluster>(args, map_q, map_pages, s);
+    } else {
+      static_assert(kCluster == 1);
+      mla_decode_widen(args, map_q, map_pages, s);
+    }
   } else if (group == 1) {
-    registers_grow<232>();
-    mla_decode_multiply<kCluster, 0>(args, s);
+    registers_grow<Roles::kMultiplyRegisters>();
+    mla_decode_multiply<kCluster, 0, kFormat>(args, s);
   } else {
-    registers_grow<232>();
-    mla_decode_multiply<kCluster, 1>(args, s);
+    registers_grow<Roles::kMultiplyRegisters>();
+    mla_decode_multiply<kCluster, 1, kFormat>(args, s);
   }
   if constexpr (kCluster > 1) cluster_sync();
 }

@@ -11,12 +11,12 @@ namespace hadal::cuda {
 
 namespace {
 
-template <int kCluster>
+template <int kCluster, CacheRows kFormat>
 void launch_decode(const MlaDecodeArgs& args, const CUtensorMap& map_q,
                    const CUtensorMap& map_pages, int tiles, cudaStream_t stream) {
   using C = MlaDecodeConfig;
   static const bool ready = [] {
-    HADAL_CHECK_CUDA(cudaFuncSetAttribute(mla_decode_kernel_sm90<kCluster>,
+    HADAL_CHECK_CUDA(cudaFuncSetAttribute(mla_decode_kernel_sm90<kCluster, kFormat>,
                                           cudaFuncAttributeMaxDynamicSharedMemorySize,
                                           C::kSharedBytes));
     return true;
@@ -25,7 +25,7 @@ void launch_decode(const MlaDecodeArgs& args, const CUtensorMap& map_q,
   const int blocks = std::min(tiles, args.num_sms / kCluster * kCluster);
   const ProgrammaticLaunch launch(static_cast<unsigned>(blocks), C::kThreads, C::kSharedBytes,
                                   stream, kCluster);
-  HADAL_CHECK_CUDA(launch.start(mla_decode_kernel_sm90<kCluster>, args, map_q, map_pages));
+  HADAL_CHECK_CUDA(launch.start(mla_decode_kernel_sm90<kCluster, kFormat>, args, map_q, map_pages));
 }
 
 }  // namespace
@@ -55,15 +55,21 @@ void mla_decode_sm90(const MlaDecodeArgs& args, cudaStream_t stream) {
   const CUtensorMap map_q = make_tensor_map(
       CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, args.q, static_cast<int64_t>(args.num_seqs) * rows,
       C::kWidth, C::kWidth, static_cast<uint32_t>(mla_decode_q_box_rows(args)), 64);
+  const bool fp8 = args.rows == CacheRows::kFp8;
+  // Of FP8 rows, the keys.
   const CUtensorMap map_pages =
-      make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, args.pages, args.num_pages * C::kPage,
-                      C::kWidth, C::kWidth, C::kPage, 64);
+      make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
+                      static_cast<const uint8_t*>(args.pages) + (fp8 ? kV3Fp8Row.key_at() : 0),
+                      args.num_pages * C::kPage, fp8 ? C::kRope : C::kWidth,
+                      fp8 ? kV3Fp8Row.bytes() / 2 : C::kWidth, C::kPage, 64);
   const int row_tiles = (rows + C::kRows - 1) / C::kRows;
   const int tiles = row_tiles * args.max_splits * args.num_seqs;
-  if (row_tiles % 2 == 0) {
-    launch_decode<2>(args, map_q, map_pages, tiles, stream);
+  if (fp8) {
+    launch_decode<1, CacheRows::kFp8>(args, map_q, map_pages, tiles, stream);
+  } else if (row_tiles % 2 == 0) {
+    launch_decode<2, CacheRows::kBF16>(args, map_q, map_pages, tiles, stream);
   } else {
-    launch_decode<1>(args, map_q, map_pages, tiles, stream);
+    launch_decode<1, CacheRows::kBF16>(args, map_q, map_pages, tiles, stream);
   }
   if (args.max_splits == 1) return;
   const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(args.num_seqs));
