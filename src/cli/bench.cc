@@ -6,6 +6,7 @@
 
 #include "cli/convert.h"
 #include "cli/model_config.h"
+#include "cli/run_options.h"
 #include "cli/serve.h"
 #include "core/check.h"
 
@@ -16,6 +17,7 @@ struct Options {
   MachineOptions machine;
   std::string config = "configs/bench_cpu.json";
   std::vector<std::string> formats = {"bf16"};
+  std::vector<std::string> kv_caches = {"auto"};
   std::vector<int64_t> depths = {0}, tokens = {512};
   int64_t samples = 10;
 };
@@ -26,6 +28,7 @@ void check(const Options& o) {
   for (const std::string& f : o.formats)
     HADAL_CHECK(f == "f32" || f == "bf16" || f == "fp8" || f == "int8" || f == "int4",
                 "--format is ", f, "; allowed: f32, bf16, fp8, int8, int4");
+  for (const std::string& cache : o.kv_caches) CacheOptions{cache}.check();
   for (int64_t d : o.depths)
     HADAL_CHECK(d >= 0 && d <= 1000000, "--depth is ", d, "; allowed: 0 to 1000000");
   for (int64_t t : o.tokens)
@@ -100,12 +103,18 @@ void add_bench_command(CLI::App& app) {
                      [](Context& ctx, const Options& options, const nlohmann::json& row) {
                        for (const std::string& format : options.formats) {
                          const BenchModel model(ctx, read_model_config(options.config), format);
-                         for (int64_t depth : options.depths)
-                           bench_decode(ctx, model, depth, options.samples, row);
+                         for (const std::string& cache : options.kv_caches)
+                           for (int64_t depth : options.depths)
+                             bench_decode(ctx, model, CacheOptions{cache}.format(model.act), depth,
+                                          options.samples, row);
                        }
                      });
   add_formats(decode, o);
   decode->add_option("--depth", o->depths, "tokens in the cache")->delimiter(',');
+  decode
+      ->add_option("--kv-cache", o->kv_caches, "what it holds: auto (the compute type), bf16, fp8")
+      ->delimiter(',')
+      ->capture_default_str();
   auto* prefill = add(*bench, "prefill", "a prompt in one step",
                       "hadal bench prefill --format bf16,fp8 --tokens 128,512", o,
                       [](Context& ctx, const Options& options, const nlohmann::json& row) {

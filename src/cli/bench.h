@@ -82,7 +82,7 @@ struct BenchModel {
   double active_bytes = 0.0, active_flops = 0.0, head_flops = 0.0;
   // Of attention over the cache: of one token that sees `depth` positions.
   double attention_flops(double depth) const;
-  double cache_bytes(double depth) const;
+  double cache_bytes(double depth, CacheFormat cache) const;
 
  private:
   std::vector<Block> memory_;
@@ -92,8 +92,8 @@ struct BenchModel {
 Operand bench_weight(Context& ctx, const Shape& shape, const std::string& format,
                      std::vector<Block>& memory);
 
-void bench_decode(Context& ctx, const BenchModel& model, int64_t depth, int64_t count,
-                  nlohmann::json row);
+void bench_decode(Context& ctx, const BenchModel& model, CacheFormat cache, int64_t depth,
+                  int64_t count, nlohmann::json row);
 void bench_prefill(Context& ctx, const BenchModel& model, int64_t tokens, int64_t count,
                    nlohmann::json row);
 void bench_train(Context& ctx, const std::string& config, int64_t count, nlohmann::json row);

@@ -12,6 +12,7 @@
 #include "core/rng.h"
 #include "io/fp8.h"
 #include "io/int_weights.h"
+#include "model/bytes.h"
 #include "model/decoder.h"
 
 namespace hadal::cli {
@@ -137,9 +138,8 @@ double BenchModel::attention_flops(double depth) const {
   return static_cast<double>(config.num_hidden_layers) * 2.0 * H * depth * (W + R);
 }
 
-double BenchModel::cache_bytes(double depth) const {
-  return static_cast<double>(config.num_hidden_layers * config.latent_dim()) * depth *
-         static_cast<double>(dtype_size(act));
+double BenchModel::cache_bytes(double depth, CacheFormat cache) const {
+  return static_cast<double>(cache_bytes_per_token(config, act, cache, 0)) * depth;
 }
 
 namespace {
@@ -156,12 +156,17 @@ std::vector<int32_t> some_ids(const Config& c, int64_t count) {
 // One sequence of a decoder: runs tokens from a position on, the logits of the last one included.
 class Sequence {
  public:
-  Sequence(Context& ctx, const BenchModel& model, int64_t max_tokens, int64_t max_step)
+  Sequence(Context& ctx, const BenchModel& model, CacheFormat cache, int64_t max_tokens,
+           int64_t max_step)
       : ctx_(ctx),
         model_(model),
-        decoder_(
-            ctx, model.config, model.weights, model.act,
-            {.max_seqs = 1, .max_tokens = max_tokens, .max_step_tokens = max_step, .num_mtp = 0}),
+        decoder_(ctx, model.config, model.weights, model.act,
+                 {.max_seqs = 1,
+                  .max_tokens = max_tokens,
+                  .max_step_tokens = max_step,
+                  .num_mtp = 0,
+                  .num_pages = 0,
+                  .cache = cache}),
         ids_(some_ids(model.config, max_tokens)),
         slots_{decoder_.cache().open()} {
     h_memory_ = ctx.memory.take_tensor(model.act, {max_step, model.config.hidden_size}, &h_);
@@ -171,10 +176,25 @@ class Sequence {
   // Positions [0, count) of the cache, with latents that mean nothing: speed does not depend on
   // them, and computing them takes longer than what is timed.
   void fill_cache(int64_t count) {
+    if (count == 0) return;
+    const int64_t page = std::min(count, ops::kCachePageTokens);
     decoder_.cache().reserve(slots_[0], count);
     decoder_.cache().select(slots_);
-    for (int64_t l = 0; l < model_.config.num_hidden_layers; ++l)
-      fill_float(decoder_.cache().layer(l).pages, 10.0);
+    Tensor latent;
+    const Block memory =
+        ctx_.memory.take_tensor(model_.act, {page, model_.config.latent_dim()}, &latent);
+    fill_float(latent, 10.0);
+    const Step step =
+        make_step(ctx_, model_.config, some_ids(model_.config, page), {0}, {page}, model_.act);
+    for (int64_t l = 0; l < model_.config.num_hidden_layers; ++l) {
+      const ops::LatentPages cache = decoder_.cache().layer(l);
+      ops::latent_cache_write(ctx_, step.seq, latent, cache);
+      const Tensor first = cache.pages.row(cache.table.data<int32_t>()[0]);
+      for (int64_t i = 0; i < cache.pages.dim(0); ++i)
+        if (cache.pages.row(i).raw() != first.raw())
+          std::memcpy(cache.pages.row(i).raw(), first.raw(),
+                      static_cast<size_t>(first.num_bytes()));
+    }
   }
 
   void run(int64_t start, int64_t count) {
@@ -196,17 +216,19 @@ class Sequence {
 
 }  // namespace
 
-void bench_decode(Context& ctx, const BenchModel& model, int64_t depth, int64_t count, json row) {
+void bench_decode(Context& ctx, const BenchModel& model, CacheFormat cache, int64_t depth,
+                  int64_t count, json row) {
   constexpr int64_t kTokens = 2;  // of a sample: short, so that ceilings are measured near by
-  Sequence seq(ctx, model, depth + kTokens, 1);
+  Sequence seq(ctx, model, cache, depth + kTokens, 1);
   seq.fill_cache(depth);
   const Sampled s = sample(ctx, count, [&] {
     for (int64_t t = 0; t < kTokens; ++t) seq.run(depth + t, 1);
   });
   const double seen = static_cast<double>(depth) + 0.5 * (kTokens + 1);
-  const double bytes = model.active_bytes + model.cache_bytes(seen);
+  const double bytes = model.active_bytes + model.cache_bytes(seen, cache);
   row.update({{"bench", "decode"},
               {"format", model.format},
+              {"kv_cache", cache == CacheFormat::kFp8 ? "fp8" : dtype_name(model.act)},
               {"depth", depth},
               {"mb_per_token", bytes / 1e6},
               {"tokens_per_s", kTokens / quantile(s.wall, 0.5)}});
@@ -215,7 +237,7 @@ void bench_decode(Context& ctx, const BenchModel& model, int64_t depth, int64_t 
 }
 
 void bench_prefill(Context& ctx, const BenchModel& model, int64_t tokens, int64_t count, json row) {
-  Sequence seq(ctx, model, tokens, tokens);
+  Sequence seq(ctx, model, CacheFormat::kCompute, tokens, tokens);
   const Sampled s = sample(ctx, count, [&] { seq.run(0, tokens); });
   const auto T = static_cast<double>(tokens);
   const double weights = T * model.active_flops + model.head_flops;

@@ -91,8 +91,8 @@ int64_t context_of(const Options& o, const Config& c) {
 
 // All that decides about scores besides the text.
 std::string identity_of(const Options& o, const LoadedModel& model, int64_t max_tokens) {
-  return fmt::format("{} {} {}", std::filesystem::canonical(model.dir).string(), o.model.dtype,
-                     max_tokens);
+  return fmt::format("{} {} {} {}", std::filesystem::canonical(model.dir).string(), o.model.dtype,
+                     o.model.cache.kv_cache, max_tokens);
 }
 
 std::vector<eval::Document> read_documents(const Options& o, const io::Tokenizer& tokenizer) {

@@ -8,14 +8,37 @@
 
 namespace hadal::cli {
 
+void CacheOptions::add_to(CLI::App& app) {
+  app.add_option("--kv-cache", kv_cache,
+                 "latent cache: auto (the compute type), bf16, or fp8 (656 bytes a token and layer "
+                 "of DeepSeek-V3 for 1152)")
+      ->capture_default_str();
+}
+
+void CacheOptions::check() const {
+  HADAL_CHECK(kv_cache == "auto" || kv_cache == "bf16" || kv_cache == "fp8", "--kv-cache is ",
+              kv_cache, "; allowed: auto, bf16, fp8");
+}
+
+CacheFormat CacheOptions::format(DType act) const {
+  check();
+  if (kv_cache == "fp8") return CacheFormat::kFp8;
+  HADAL_CHECK(kv_cache == "auto" || act == DType::kBF16,
+              "--kv-cache is bf16, but this model computes in ", dtype_name(act),
+              " and keeps its cache in that; use --dtype bf16, or --kv-cache auto or fp8");
+  return CacheFormat::kCompute;
+}
+
 void ModelOptions::add_to(CLI::App& app) {
   app.add_option("--model", model, "checkpoint, or output directory of a training run")->required();
   app.add_option("--dtype", dtype, "auto (as stored), f32 or bf16")->capture_default_str();
+  cache.add_to(app);
   app.add_option("--chunk", chunk, "tokens of one step of a long text")->capture_default_str();
   machine.add_to(app);
 }
 
 void ModelOptions::check() const {
+  cache.check();
   HADAL_CHECK(chunk >= 1 && chunk <= 65536, "--chunk is ", chunk, "; allowed: 1 to 65536");
 }
 
@@ -62,7 +85,9 @@ Decoder make_decoder(Context& ctx, const LoadedModel& model, const ModelOptions&
                  {.max_seqs = 1,
                   .max_tokens = context,
                   .max_step_tokens = step,
-                  .num_mtp = speculate > 0 ? model.config().num_nextn_predict_layers : 0});
+                  .num_mtp = speculate > 0 ? model.config().num_nextn_predict_layers : 0,
+                  .num_pages = 0,
+                  .cache = options.cache.format(model.act)});
 }
 
 }  // namespace hadal::cli

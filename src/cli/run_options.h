@@ -1,4 +1,4 @@
-// Options of the subcommands that run a model: generate, chat and eval.
+// Options of the subcommands that run a model: generate, chat, eval and serve.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -13,9 +13,21 @@
 
 namespace hadal::cli {
 
-// --model, --dtype, --chunk, and those of the machine.
+// --kv-cache: what the latent cache holds.
+struct CacheOptions {
+  std::string kv_cache = "auto";
+
+  void add_to(CLI::App& app);
+  void check() const;
+  // auto is the compute type; an Error where a model that computes in act cannot have what was
+  // asked for.
+  CacheFormat format(DType act) const;
+};
+
+// --model, --dtype, --kv-cache, --chunk, and those of the machine.
 struct ModelOptions {
   MachineOptions machine;
+  CacheOptions cache;
   std::string model, dtype = "auto";
   int64_t chunk = 256;
 

@@ -82,8 +82,9 @@ int64_t available_memory() {
   return INT64_MAX;  // unknown
 }
 
-Decoder::Limits limits_of(const Options& o, const Config& c) {
+Decoder::Limits limits_of(const Options& o, const Config& c, DType act) {
   Decoder::Limits limits;
+  limits.cache = o.model.cache.format(act);
   limits.max_tokens =
       o.context > 0 ? o.context : std::min<int64_t>(c.max_position_embeddings, 8192);
   HADAL_CHECK(limits.max_tokens >= 2 && limits.max_tokens <= c.max_position_embeddings,
@@ -160,10 +161,10 @@ void plan_memory(const Options& o, const io::HfCheckpoint& checkpoint, Device wh
   const Config& c = checkpoint.config;
   const DType act = act_of(o, checkpoint);
   const double mib = 1024.0 * 1024.0;
-  const auto layers = static_cast<double>(c.num_hidden_layers + limits.num_mtp);
   const double weights = weight_bytes(o, checkpoint);
-  const double cache = layers * static_cast<double>(limits.num_pages * ops::kCachePageTokens) *
-                       static_cast<double>(c.latent_dim()) * static_cast<double>(dtype_size(act));
+  const auto cache =
+      static_cast<double>(limits.num_pages * ops::kCachePageTokens *
+                          cache_bytes_per_token(c, act, limits.cache, limits.num_mtp));
   const double logits =
       static_cast<double>(limits.max_seqs * (1 + o.speculation.speculate) * c.vocab_size) *
       static_cast<double>(dtype_size(stat_dtype(act)));
@@ -230,7 +231,7 @@ void run(Options o) {
   o.engine.overlap = machine->device.kind == DeviceKind::kCuda;
   const io::HfCheckpoint checkpoint = io::open_checkpoint(resolve_model(o.model.model));
   o.speculation.check(checkpoint.config);
-  const Decoder::Limits limits = limits_of(o, checkpoint.config);
+  const Decoder::Limits limits = limits_of(o, checkpoint.config, act_of(o, checkpoint));
   plan_memory(o, checkpoint, machine->device, limits);
   const LoadedModel model(ctx, o.model.model, o.model.dtype);
   const server::ModelInfo info = info_of(o, model, limits);

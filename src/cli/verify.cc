@@ -4,7 +4,7 @@
 
 #include <fmt/core.h>
 
-#include "cli/options.h"
+#include "cli/run_options.h"
 #include "core/check.h"
 
 namespace hadal::cli {
@@ -12,15 +12,21 @@ namespace {
 
 struct Options {
   MachineOptions machine;
+  CacheOptions cache;
   std::string model, golden, record, dtype = "f32";
   int64_t sequences = 2, tokens = 48;
   uint64_t seed = 0;
   bool json = false;
 };
 
-VerifyFormat format_of(const std::string& name) {
-  if (name == "fp8") return {DType::kBF16, kFp8Recipe};
-  return {parse_dtype(name, {DType::kF64, DType::kF32, DType::kBF16}, "--dtype")};
+VerifyFormat format_of(const Options& o) {
+  VerifyFormat format{DType::kBF16};
+  if (o.dtype == "fp8")
+    format.precision = kFp8Recipe;
+  else
+    format.dtype = parse_dtype(o.dtype, {DType::kF64, DType::kF32, DType::kBF16}, "--dtype");
+  format.cache = o.cache.format(format.dtype);
+  return format;
 }
 
 void record(const Options& o) {
@@ -34,7 +40,7 @@ void record(const Options& o) {
   const io::HfCheckpoint checkpoint = io::open_checkpoint(resolve_model(o.model));
   Recording recording(o.sequences, o.tokens, checkpoint.config.vocab_size, o.seed);
   VerifyReport report(recording);
-  verify_golden(ctx, checkpoint, format_of(o.dtype), report);
+  verify_golden(ctx, checkpoint, format_of(o), report);
   recording.write(o.record);
   fmt::print("recorded: {} in {}\n", o.record, o.dtype);
 }
@@ -43,13 +49,16 @@ void run(const Options& o) {
   HADAL_CHECK(o.golden.empty() != o.record.empty(),
               "hadal verify needs --golden FILE to compare with, or --record FILE to write");
   if (!o.record.empty()) return record(o);
-  const VerifyFormat format = format_of(o.dtype);
+  const VerifyFormat format = format_of(o);
   const auto machine = o.machine.make();
   Context ctx = machine->context();
   const io::HfCheckpoint checkpoint = io::open_checkpoint(resolve_model(o.model));
   const io::SafetensorsFile golden(o.golden);
   VerifyReport report(golden);
-  if (golden.find("train.tokens") != nullptr)
+  const bool trains = golden.find("train.tokens") != nullptr;
+  HADAL_CHECK(!trains || format.cache == CacheFormat::kCompute, "--kv-cache is ", o.cache.kv_cache,
+              ", but ", o.golden, " holds training steps, which have no cache; leave it out");
+  if (trains)
     verify_train(ctx, checkpoint, format, report);
   else
     verify_golden(ctx, checkpoint, format, report);
@@ -81,6 +90,7 @@ void add_verify_command(CLI::App& app) {
                    "f64, f32, bf16, or fp8: bf16 with the recipe of FP8 training")
       ->capture_default_str();
   command->add_flag("--json", o->json, "print the table as JSON");
+  o->cache.add_to(*command);
   o->machine.add_to(*command);
   command->footer(
       "Example: hadal verify --model tests/goldens/base --golden "

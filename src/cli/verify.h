@@ -11,10 +11,12 @@
 
 namespace hadal::cli {
 
-// What a comparison computes in: f64, f32, bf16, or bf16 with the FP8 recipe.
+// What a comparison computes in: f64, f32, bf16, or bf16 with the FP8 recipe; and what its latent
+// cache holds.
 struct VerifyFormat {
   DType dtype;
   Precision precision = {};
+  CacheFormat cache = CacheFormat::kCompute;
 };
 
 // Logits, hidden states, router choices, losses and gradients through the training form; logits

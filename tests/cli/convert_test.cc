@@ -78,6 +78,7 @@ TEST(Bench, RowsHaveRatesAndCeilings) {
   const TempDir dir;
   const std::vector<Arguments> commands = {
       {"bench", "decode", "--format", "bf16,int4", "--depth", "0,70"},
+      {"bench", "decode", "--depth", "130", "--kv-cache", "bf16,fp8"},
       {"bench", "prefill", "--format", "fp8", "--tokens", "20"},
       {"bench", "ops", "--format", "int8"}};
   for (Arguments command : commands) {
@@ -100,6 +101,8 @@ TEST(Bench, RowsHaveRatesAndCeilings) {
   }
   expect_refused({"bench", "decode", "--format", "int3"},
                  "--format is int3; allowed: f32, bf16, fp8, int8, int4");
+  expect_refused({"bench", "decode", "--kv-cache", "f32"},
+                 "--kv-cache is f32; allowed: auto, bf16, fp8");
 }
 
 }  // namespace

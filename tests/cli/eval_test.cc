@@ -96,6 +96,11 @@ TEST(Eval, GoesOnAfterBeingKilled) {
   const Result resumed = run(arguments);
   EXPECT_EQ(resumed.out, whole.out);
   EXPECT_EQ(run(arguments).out, whole.out);
+  // Scores over another cache are others; they do not go into this file.
+  arguments.insert(arguments.end(), {"--kv-cache", "fp8"});
+  const Result other = run(arguments);
+  EXPECT_EQ(other.status, 1);
+  EXPECT_TRUE(other.err.starts_with("hadal: " + output)) << other.err;
 }
 
 TEST(Eval, RefusesWhatItCannotDo) {

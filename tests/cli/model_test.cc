@@ -78,6 +78,11 @@ TEST(Generate, RefusesRequestsThatCannotBe) {
 #endif
   expect_refused(with({"--prompt-ids", "1", "--dtype", "f16"}),
                  "--dtype is f16; allowed: f32, bf16");
+  expect_refused(with({"--prompt-ids", "1", "--kv-cache", "int8"}),
+                 "--kv-cache is int8; allowed: auto, bf16, fp8");
+  expect_refused(with({"--prompt-ids", "1", "--kv-cache", "bf16"}),
+                 "--kv-cache is bf16, but this model computes in f32 and keeps its cache in that; "
+                 "use --dtype bf16, or --kv-cache auto or fp8");
 }
 
 TEST(Generate, GivesTheSameTokensWithAndWithoutSpeculation) {
@@ -97,6 +102,28 @@ TEST(Generate, GivesTheSameTokensWithAndWithoutSpeculation) {
   EXPECT_EQ(tokens({"--speculate", "3", "--chunk", "2"}), greedy);
   EXPECT_EQ(tokens({"--threads", "1"}), greedy);
   EXPECT_EQ(tokens({"--temperature", "1", "--seed", "3", "--speculate", "2"}), sampled);
+}
+
+// Logits over an FP8 cache have the same bits in any chunks and with speculation, and are not those
+// over a plain one.
+TEST(Generate, KeepsTheCacheAsAsked) {
+  const TempDir dir;
+  const auto logits = [&](Arguments more) {
+    Arguments all = generate(kBase);
+    all[6] = "12";
+    all.insert(all.end(), {"--ignore-eos", "--logits", dir / "logits"});
+    all.insert(all.end(), more.begin(), more.end());
+    const Result r = run(all);
+    EXPECT_EQ(r.status, 0) << r.err;
+    return read_text(dir / "logits");
+  };
+  const std::string plain = logits({"--kv-cache", "auto"}), fp8 = logits({"--kv-cache", "fp8"});
+  EXPECT_EQ(plain, logits({}));
+  EXPECT_NE(plain, fp8);
+  EXPECT_EQ(fp8, logits({"--kv-cache", "fp8", "--speculate", "2", "--chunk", "2"}));
+  const std::string bf16 = logits({"--dtype", "bf16"});
+  EXPECT_EQ(bf16, logits({"--dtype", "bf16", "--kv-cache", "bf16"}));
+  EXPECT_NE(bf16, logits({"--dtype", "bf16", "--kv-cache", "fp8"}));
 }
 
 // Each row picks the token after it, and chunks do not change a bit of it.

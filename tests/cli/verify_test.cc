@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <nlohmann/json.hpp>
 
 #include "io/safetensors.h"
 #include "tests/cli/run.h"
@@ -191,6 +192,31 @@ TEST(Verify, RefusesARecordThatIsTooShort) {
       "most 1048576 tokens in all");
   expect_refused({"verify", "--model", "tests/goldens/base"},
                  "hadal verify needs --golden FILE to compare with, or --record FILE to write");
+}
+
+// What goes over an FP8 cache is off by what its elements are, and nothing else is.
+TEST(Verify, ChecksAnFp8Cache) {
+  for (const char* dtype : {"f64", "f32"}) {
+    const Result r = run({"verify", "--model", "tests/goldens/base", "--golden",
+                          "tests/goldens/base/golden.safetensors", "--dtype", dtype, "--kv-cache",
+                          "fp8", "--json"});
+    EXPECT_EQ(r.status, 0) << r.err;
+    const auto kinds = nlohmann::json::parse(r.out)["kinds"];
+    const auto error = [&](const char* kind) {
+      return kinds[kind]["worst_relative_l2"].get<double>();
+    };
+    EXPECT_LT(error("logits"), 1e-5);
+    EXPECT_GT(error("logits by decode"), 1e-4);
+  }
+  expect_refused(
+      {"verify", "--model", "tests/goldens/base", "--golden",
+       "tests/goldens/base/train.safetensors", "--kv-cache", "fp8"},
+      "--kv-cache is fp8, but tests/goldens/base/train.safetensors holds training steps, "
+      "which have no cache; leave it out");
+  expect_refused({"verify", "--model", "tests/goldens/base", "--golden",
+                  "tests/goldens/base/golden.safetensors", "--kv-cache", "bf16"},
+                 "--kv-cache is bf16, but this model computes in f32 and keeps its cache in that; "
+                 "use --dtype bf16, or --kv-cache auto or fp8");
 }
 
 TEST(Verify, PrintsJson) {

@@ -34,6 +34,15 @@ class Answers(unittest.TestCase):
     def tearDownClass(cls):
         cls.server.__exit__()
 
+    def test_texts_over_an_fp8_cache_are_those_of_generate(self):
+        with Server("--kv-cache", "fp8", "--max-seqs", "4", "--context", "512", "--chunk",
+                    "7") as server:
+            for i, prompt in enumerate(PROMPTS):
+                settings = {"max_tokens": 20, "temperature": 0.9 if i % 2 else 0, "seed": i}
+                body = {"prompt": prompt, **settings}
+                self.assertEqual(server.post(COMPLETIONS, body)[2]["choices"][0]["text"],
+                                 generate(prompt, **settings, kv_cache="fp8")["text"])
+
     def test_greedy_and_seeded_texts_are_those_of_generate_under_load(self):
         cases = []
         for i in range(14):
