@@ -71,15 +71,6 @@ __global__ void backward_kernel(Rows rows, int64_t F, View gate_up, const R* row
   if (in_use && drow_weight != nullptr && group_lane() == 0) drow_weight[row] = dweight;
 }
 
-// A row of up to kNarrow elements takes a warp, a longer one a whole block.
-constexpr int64_t kNarrow = 1024;
-
-// The row of this thread's group of kGroup threads, of which a block holds several.
-template <int kGroup>
-__device__ int64_t row_of_group() {
-  return static_cast<int64_t>(blockIdx.x) * (kRowThreads / kGroup) + threadIdx.x / kGroup;
-}
-
 template <int kGroup, class Rows>
 __global__ void __launch_bounds__(kRowThreads)
     forward_bf16_kernel(Rows rows, int64_t F, View gate_up, const float* row_weight, View y) {
@@ -138,15 +129,6 @@ __global__ void __launch_bounds__(kRowThreads)
     sum = sum_of_row(part, shared);
   }
   if (threadIdx.x % kGroup == 0) drow_weight[row] = sum;
-}
-
-// Calls fn(group, blocks) with the threads of a row as a constant, and the blocks for `rows` rows.
-template <class Fn>
-void with_group(int64_t rows, int64_t F, const Fn& fn) {
-  if (F <= kNarrow)
-    fn(std::integral_constant<int, 32>{}, static_cast<unsigned>(ceil_div(rows, kRowThreads / 32)));
-  else
-    fn(std::integral_constant<int, kRowThreads>{}, static_cast<unsigned>(rows));
 }
 
 unsigned row_blocks(int64_t rows) { return static_cast<unsigned>(ceil_div(rows, kRowsPerBlock)); }

@@ -39,7 +39,7 @@ template <bool kFast>
 using Loaded = std::conditional_t<kFast, PackedEight, Eight>;
 
 __device__ Eight widened(const Eight& e) { return e; }
-__device__ Eight widened(const PackedEight& e) { return e.widen(); }
+__device__ Eight widened(const PackedEight& e) { return Eight::widen(e); }
 
 // The same of e4m3. kFast: a whole number of eights, each at a multiple of 8 bytes.
 template <bool kFast>
@@ -241,13 +241,10 @@ __device__ uint32_t quantise_column(const Eight (&v)[kRowsOfThread], int j, cons
   return e4m3_four(by.divide(v[0].of[j]), by.divide(v[1].of[j]), by.divide(v[2].of[j]),
                    by.divide(v[3].of[j]));
 }
-__device__ float element(const PackedEight& e, int j) {
-  return __uint_as_float(j % 2 == 0 ? e.words[j / 2] << 16 : e.words[j / 2] & 0xffff0000u);
-}
 __device__ uint32_t quantise_column(const PackedEight (&v)[kRowsOfThread], int j,
                                     const Divisor& by) {
-  return e4m3_four(by.divide_bf16(element(v[0], j)), by.divide_bf16(element(v[1], j)),
-                   by.divide_bf16(element(v[2], j)), by.divide_bf16(element(v[3], j)));
+  return e4m3_four(by.divide_bf16(v[0].element(j)), by.divide_bf16(v[1].element(j)),
+                   by.divide_bf16(v[2].element(j)), by.divide_bf16(v[3].element(j)));
 }
 
 // kColumns columns of one page. A thread has four rows of eight columns; of each column it makes a

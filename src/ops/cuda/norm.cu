@@ -134,14 +134,14 @@ __global__ void __launch_bounds__(kRowThreads)
   float squares = 0.0f;
 #pragma unroll
   for (int c = 0; c < kChunks; ++c)
-    for (float value : row.eights[c].widen().of) squares += value * value;
+    for (float value : Eight::widen(row.eights[c]).of) squares += value * value;
   const float r = 1.0f / sqrtf(sum_of_row(squares, shared) / static_cast<float>(D) + eps);
   if (threadIdx.x == 0) rstd[t] = r;
 #pragma unroll
   for (int c = 0; c < kChunks; ++c) {
     const int64_t i = row.column(c);
     if (i >= D) break;
-    Eight v = row.eights[c].widen();
+    Eight v = Eight::widen(row.eights[c]);
     const Eight g = load_eight(gain.data, gain.dtype, i);
 #pragma unroll
     for (int j = 0; j < 8; ++j) v.of[j] = (v.of[j] * r) * g.of[j];
@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kRowThreads)
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       if (xs.column(c) >= D) break;
-      const Eight v = xs.eights[c].widen(), d = dys.eights[c].widen();
+      const Eight v = Eight::widen(xs.eights[c]), d = Eight::widen(dys.eights[c]);
       const Eight g = load_eight(gain.data, gain.dtype, xs.column(c));
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(kRowThreads)
     for (int c = 0; c < kChunks; ++c) {
       const int64_t i = xs.column(c);
       if (i >= D) break;
-      const Eight v = xs.eights[c].widen(), d = dys.eights[c].widen();
+      const Eight v = Eight::widen(xs.eights[c]), d = Eight::widen(dys.eights[c]);
       const Eight g = load_eight(gain.data, gain.dtype, i);
       Eight out;
 #pragma unroll

@@ -95,12 +95,6 @@ __device__ bf16* row_to(const PagedView& rows, int64_t row) {
   return const_cast<bf16*>(row_of(rows, row));
 }
 
-// The row of this thread's group of kGroup threads, of which a block holds several.
-template <int kGroup>
-__device__ int64_t row_of_group() {
-  return static_cast<int64_t>(blockIdx.x) * (kRowThreads / kGroup) + threadIdx.x / kGroup;
-}
-
 template <int kGroup, class Rows>
 __global__ void __launch_bounds__(kRowThreads)
     forward_kernel(Rows rows, int64_t F, PagedView gate_up, const float* row_weight, TilesView kept,
@@ -120,7 +114,7 @@ __global__ void __launch_bounds__(kRowThreads)
       packed_gate = PackedEight::load(from + i);
       packed_up = PackedEight::load(from + F + i);
     }
-    const Eight gate = packed_gate.widen(), up = packed_up.widen();
+    const Eight gate = Eight::widen(packed_gate), up = Eight::widen(packed_up);
     Eight out;
 #pragma unroll
     for (int j = 0; j < 8; ++j)
@@ -129,7 +123,7 @@ __global__ void __launch_bounds__(kRowThreads)
       kept_row.put(i, packed_gate, ScaleFormat::kF32, active, fault);
       kept_row.put(F + i, packed_up, ScaleFormat::kF32, active, fault);
     }
-    to.put(i, PackedEight::narrow(out), ScaleFormat::kF32, active, fault);
+    to.put(i, out.narrow(), ScaleFormat::kF32, active, fault);
   }
 }
 
@@ -155,9 +149,8 @@ __global__ void __launch_bounds__(kRowThreads)
     const bool active = i < F;
     Eight gate{}, up{}, d{};
     if (active) {
-      gate =
-          tiles.data != nullptr ? PackedEight::narrow(tiles.get(i)).widen() : Eight::load(from + i);
-      up = tiles.data != nullptr ? PackedEight::narrow(tiles.get(F + i)).widen()
+      gate = tiles.data != nullptr ? Eight::widen(tiles.get(i).narrow()) : Eight::load(from + i);
+      up = tiles.data != nullptr ? Eight::widen(tiles.get(F + i).narrow())
                                  : Eight::load(from + F + i);
       d = Eight::load(dys + i);
     }
@@ -170,7 +163,7 @@ __global__ void __launch_bounds__(kRowThreads)
       out.of[j] = weight * value;
       part += d.of[j] * value;
     }
-    const PackedEight packed_gate = PackedEight::narrow(dg), packed_up = PackedEight::narrow(du);
+    const PackedEight packed_gate = dg.narrow(), packed_up = du.narrow();
     if (active) {
       packed_gate.store(dto + i);
       packed_up.store(dto + F + i);
@@ -188,16 +181,6 @@ __global__ void __launch_bounds__(kRowThreads)
     sum = sum_of_row(part, shared);
   }
   if (threadIdx.x % kGroup == 0) drow_weight[row] = sum;
-}
-
-// A row of up to kNarrow elements takes a warp, a longer one a whole block.
-constexpr int64_t kNarrow = 1024;
-template <class Fn>
-void with_group(int64_t rows, int64_t F, const Fn& fn) {
-  if (F <= kNarrow)
-    fn(std::integral_constant<int, 32>{}, static_cast<unsigned>(ceil_div(rows, kRowThreads / 32)));
-  else
-    fn(std::integral_constant<int, kRowThreads>{}, static_cast<unsigned>(rows));
 }
 
 bool has_eights(const Tensor& t) {

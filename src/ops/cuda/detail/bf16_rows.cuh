@@ -12,28 +12,6 @@ namespace hadal::ops::cuda {
 
 inline constexpr int kRowThreads = 128;
 
-// Eight elements of a bf16 row as f32.
-struct Eight {
-  float of[8];
-  __device__ static Eight load(const void* p) {
-    const uint4 raw = *static_cast<const uint4*>(p);
-    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-    Eight e;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      e.of[2 * i] = __uint_as_float(words[i] << 16);
-      e.of[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-    }
-    return e;
-  }
-  __device__ void store(void* p) const {
-    uint32_t words[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) words[i] = narrow_bf16_pair(of[2 * i], of[2 * i + 1]);
-    *static_cast<uint4*>(p) = uint4{words[0], words[1], words[2], words[3]};
-  }
-};
-
 // Eight bf16 elements as they lie in memory.
 struct PackedEight {
   uint32_t words[4];
@@ -41,24 +19,31 @@ struct PackedEight {
     const uint4 raw = *static_cast<const uint4*>(p);
     return {{raw.x, raw.y, raw.z, raw.w}};
   }
-  __device__ static PackedEight narrow(const Eight& e) {
-    PackedEight packed;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) packed.words[i] = narrow_bf16_pair(e.of[2 * i], e.of[2 * i + 1]);
-    return packed;
-  }
   __device__ void store(void* p) const {
     *static_cast<uint4*>(p) = uint4{words[0], words[1], words[2], words[3]};
   }
-  __device__ Eight widen() const {
+  __device__ float element(int i) const {
+    return __uint_as_float(i % 2 == 0 ? words[i / 2] << 16 : words[i / 2] & 0xffff0000u);
+  }
+};
+
+// The same as f32.
+struct Eight {
+  float of[8];
+  __device__ static Eight widen(const PackedEight& packed) {
     Eight e;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      e.of[2 * i] = __uint_as_float(words[i] << 16);
-      e.of[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-    }
+    for (int i = 0; i < 8; ++i) e.of[i] = packed.element(i);
     return e;
   }
+  __device__ PackedEight narrow() const {
+    PackedEight packed;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) packed.words[i] = narrow_bf16_pair(of[2 * i], of[2 * i + 1]);
+    return packed;
+  }
+  __device__ static Eight load(const void* p) { return widen(PackedEight::load(p)); }
+  __device__ void store(void* p) const { narrow().store(p); }
 };
 
 // Eight elements of a vector of bf16 or f32.
@@ -67,6 +52,23 @@ __device__ inline Eight load_eight(const void* p, DType dtype, int64_t i) {
   const auto* f = reinterpret_cast<const float4*>(static_cast<const float*>(p) + i);
   const float4 a = f[0], b = f[1];
   return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
+}
+
+// A row of up to kNarrow elements takes a warp, a longer one a whole block: calls fn(group, blocks)
+// with the threads of a row as a constant, and the blocks for `rows` rows.
+inline constexpr int64_t kNarrow = 1024;
+template <class Fn>
+void with_group(int64_t rows, int64_t width, const Fn& fn) {
+  constexpr int64_t kWarps = kRowThreads / 32;
+  if (width <= kNarrow)
+    fn(std::integral_constant<int, 32>{}, static_cast<unsigned>((rows + kWarps - 1) / kWarps));
+  else
+    fn(std::integral_constant<int, kRowThreads>{}, static_cast<unsigned>(rows));
+}
+// The row of this thread's group of kGroup threads, of which a block holds several.
+template <int kGroup>
+__device__ int64_t row_of_group() {
+  return static_cast<int64_t>(blockIdx.x) * (kRowThreads / kGroup) + threadIdx.x / kGroup;
 }
 
 // Sum over the kRowThreads threads of the block. `shared` may be used again after the next barrier.

@@ -68,7 +68,7 @@ __device__ inline void quantise_eight(const Eight& e, const Divisor& by, uint32_
 }
 __device__ inline void quantise_eight(const PackedEight& packed, const Divisor& by,
                                       uint32_t (&two)[2]) {
-  const Eight e = packed.widen();
+  const Eight e = Eight::widen(packed);
 #pragma unroll
   for (int i = 0; i < 2; ++i)
     two[i] = e4m3_four(by.divide_bf16(e.of[4 * i]), by.divide_bf16(e.of[4 * i + 1]),
