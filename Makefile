@@ -4,7 +4,7 @@ SHELL := /bin/bash
 JOBS ?= $(shell nproc)
 TEXT ?=
 
-.PHONY: help setup build quickstart test sanitize fuzz mutate peers soak format tidy clean
+.PHONY: help setup build quickstart test sanitize fuzz mutate peers parallel soak format tidy clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,10 @@ peers:  ## compare with Hugging Face's libraries and OpenAI's client (a Python e
 	@scripts/setup.sh --full
 	@$(MAKE) --no-print-directory build
 	@tests/peers/run.sh
+
+parallel: build  ## every mesh and schedule of up to 8 ranks against one rank
+	@cmake --build --preset release -j $(JOBS) --target parallel_check
+	@scripts/parallel_check.sh --ranks 1,2,4,8
 
 SECONDS_LONG ?= 900
 soak: build  ## the server at twice its capacity with clients that leave, SECONDS_LONG=900

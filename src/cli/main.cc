@@ -59,6 +59,7 @@ int main(int argc, char** argv) {
   hadal::cli::add_report_command(app);
   hadal::cli::add_plan_command(app);
   hadal::cli::add_bench_command(app);
+  hadal::cli::add_check_command(app);
   hadal::cli::add_env_command(app);
   try {
     app.parse(argc, argv);

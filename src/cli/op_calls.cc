@@ -578,7 +578,8 @@ class Maker {
 
   // Of the groups that sum gradients, one of so many ranks.
   Comm& gradient_group(int64_t ranks) {
-    return team_->dense().size() == ranks ? team_->dense() : team_->experts();
+    return team_->dense().size() == ranks ? team_->dense()
+                                          : team_->summing(ParamStore::Region::kExperts);
   }
   // A flat tensor of all ranks' shares, and this rank's.
   struct Shared {

@@ -29,7 +29,8 @@ constexpr std::array<Variable, 8> kTable = {{
      "local_counts, balance_by_ranks; or that the tests of the page pool do: refcount, lru; or "
      "kills "
      "rank 1 of a run at step 4, for the tests of that: die_in_step, die_in_collective, "
-     "die_in_checkpoint; or bad data, for the tests of the guard: spike"},
+     "die_in_checkpoint; or bad data, for the tests of the guard: spike; or harms rank 1, so that "
+     "hadal check names it: mute_rank, slow_rank, flip_bit, other_build"},
 }};
 
 std::string read(const char* name) {
@@ -63,10 +64,11 @@ bool profile() { return read("HADAL_PROFILE") == "1"; }
 std::string api_key() { return read("HADAL_API_KEY"); }
 bool trace() { return read("HADAL_TRACE") == "1"; }
 std::string sabotage() {
-  return read_one_of("HADAL_SABOTAGE",
-                     {"", "rng", "microbatch", "counts", "position", "spike", "refcount", "lru",
-                      "expert_group", "local_counts", "balance_by_ranks", "die_in_step",
-                      "die_in_collective", "die_in_checkpoint"});
+  return read_one_of(
+      "HADAL_SABOTAGE",
+      {"", "rng", "microbatch", "counts", "position", "spike", "refcount", "lru", "expert_group",
+       "local_counts", "balance_by_ranks", "die_in_step", "die_in_collective", "die_in_checkpoint",
+       "mute_rank", "slow_rank", "flip_bit", "other_build"});
 }
 
 }  // namespace hadal::env

@@ -134,6 +134,7 @@ Batch make_batch(Context& ctx, const Config& c, const std::vector<Sequence>& seq
     d.targets = put(ctx, batch.memory, h.targets);
     d.num_targets = h.num_targets();
     if (k > 0) {
+      d.num_before = depths[k - 1].num_tokens();
       batch.mtp.push_back(d);
       continue;
     }

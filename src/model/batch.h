@@ -41,7 +41,8 @@ struct Sequence {
 struct Batch {
   struct Depth {
     Packed seq;
-    Tensor rows;              // [Tk] i32   rows of depth k-1 (k = 1: of the main model)
+    int64_t num_before = 0;   // tokens of depth k-1 (k = 1: of the main model)
+    Tensor rows;              // [Tk] i32   rows of it
     Tensor ids;               // [Tk] i32
     Tensor targets;           // [Tk] i32
     int64_t num_targets = 0;  // targets that are not -1

@@ -26,9 +26,9 @@ Saved attn_forward(Context& ctx, const Layer& l, const Packed& seq, In x) {
   Tensor x_n;
   const Block memory = ctx.memory.take_tensor(act, {T, D}, &x_n);
   ops::rmsnorm_forward(ctx, x, l.w.attn_norm.data, l.config.rms_norm_eps, x_n,
-                       s.attn_rstd);                              // [T, D]
-  s.attn = mla::forward(ctx, l.config, l.w.attn, seq, x_n, s.h);  // [T, D]
-  ops::add_acc(ctx, x, s.h);                                      // [T, D]
+                       s.attn_rstd);                                        // [T, D]
+  s.attn = mla::forward(ctx, l.config, l.w.attn, seq, x_n, s.h, l.tensor);  // [T, D]
+  ops::add_acc(ctx, x, s.h);                                                // [T, D]
   return s;
 }
 
@@ -39,14 +39,16 @@ void dispatch_forward(Context& ctx, const Layer& l, Saved& s) {
   s.h_n = s.scratch.tensor(act, shape);
   s.y_mlp = s.scratch.tensor(act, shape);
   ops::rmsnorm_forward(ctx, s.h, l.w.ffn_norm.data, l.config.rms_norm_eps, s.h_n, s.ffn_rstd);
-  if (l.is_moe) s.moe = moe::dispatch_forward(ctx, l.config, l.w.moe, l.exchange, s.seq, s.h_n);
+  if (l.is_moe)
+    s.moe = moe::dispatch_forward(ctx, l.config, l.w.moe, l.exchange, s.seq, s.h_n, l.tensor);
 }
 
 void mlp_forward(Context& ctx, const Layer& l, Saved& s) {
-  if (l.is_moe)
-    moe::mlp_forward(ctx, l.config, l.w.moe, l.exchange, s.h_n, s.moe);
-  else
-    s.mlp = mlp::forward(ctx, l.w.mlp, s.h_n, s.y_mlp, l.config.precision);  // [T, D]
+  if (l.is_moe) return moe::mlp_forward(ctx, l.config, l.w.moe, l.exchange, s.h_n, s.moe);
+  const Gathered h_n = gather(ctx, l.tensor, s.seq.num_tokens, {s.h_n});
+  PartialSums sum(ctx, l.tensor, s.seq.num_tokens, {s.y_mlp});
+  s.mlp = mlp::forward(ctx, l.w.mlp, h_n.rows[0], sum.all(0), l.config.precision);
+  sum.finish(ctx);  // [T, D]
 }
 
 void combine_forward(Context& ctx, const Layer& l, Saved& s, Out y) {
@@ -91,10 +93,13 @@ Deferred combine_backward(Context& ctx, const Layer& l, Saved& s, In dy) {
 void mlp_backward(Context& ctx, const Layer& l, Saved& s, Deferred& d) {
   ops::rmsnorm_recompute(ctx, s.h, l.w.ffn_norm.data, s.ffn_rstd, d.h_n);  // [T, D]
   if (l.is_moe)
-    moe::mlp_backward(ctx, l.config, l.w.moe, l.exchange, s.moe, d.h_n, d.dy, d.moe);
-  else
-    d.mlp = mlp::backward_input(ctx, l.w.mlp, std::move(s.mlp), d.h_n, d.dy, d.dh,
-                                l.config.precision);  // [T, D]
+    return moe::mlp_backward(ctx, l.config, l.w.moe, l.exchange, s.moe, d.h_n, d.dy, d.moe);
+  Gathered all = gather(ctx, l.tensor, s.seq.num_tokens, {d.h_n, d.dy});
+  PartialSums sum(ctx, l.tensor, s.seq.num_tokens, {d.dh});
+  d.mlp = mlp::backward_input(ctx, l.w.mlp, std::move(s.mlp), all.rows[0], all.rows[1], sum.all(0),
+                              l.config.precision);
+  sum.finish(ctx);  // [T, D]
+  d.mlp_memory = std::move(all.memory);
 }
 
 void dispatch_backward(Context& ctx, const Layer& l, Saved& s, double balance_scale, Deferred& d) {

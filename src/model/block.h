@@ -1,7 +1,7 @@
 // One transformer layer: h = x + MLA(norm(x)); y = h + FFN(norm(h)), in stages attn / dispatch /
 // mlp / combine, so that two micro-batches can overlap (report, 3.2.1, figure 4).
 //
-//   T tokens   D model width
+//   T tokens of this rank   D model width
 //
 // forward(), backward_input() and backward_weight() call the stages in order; a dense layer has the
 // same stages, its dispatch and combine without a transfer. Norms are recomputed (3.2.3).
@@ -24,6 +24,7 @@ struct Layer {
   const Weights& w;
   Exchange& exchange;
   bool is_moe;
+  TensorGroup tensor = {};  // shares heads and dense MLPs, and the tokens; not in decode()
 };
 
 struct [[nodiscard]] Saved {
@@ -44,6 +45,7 @@ struct [[nodiscard]] Deferred {
   mla::Deferred attn;
   mlp::Deferred mlp;
   moe::Deferred moe;
+  Block mlp_memory;  // what a dense MLP's weight gradients read of other ranks
   bool is_moe = false;
 };
 

@@ -32,33 +32,34 @@ int64_t loss_chunk_tokens(const Config& c) {
 
 namespace mla {
 
-size_t saved_bytes(const Config& c, int64_t T, DType act) {
+size_t saved_bytes(const Config& c, TokenCount T, DType act) {
   const int64_t H = c.num_attention_heads;
   ByteCount n;
-  n.add(act, {T, c.latent_dim()})     // kv_lat
-      .add(stat_dtype(act), {T})      // kv_rstd
-      .add(stat_dtype(act), {H, T});  // lse
+  n.add(act, {T.here, c.latent_dim()})    // kv_lat
+      .add(stat_dtype(act), {T.here})     // kv_rstd
+      .add(stat_dtype(act), {H, T.all});  // lse
   if (c.precision.e5m6_attention)
-    n.add(DType::kI32, {T, e5m6_words(H * c.v_head_dim)})
-        .add(DType::kF32, {T, num_tiles(H * c.v_head_dim)});  // out in 12 bits
+    n.add(DType::kI32, {T.all, e5m6_words(H * c.v_head_dim)})
+        .add(DType::kF32, {T.all, num_tiles(H * c.v_head_dim)});  // out in 12 bits
   else
-    n.add(act, {T, H * c.v_head_dim});                                              // out
-  if (c.q_lora_rank > 0) n.add(act, {T, c.q_lora_rank}).add(stat_dtype(act), {T});  // q_lat, q_rstd
+    n.add(act, {T.all, H * c.v_head_dim});  // out
+  if (c.q_lora_rank > 0)
+    n.add(act, {T.here, c.q_lora_rank}).add(stat_dtype(act), {T.here});  // q_lat, q_rstd
   return n.total();
 }
 
-size_t deferred_bytes(const Config& c, int64_t T, DType act) {
+size_t deferred_bytes(const Config& c, TokenCount T, DType act) {
   const int64_t H = c.num_attention_heads;
   ByteCount n;
-  n.add(act, {T, H * c.qk_head_dim()})                                // dq
-      .add(act, {T, H * (c.qk_nope_head_dim + c.v_head_dim)})         // dkv
-      .add(act, {T, c.latent_dim()})                                  // dkv_lat
-      .add(act, {T, c.kv_lora_rank})                                  // kv_n
-      .add(stat_dtype(act), {c.kv_lora_rank});                        // dkv_norm
-  if (c.precision.e5m6_attention) n.add(act, {T, H * c.v_head_dim});  // out again
+  n.add(act, {T.all, H * c.qk_head_dim()})                                // dq
+      .add(act, {T.all, H * (c.qk_nope_head_dim + c.v_head_dim)})         // dkv
+      .add(act, {T.here, c.latent_dim()})                                 // dkv_lat
+      .add(act, {T.here, c.kv_lora_rank})                                 // kv_n
+      .add(stat_dtype(act), {c.kv_lora_rank});                            // dkv_norm
+  if (c.precision.e5m6_attention) n.add(act, {T.all, H * c.v_head_dim});  // out again
   if (c.q_lora_rank > 0)
-    n.add(act, {T, c.q_lora_rank})
-        .add(act, {T, c.q_lora_rank})
+    n.add(act, {T.here, c.q_lora_rank})
+        .add(act, {T.here, c.q_lora_rank})
         .add(stat_dtype(act), {c.q_lora_rank});
   return n.total();
 }

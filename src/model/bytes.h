@@ -30,9 +30,17 @@ class ByteCount {
 inline constexpr int64_t kLossChunkElements = int64_t{1} << 24;
 int64_t loss_chunk_tokens(const Config& config);
 
+// Tokens of a micro-batch: all of them, and those of this rank (model/tensor_group.h).
+struct TokenCount {
+  int64_t all, here;
+  TokenCount(int64_t T) : all(T), here(T) {}
+  TokenCount(int64_t T, int64_t Th) : all(T), here(Th) {}
+};
+
 namespace mla {
-size_t saved_bytes(const Config& config, int64_t T, DType act);
-size_t deferred_bytes(const Config& config, int64_t T, DType act);  // beyond what Saved hands on
+size_t saved_bytes(const Config& config, TokenCount T, DType act);
+// Beyond what Saved hands on, and what a tensor group gathers.
+size_t deferred_bytes(const Config& config, TokenCount T, DType act);
 }  // namespace mla
 namespace mlp {
 size_t saved_bytes(int64_t F, int64_t T, DType act, const Precision& precision = {});

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "model/bytes.h"
+#include "ops/copy.h"
 #include "ops/gemm.h"
 
 namespace hadal::gate {
@@ -25,11 +26,8 @@ ops::GateRule rule(const Config& c) {
 
 namespace {
 
-enum class Balance : uint8_t { kMeasured, kLeftOut };
-
-// Scores and choices; the balance loss on request. `known` holds the logits, or is empty.
-Saved choose(Context& ctx, const Config& c, const Weights& w, const Packed& seq, In x, In known,
-             Balance balance) {
+// Scores and choices. `known` holds the logits, or is empty.
+Saved choose(Context& ctx, const Config& c, const Weights& w, const Packed& seq, In x, In known) {
   const auto [T, D] = HADAL_SHAPE(x, 2);
   const int64_t E = c.n_routed_experts, K = c.num_experts_per_tok;
   const DType stat = stat_dtype(x.dtype());
@@ -49,19 +47,36 @@ Saved choose(Context& ctx, const Config& c, const Weights& w, const Packed& seq,
     ops::gemm_nt(ctx, x, w.weight, logits);  // [T, E]
   }
   ops::gate_forward(ctx, rule(c), logits, w.bias.data, s.scores, s.topk_idx, s.topk_weight);
-  if (balance == Balance::kMeasured)
-    ops::balance_loss_forward(ctx, rule(c), s.seq, s.scores, s.balance, s.fraction);  // [G]  [G, E]
   return s;
+}
+
+// dlogits [T, E] += the balance loss's
+void balance_backward(Context& ctx, const Config& c, const Saved& s, double scale, Acc dlogits) {
+  if (s.group.is_alone())
+    return ops::balance_loss_backward(ctx, rule(c), s.seq, scale, s.scores, s.fraction, dlogits);
+  Tensor all;
+  const Block memory = ctx.memory.take_tensor(s.scores.dtype(), s.all_scores.shape(), &all);
+  ops::fill(ctx, 0.0, all);
+  ops::balance_loss_backward(ctx, rule(c), s.seq, scale, s.all_scores, s.fraction, all);
+  ops::add_acc(ctx, s.group.own(all), dlogits);
 }
 
 }  // namespace
 
-Saved forward(Context& ctx, const Config& c, const Weights& w, const Packed& seq, In x) {
-  return choose(ctx, c, w, seq, x, Tensor(), Balance::kMeasured);
+Saved forward(Context& ctx, const Config& c, const Weights& w, const Packed& seq, In x,
+              const TensorGroup& group) {
+  Saved s = choose(ctx, c, w, seq, x, Tensor());
+  s.group = group;
+  Gathered all = gather(ctx, group, seq.num_tokens, {s.scores});
+  s.all_scores = all.rows[0];
+  s.all_memory = std::move(all.memory);
+  ops::balance_loss_forward(ctx, rule(c), s.seq, s.all_scores, s.balance,
+                            s.fraction);  // [G]  [G, E]
+  return s;
 }
 
 Saved decode(Context& ctx, const Config& c, const Weights& w, const Packed& seq, In x, In logits) {
-  return choose(ctx, c, w, seq, x, logits, Balance::kLeftOut);
+  return choose(ctx, c, w, seq, x, logits);
 }
 
 Deferred backward_input(Context& ctx, const Config& c, const Weights& w, Saved&& saved, In x,
@@ -73,8 +88,7 @@ Deferred backward_input(Context& ctx, const Config& c, const Weights& w, Saved&&
   d.memory = ctx.memory.take(deferred_bytes(c, T, x.dtype()));
   d.dlogits = d.memory.tensor(stat_dtype(x.dtype()), {T, c.n_routed_experts});
   ops::gate_backward(ctx, rule(c), s.scores, s.topk_idx, dtopk_weight, d.dlogits);  // [T, E]
-  if (balance_scale != 0.0)
-    ops::balance_loss_backward(ctx, rule(c), s.seq, balance_scale, s.scores, s.fraction, d.dlogits);
+  if (balance_scale != 0.0) balance_backward(ctx, c, s, balance_scale, d.dlogits);
   ops::gemm_nn_acc(ctx, d.dlogits, w.weight, dx);  // [T, D]
   return d;
 }

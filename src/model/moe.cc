@@ -27,8 +27,8 @@ Saved dispatch(Context& ctx, Exchange& exchange, gate::Saved&& choice, In x) {
 }  // namespace
 
 Saved dispatch_forward(Context& ctx, const Config& c, const Weights& w, Exchange& exchange,
-                       const Packed& seq, In x) {
-  return dispatch(ctx, exchange, gate::forward(ctx, c, w.gate, seq, x), x);
+                       const Packed& seq, In x, const TensorGroup& group) {
+  return dispatch(ctx, exchange, gate::forward(ctx, c, w.gate, seq, x, group), x);
 }
 
 void mlp_forward(Context& ctx, const Config& c, const Weights& w, Exchange& exchange, In x,

@@ -43,8 +43,9 @@ struct [[nodiscard]] Deferred {
 using Weights = Params<Operand>;
 using Grads = Params<Tensor>;
 
+// In a tensor group x is this rank's tokens, and only the balance loss needs the others'.
 Saved dispatch_forward(Context& ctx, const Config& config, const Weights& w, Exchange& exchange,
-                       const Packed& seq, In x);
+                       const Packed& seq, In x, const TensorGroup& group = {});
 void mlp_forward(Context& ctx, const Config& config, const Weights& w, Exchange& exchange, In x,
                  Saved& saved);
 void combine_forward(Context& ctx, Exchange& exchange, Saved& saved, Out y);

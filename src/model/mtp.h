@@ -1,7 +1,7 @@
 // One multi-token-prediction module: state of the depth before and the next token's embedding in,
 // the normed state of this depth out (report, 2.2; notes, section 9).
 //
-//   Tk tokens of this depth   D model width
+//   Tk tokens of this depth on this rank   T tokens of the depth before on it   D model width
 //
 // z = eh_proj [enorm(e) ; hnorm(h)], the embedding half first as in the released weights; h is the
 // main model's state after its final norm, or the depth before's after shared_head.norm. The
@@ -23,6 +23,7 @@ struct Module {
   const Weights& w;
   const Operand& embed;  // [V, D]
   Exchange& exchange;
+  TensorGroup tensor = {};
 };
 
 struct [[nodiscard]] Saved {
@@ -36,7 +37,7 @@ struct [[nodiscard]] Deferred {
   Block saved, memory;  // saved: keeps `out` alive for the head's weight gradient
   block::Deferred block;
   Tensor z, dx;                  // [Tk, 2D]  [Tk, D]   input and output gradient of eh_proj
-  Tensor de;                     // [Tk, D]             gradient of the embedding rows
+  Tensor ids, de;                // [Tk]  [Tk, D]       embedding rows and their gradient
   Tensor denorm, dhnorm, dnorm;  // [D]  [D]  [D]
 };
 
@@ -50,8 +51,7 @@ struct BackwardArgs {
 Deferred backward_input(Context& ctx, const Module& module, const Batch::Depth& depth,
                         Saved&& saved, const BackwardArgs& args, Acc dh_prev);
 // dw += ..., dembed [V, D] += ...
-void backward_weight(Context& ctx, const Batch::Depth& depth, Deferred&& deferred, Grads& dw,
-                     Acc dembed);
+void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw, Acc dembed);
 
 // New tokens through the module with its own layer of the latent cache: ids are the tokens after
 // those that h [T, D] belongs to; out [T, D] after the norm.

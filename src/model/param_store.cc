@@ -34,54 +34,64 @@ FlatRange intersect(const FlatRange& a, const FlatRange& b) {
 }
 
 ParamStore::ParamStore(Context& ctx, const Config& config, DType dtype, Extent extent,
-                       const Placement& placement)
-    : extent_(extent), placement_(placement) {
+                       const RankShare& share)
+    : extent_(extent), share_(share) {
   resize(config, tree);
-  const ParamSizes sizes = param_sizes(config, placement_);
+  const ParamSizes sizes = param_sizes(config, share_);
   std::array<int64_t, kNumParamGroups> next{};
-  const auto holds = [&](const ParamInfo& info) {
-    return !placement_.holds || placement_.holds(info);
-  };
+  const auto holds = [&](const ParamInfo& info) { return !share_.holds || share_.holds(info); };
   int64_t total = 0;
   for (size_t g = 0; g < kNumParamGroups; ++g) {
     next[g] = total;
     if (g <= index(last_group(extent))) total += sizes.group[g];
     end_[g] = total;
   }
-  const int64_t elements =
-      is_whole() ? total : share(Region::kExperts).count + share(Region::kDense).count;
+  const FlatRange shares[] = {this->share(Region::kExperts), this->share(Region::kSplit),
+                              this->share(Region::kDense)};
+  const int64_t elements = is_whole() ? total : shares[0].count + shares[1].count + shares[2].count;
   memory_ = ctx.memory.take_tensor(dtype, {elements}, &flat_);
   ops::fill(ctx, 0.0, flat_);
-  const FlatRange shares[] = {share(Region::kExperts), share(Region::kDense)};
   for_each_param(
       config,
       [&](const ParamInfo& info, Tensor& leaf) {
-        const ParamGroup g = group_of(info);
+        const ParamGroup g = group_of(info, share_);
         if (g > last_group(extent) || !holds(info)) return;
         const FlatRange range{.begin = next[index(g)], .count = info.shape.num_elements()};
         next[index(g)] += padded(range.count);
         places_.push_back({.name = info.name, .range = range});
-        if (is_whole() || intersect(range, shares[0]) == range ||
-            intersect(range, shares[1]) == range)
+        if (is_whole() ||
+            std::any_of(std::begin(shares), std::end(shares),
+                        [&](const FlatRange& s) { return intersect(range, s) == range; }))
           leaf = slice(range).view(info.shape);
       },
       tree);
 }
 
 FlatRange ParamStore::region(Region region) const {
-  return region == Region::kExperts
-             ? FlatRange{.begin = 0, .count = end_[index(ParamGroup::kExperts)]}
-             : FlatRange{
-                   .begin = end_[index(ParamGroup::kExperts)],
-                   .count = end_[index(ParamGroup::kNorms)] - end_[index(ParamGroup::kExperts)]};
+  const int64_t experts = end_[index(ParamGroup::kExperts)],
+                split = end_[index(ParamGroup::kSplit)];
+  switch (region) {
+    case Region::kExperts:
+      return {.begin = 0, .count = experts};
+    case Region::kSplit:
+      return {.begin = experts, .count = split - experts};
+    case Region::kDense:
+      return {.begin = split, .count = end_[index(ParamGroup::kNorms)] - split};
+  }
+  HADAL_UNREACHABLE("region");
 }
 
 FlatRange ParamStore::share(Region r) const {
   const FlatRange all = region(r);
-  const bool experts = r == Region::kExperts;
-  const int64_t count = all.count / (experts ? placement_.expert_ways : placement_.dense_ways);
-  const int index = experts ? placement_.expert_share : placement_.dense_share;
-  return {.begin = all.begin + index * count, .count = count};
+  const Share& share = r == Region::kExperts ? share_.experts
+                       : r == Region::kSplit ? share_.split
+                                             : share_.dense;
+  const int64_t count = all.count / share.ways;
+  return {.begin = all.begin + share.index * count, .count = count};
+}
+
+FlatRange ParamStore::decayed_range() const {
+  return {.begin = 0, .count = end_[index(ParamGroup::kGates)]};
 }
 
 FlatRange ParamStore::range_of(const std::string& name) const {
@@ -123,13 +133,15 @@ Tensor ParamStore::norms() const {
 }
 Tensor ParamStore::trained() const { return flat_.rows(0, end_[index(ParamGroup::kNorms)]); }
 
-void init_params(Context& ctx, const Config& config, uint64_t seed, ModelParams<Tensor>& tree) {
+void init_params(Context& ctx, const Config& config, uint64_t seed, ModelParams<Tensor>& tree,
+                 const Share& tensor) {
   constexpr int64_t kTask = int64_t{1} << 16;  // elements
   for_each_param(
       config,
       [&](const ParamInfo& info, Tensor& leaf) {
         if (leaf.empty()) return;
         const int64_t n = leaf.num_elements();
+        const Slice slice = slice_of(info, tensor);
         const Rng rng(seed, stream_id("init." + info.name));
         HostWrite values(ctx, leaf);
         const Tensor& to = values.tensor();
@@ -137,7 +149,8 @@ void init_params(Context& ctx, const Config& config, uint64_t seed, ModelParams<
           for (int64_t i = task * kTask; i < std::min(n, (task + 1) * kTask); ++i) {
             double value = info.kind == ParamKind::kNorm ? 1.0 : 0.0;
             if (info.shape.rank >= 2)
-              value = config.initializer_range * rng.normal(static_cast<uint64_t>(i));
+              value =
+                  config.initializer_range * rng.normal(static_cast<uint64_t>(slice.whole_of(i)));
             store_element(to.raw(), to.dtype(), i, value);
           }
         });

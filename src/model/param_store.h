@@ -1,7 +1,8 @@
 // ParamStore: one tree of parameters in one block, so that the optimizer sees flat ranges.
 //
-// Elements are laid out in the groups of model/param_layout.h. Offsets depend on the config and the
-// placement only, so stores of different types line up element by element.
+// Elements are laid out in the groups of model/param_layout.h. Offsets depend on the config (that
+// of this rank: split_config) and its shares only, so stores of different types line up element by
+// element.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -32,20 +33,21 @@ class ParamStore {
   };
   // Zero-filled.
   ParamStore(Context& ctx, const Config& config, DType dtype, Extent extent,
-             const Placement& placement = {});
+             const RankShare& share = {});
 
   ModelParams<Tensor> tree;              // leaves that are not held, or not whole, are empty
   Tensor flat() const { return flat_; }  // [n] everything
-  Tensor matrices() const;               // [n] first two groups
-  Tensor decayed() const;                // [n] first three groups
-  Tensor norms() const;                  // [n] fourth group
-  Tensor trained() const;                // [n] first four groups
+  Tensor matrices() const;               // [n] first three groups
+  Tensor decayed() const;                // [n] first four groups
+  Tensor norms() const;                  // [n] fifth group
+  Tensor trained() const;                // [n] first five groups
 
-  enum class Region : uint8_t { kExperts, kDense };
-  static constexpr std::array<Region, 2> kRegions = {Region::kExperts, Region::kDense};
+  enum class Region : uint8_t { kExperts, kSplit, kDense };
+  static constexpr std::array<Region, 3> kRegions = {Region::kExperts, Region::kSplit,
+                                                     Region::kDense};
   FlatRange region(Region region) const;
   FlatRange share(Region region) const;  // this rank's
-  FlatRange decayed_range() const { return {.begin = 0, .count = end_[2]}; }
+  FlatRange decayed_range() const;
   // Where a parameter lies; count 0 if it is not held.
   FlatRange range_of(const std::string& name) const;
   Tensor slice(const FlatRange& range) const;  // REQUIRES: it is in this store
@@ -64,7 +66,7 @@ class ParamStore {
   bool is_whole() const { return extent_ != Extent::kShare; }
 
   Extent extent_;
-  Placement placement_;
+  RankShare share_;
   Block memory_;
   Tensor flat_;
   std::vector<Place> places_;  // of held parameters, in the order of for_each_param
@@ -72,8 +74,10 @@ class ParamStore {
 };
 
 // Normal(0, initializer_range) matrices, unit norms, zero biases: element i of parameter NAME is a
-// function of (seed, NAME, i) alone. Empty leaves are left out.
-void init_params(Context& ctx, const Config& config, uint64_t seed, ModelParams<Tensor>& tree);
+// function of (seed, NAME, i) alone. Empty leaves are left out; of split matrices (`tensor`) the
+// tree has this rank's elements. config: of the whole model.
+void init_params(Context& ctx, const Config& config, uint64_t seed, ModelParams<Tensor>& tree,
+                 const Share& tensor = {});
 
 // A tree's contents in host memory, to be saved: the tree itself on the CPU, else copies.
 class HostTree {

@@ -102,7 +102,8 @@ enum class ParamKind : uint8_t {
   kNorm,    // gains
   kBuffer,  // router bias
 };
-// How expert and tensor parallelism split a parameter.
+// How expert and tensor parallelism split a parameter. Replicated ones are applied to the tokens of
+// each rank: shared experts, embedding and head among them, which so need no transfer.
 enum class ParamShard : uint8_t { kReplicated, kRows, kColumns, kExpert };
 
 struct ParamInfo {
@@ -114,6 +115,7 @@ struct ParamInfo {
   int64_t expert = -1;  // routed expert; -1: of none
   bool decay() const { return shape.rank >= 2; }  // weight decay on matrices only
   bool trained() const { return kind != ParamKind::kBuffer; }
+  bool is_split() const { return shard == ParamShard::kRows || shard == ParamShard::kColumns; }
 };
 
 // Sizes the vectors of a tree for a config; leaves stay empty.
@@ -173,14 +175,14 @@ void visit_block(const Config& c, const std::string& prefix, int64_t layer, Visi
   visit(at("attn.wkv_b", {Dkv, c.kv_lora_rank}, K::kMatrix, S::kRows), b.attn.wkv_b...);
   visit(at("attn.wo", {D, H * c.v_head_dim}, K::kMatrix, S::kColumns), b.attn.wo...);
   visit(at("ffn_norm", {D}, K::kNorm, S::kReplicated), b.ffn_norm...);
-  const auto visit_mlp = [&](const char* name, int64_t F, auto&... m) {
+  const auto visit_mlp = [&](const char* name, int64_t F, S rows, S columns, auto&... m) {
     const std::string base = concat(name, ".");
-    visit(at((base + "w1").c_str(), {F, D}, K::kMatrix, S::kRows), m.w1...);
-    visit(at((base + "w3").c_str(), {F, D}, K::kMatrix, S::kRows), m.w3...);
-    visit(at((base + "w2").c_str(), {D, F}, K::kMatrix, S::kColumns), m.w2...);
+    visit(at((base + "w1").c_str(), {F, D}, K::kMatrix, rows), m.w1...);
+    visit(at((base + "w3").c_str(), {F, D}, K::kMatrix, rows), m.w3...);
+    visit(at((base + "w2").c_str(), {D, F}, K::kMatrix, columns), m.w2...);
   };
   if (!c.is_moe_layer(layer)) {
-    visit_mlp("ffn", c.intermediate_size, b.mlp...);
+    visit_mlp("ffn", c.intermediate_size, S::kRows, S::kColumns, b.mlp...);
     return;
   }
   visit(at("ffn.gate.weight", {c.n_routed_experts, D}, K::kPlain, S::kReplicated),
@@ -199,7 +201,8 @@ void visit_block(const Config& c, const std::string& prefix, int64_t layer, Visi
     visit(of_expert("w2", {D, F}), b.moe.experts.w2[e]...);
   }
   if (c.n_shared_experts > 0)
-    visit_mlp("ffn.shared_experts", c.shared_intermediate_size(), b.moe.shared...);
+    visit_mlp("ffn.shared_experts", c.shared_intermediate_size(), S::kReplicated, S::kReplicated,
+              b.moe.shared...);
 }
 
 }  // namespace detail
@@ -209,12 +212,13 @@ void for_each_param(const Config& c, Visit&& visit, Trees&... trees) {
   using K = ParamKind;
   using S = ParamShard;
   const int64_t D = c.hidden_size, V = c.vocab_size;
-  visit(ParamInfo{"embed", {V, D}, K::kPlain, S::kRows}, trees.embed...);
+  visit(ParamInfo{"embed", {V, D}, K::kPlain, S::kReplicated}, trees.embed...);
   for (size_t l = 0; l < static_cast<size_t>(c.num_hidden_layers); ++l)
     detail::visit_block(c, concat("layers.", l, "."), static_cast<int64_t>(l), visit,
                         trees.layers[l]...);
   visit(ParamInfo{"norm", {D}, K::kNorm, S::kReplicated}, trees.norm...);
-  if (!c.tie_word_embeddings) visit(ParamInfo{"head", {V, D}, K::kPlain, S::kRows}, trees.head...);
+  if (!c.tie_word_embeddings)
+    visit(ParamInfo{"head", {V, D}, K::kPlain, S::kReplicated}, trees.head...);
   for (size_t k = 0; k < static_cast<size_t>(c.num_nextn_predict_layers); ++k) {
     const std::string prefix = concat("mtp.", k, ".");
     const int64_t layer = c.num_hidden_layers + static_cast<int64_t>(k);

@@ -21,11 +21,16 @@ block::Layer layer_of(const Stage& s, int64_t layer) {
   return {.config = s.config,
           .w = s.w.layers[static_cast<size_t>(layer)],
           .exchange = s.exchange,
-          .is_moe = s.config.is_moe_layer(layer)};
+          .is_moe = s.config.is_moe_layer(layer),
+          .tensor = s.tensor};
 }
 
 mtp::Module module_of(const Stage& s, size_t k) {
-  return {.config = s.config, .w = s.w.mtp[k], .embed = s.w.embed, .exchange = s.exchange};
+  return {.config = s.config,
+          .w = s.w.mtp[k],
+          .embed = s.w.embed,
+          .exchange = s.exchange,
+          .tensor = s.tensor};
 }
 
 int64_t num_moe_layers(const Stage& s) {
@@ -34,10 +39,11 @@ int64_t num_moe_layers(const Stage& s) {
   return count;
 }
 
-// Adds one MoE layer's counts and balance loss to row `moe_idx` of the meter.
-void measure(Context& ctx, const moe::Saved& saved, int64_t moe_idx, Meter& meter) {
+// Adds one MoE layer's counts and balance loss to row `moe_idx` of the meter. Of a tensor group
+// every rank knows the balance loss of all tokens, and one adds it.
+void measure(Context& ctx, const Stage& s, const moe::Saved& saved, int64_t moe_idx, Meter& meter) {
   ops::count_choices(ctx, saved.gate.topk_idx, meter.counts.row(moe_idx));
-  ops::sum_acc(ctx, saved.gate.balance, meter.balance.rows(moe_idx, 1));
+  if (s.tensor.rank() == 0) ops::sum_acc(ctx, saved.gate.balance, meter.balance.rows(moe_idx, 1));
 }
 
 // Where backward's second half goes: at once, or into a Deferred.
@@ -60,7 +66,7 @@ struct Sink {
   }
   void mtp(mtp::Deferred&& d, size_t k) const {
     if (grads != nullptr)
-      mtp::backward_weight(ctx, batch.mtp[k], std::move(d), grads->mtp[k], grads->embed);
+      mtp::backward_weight(ctx, std::move(d), grads->mtp[k], grads->embed);
     else
       deferred->mtp[k] = std::move(d);
   }
@@ -74,7 +80,8 @@ struct Sink {
     if (grads != nullptr) ops::add_acc(ctx, dnorm, grads->norm);
   }
   void embed(In dx) const {
-    if (grads != nullptr) embed::backward_weight(ctx, dx, batch.ids, grads->embed);
+    if (grads != nullptr)
+      embed::backward_weight(ctx, dx, stage.tensor.own(batch.ids), grads->embed);
   }
 };
 
@@ -89,9 +96,8 @@ void loss_backward(const Sink& sink, Saved& s, const LossScale& scale, Out dh) {
   Tensor dstate;  // gradient of the state of depth k, filled by its head and by depth k+1
   Block dstate_memory;
   for (size_t k = s.mtp.size(); k-- > 0;) {
-    const int64_t T = sink.batch.mtp[k].seq.num_tokens;
     Tensor dout;
-    Block dout_memory = ctx.memory.take_tensor(act, {T, c.hidden_size}, &dout);
+    Block dout_memory = ctx.memory.take_tensor(act, s.mtp[k].out.shape(), &dout);
     sink.head(head::backward_input(ctx, c, w_head, std::move(s.mtp_head[k]), scale.mtp[k],
                                    s.mtp[k].out, dout),
               static_cast<int64_t>(k));
@@ -100,8 +106,7 @@ void loss_backward(const Sink& sink, Saved& s, const LossScale& scale, Out dh) {
     Tensor dprev = dh;
     Block dprev_memory;
     if (k > 0) {
-      dprev_memory = ctx.memory.take_tensor(
-          act, {sink.batch.mtp[k - 1].seq.num_tokens, c.hidden_size}, &dprev);
+      dprev_memory = ctx.memory.take_tensor(act, s.mtp[k - 1].out.shape(), &dprev);
       ops::fill(ctx, 0.0, dprev);
     }
     sink.mtp(mtp::backward_input(ctx, module_of(stage, k), sink.batch.mtp[k], std::move(s.mtp[k]),
@@ -182,7 +187,7 @@ Meter part_of(const Meter& whole, const Stage& s) {
 
 Saved forward(Context& ctx, const Stage& stage, const Batch& batch, In x_in, Meter& meter) {
   const Config& c = stage.config;
-  const int64_t T = batch.seq.num_tokens, D = c.hidden_size;
+  const int64_t T = stage.tensor.num_tokens(batch.seq.num_tokens), D = c.hidden_size;
   const int64_t L = stage.last_layer - stage.first_layer;
   const DType act = stage.is_first() ? stage.w.embed.data.dtype() : x_in.dtype();
   const DType stat = stat_dtype(act);
@@ -195,7 +200,7 @@ Saved forward(Context& ctx, const Stage& stage, const Batch& batch, In x_in, Met
 
   // Embedding, layers.
   if (stage.is_first())
-    embed::forward(ctx, stage.w.embed, batch.ids, s.x[0]);  // [T, D]
+    embed::forward(ctx, stage.w.embed, stage.tensor.own(batch.ids), s.x[0]);  // [T, D]
   else
     ops::cast(ctx, x_in, s.x[0]);  // [T, D]
   int64_t moe_idx = 0;
@@ -203,7 +208,7 @@ Saved forward(Context& ctx, const Stage& stage, const Batch& batch, In x_in, Met
     const auto i = static_cast<size_t>(l);
     const block::Layer layer = layer_of(stage, stage.first_layer + l);
     s.blocks.push_back(block::forward(ctx, layer, batch.seq, s.x[i], s.x[i + 1]));  // [T, D]
-    if (layer.is_moe) measure(ctx, s.blocks.back().moe, moe_idx++, meter);
+    if (layer.is_moe) measure(ctx, stage, s.blocks.back().moe, moe_idx++, meter);
   }
   if (!stage.is_last()) return s;
 
@@ -212,14 +217,15 @@ Saved forward(Context& ctx, const Stage& stage, const Batch& batch, In x_in, Met
   s.rstd = s.memory.tensor(stat, {T});
   ops::rmsnorm_forward(ctx, s.x.back(), stage.w.norm.data, c.rms_norm_eps, s.h, s.rstd);
   const Operand& w_head = stage.w.head_of(c);
-  s.head = head::forward(ctx, c, w_head, s.h, batch.targets);
+  s.head = head::forward(ctx, c, w_head, s.h, stage.tensor.own(batch.targets));
   ops::sum_acc(ctx, s.head.loss, meter.main);
   for (size_t k = 0; k < static_cast<size_t>(stage.num_mtp); ++k) {
     const Tensor& h_prev = k == 0 ? s.h : s.mtp[k - 1].out;
     s.mtp.push_back(mtp::forward(ctx, module_of(stage, k), batch.mtp[k], h_prev));  // [Tk, D]
-    s.mtp_head.push_back(head::forward(ctx, c, w_head, s.mtp[k].out, batch.mtp[k].targets));
+    s.mtp_head.push_back(
+        head::forward(ctx, c, w_head, s.mtp[k].out, stage.tensor.own(batch.mtp[k].targets)));
     ops::sum_acc(ctx, s.mtp_head[k].loss, meter.mtp.rows(static_cast<int64_t>(k), 1));
-    measure(ctx, s.mtp[k].block.moe, moe_idx++, meter);
+    measure(ctx, stage, s.mtp[k].block.moe, moe_idx++, meter);
   }
   return s;
 }

@@ -2,8 +2,8 @@
 // losses of the main model and of every MTP module if it is the last. A stage with both is the
 // whole model.
 //
-//   T tokens   D model width   L layers of the stage   Dm MTP depths   M MoE layers of the stage E
-//   experts
+//   T tokens of this rank   D model width   L layers of the stage   Dm MTP depths
+//   M MoE layers of the stage   E experts
 //
 // Per micro-batch: forward -> backward_input -> backward_weight, each once; backward() does both
 // halves layer by layer and holds one layer's Deferred at a time, with the same bits.
@@ -23,6 +23,7 @@ struct Stage {
   Exchange& exchange;
   int64_t first_layer, last_layer;  // [first, last) of num_hidden_layers
   int64_t num_mtp;                  // MTP depths that train; 0 on stages without the loss
+  TensorGroup tensor = {};          // ranks that share the micro-batch's tokens, heads and widths
   bool is_first() const { return first_layer == 0; }
   bool is_last() const { return last_layer == config.num_hidden_layers; }
 };

@@ -36,6 +36,8 @@ void check_mesh(const Mesh& m, const MeshDemand& d) {
               " does not divide n_routed_experts = ", d.num_experts);
   HADAL_CHECK(d.num_heads % m.tp == 0, "mesh: tp = ", m.tp,
               " does not divide num_attention_heads = ", d.num_heads);
+  HADAL_CHECK(d.dense_width % m.tp == 0, "mesh: tp = ", m.tp,
+              " does not divide intermediate_size = ", d.dense_width);
   HADAL_CHECK(d.batch_sequences % m.dp == 0, "mesh: dp = ", m.dp,
               " does not divide batch_sequences = ", d.batch_sequences);
 }

@@ -33,6 +33,7 @@ struct MeshDemand {
   int64_t num_layers = 1;           // every stage needs at least one
   int64_t num_experts = 1;          // routed; ep divides them
   int64_t num_heads = 1;            // tp divides them
+  int64_t dense_width = 0;          // of dense MLPs; tp divides it. 0: there are none
   int64_t num_stages_per_rank = 1;  // 2 for schedules that give a rank two model chunks
   int64_t batch_sequences = 0;      // of a step; dp divides them. 0: not checked
 };

@@ -86,6 +86,7 @@ int64_t row_pool_pages(const ParallelConfig& p, const Config& c, int pp, int64_t
     layers = std::max(layers, of_stage);
   }
   const int64_t ep = p.mesh.ep, local = c.n_routed_experts / ep;
+  max_tokens = (max_tokens + p.mesh.tp - 1) / p.mesh.tp;  // those of this rank
   const int64_t rows =
       ep * max_tokens * std::min(c.num_experts_per_tok, std::max<int64_t>(1, local));
   const int64_t of_layer =
@@ -98,19 +99,22 @@ int64_t row_pool_pages(const ParallelConfig& p, const Config& c, int pp, int64_t
 void check_parallel(const ParallelConfig& p, const Config& model, int64_t batch_sequences,
                     int64_t micro_batch_sequences) {
   const Mesh& m = p.mesh;
-  HADAL_CHECK(m.tp == 1, "parallel.tp is ", m.tp,
-              "; tensor parallelism is not built yet: set it to 1 and use dp, ep or pp");
   // DualPipe's stages are held twice, but there are only pp of them.
   check_mesh(m, {.num_ranks = m.num_ranks(),
                  .num_layers = model.num_hidden_layers,
                  .num_experts = model.n_routed_experts,
                  .num_heads = model.num_attention_heads,
+                 .dense_width = model.first_k_dense_replace > 0 ? model.intermediate_size : 0,
                  .num_stages_per_rank = num_stages(p) / m.pp,
                  .batch_sequences = batch_sequences});
   HADAL_CHECK(m.ep == 1 || model.num_moe_layers() > 0, "mesh: ep is ", m.ep,
               ", but the model has no routed experts; set it to 1");
-  HADAL_CHECK(p.ranks_per_node == 0 || p.ranks_per_node % m.ep == 0 || m.ep % p.ranks_per_node == 0,
-              "parallel.ranks_per_node = ", p.ranks_per_node, " and ep = ", m.ep,
+  HADAL_CHECK(p.ranks_per_node % m.tp == 0, "mesh: tp = ", m.tp,
+              " does not divide parallel.ranks_per_node = ", p.ranks_per_node,
+              ": a tensor group stays within a node");
+  const int per_node = p.ranks_per_node / m.tp;  // of an expert group and its copies
+  HADAL_CHECK(per_node == 0 || per_node % m.ep == 0 || m.ep % per_node == 0,
+              "parallel.ranks_per_node = ", p.ranks_per_node, " and ep * tp = ", m.ep * m.tp,
               ": one has to divide the other, so that nodes have the same share of the experts");
   const int64_t of_rank = batch_sequences / m.dp;
   check_schedule(schedule_shape(p, (of_rank + micro_batch_sequences - 1) / micro_batch_sequences));

@@ -1,6 +1,6 @@
 // Pipeline: the program of a rank, step by step.
 //
-//   T tokens of a micro-batch   D model width
+//   T tokens of a micro-batch on this rank   D model width
 // SPDX-License-Identifier: Apache-2.0
 #include "parallel/pipeline.h"
 
@@ -44,10 +44,11 @@ void Pipeline::release_batch(const Chunk& chunk) {
   if (--found->second.users == 0) batches_.erase(found);
 }
 
-Tensor Pipeline::state(Context& ctx, int64_t num_tokens, Block* memory) const {
+Tensor Pipeline::state(Context& ctx, const Batch& batch, Block* memory) const {
+  const stage::Stage& model = stages_.front().model;
   Tensor t;
-  *memory =
-      ctx.memory.take_tensor(act_, {num_tokens, stages_.front().model.config.hidden_size}, &t);
+  *memory = ctx.memory.take_tensor(
+      act_, {model.tensor.num_tokens(batch.seq.num_tokens), model.config.hidden_size}, &t);
   return t;
 }
 
@@ -66,10 +67,10 @@ void Pipeline::transfer(Context& ctx, const Job& job, const std::vector<Transfer
     } else if (t.send) {
       data = live_.at({c.direction, c.stage - 1, c.microbatch}).saved.x.back();
     } else {
-      const int64_t T = batch_of(job, c).seq.num_tokens;
+      const Batch& batch = batch_of(job, c);
       Live& live = live_[key];
       (is_gradient ? live.dy : live.in) =
-          state(ctx, T, is_gradient ? &live.dy_memory : &live.in_memory);
+          state(ctx, batch, is_gradient ? &live.dy_memory : &live.in_memory);
       data = is_gradient ? live.dy : live.in;
     }
     messages.push_back({.send = t.send, .peer = t.peer, .data = data});
@@ -99,7 +100,7 @@ void Pipeline::backward(Context& ctx, const Job& job, const Chunk& c, Work work)
   const bool from_here = !model.is_last() && is_here(c.direction, c.stage + 1);
   if (from_here) dy = input_grads_.at(after).dx;
   InputGrad grad;
-  if (!model.is_first()) grad.dx = state(ctx, batch.seq.num_tokens, &grad.memory);
+  if (!model.is_first()) grad.dx = state(ctx, batch, &grad.memory);
   const stage::BackwardArgs args{
       .batch = batch, .scale = job.scale(index_of(c)), .dy_in = dy, .dx_out = grad.dx};
   if (work == Work::kBackwardInput)
@@ -156,7 +157,7 @@ void Pipeline::measure(Context& ctx, int num_microbatches, const std::function<B
       if (owners.rank_of(0, s) != rank_) continue;
       const stage::Stage& model = model_of(s);
       if (s > 0 && owners.rank_of(0, s - 1) != rank_) {
-        x = state(ctx, b.seq.num_tokens, &memory);
+        x = state(ctx, b, &memory);
         comm_.recv(ctx, x, owners.rank_of(0, s - 1));
       }
       stage::Meter part = stage::part_of(meter, model);

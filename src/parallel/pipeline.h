@@ -1,7 +1,7 @@
 // Pipeline: executes a schedule over the stages of this rank: the only caller of a stage's forward,
 // backward and backward_weight in training.
 //
-//   T tokens of a micro-batch   D model width
+//   T tokens of a micro-batch on this rank   D model width
 //
 // It follows the rank's program to the letter: posts each step's transfers as one group, then runs
 // the step's work. Between two stages of the same rank nothing is sent. A rank alone runs the same
@@ -74,7 +74,7 @@ class Pipeline {
   }
   const Batch& batch_of(const Job& job, const Chunk& chunk);
   void release_batch(const Chunk& chunk);
-  Tensor state(Context& ctx, int64_t num_tokens, Block* memory) const;  // [T, D]
+  Tensor state(Context& ctx, const Batch& batch, Block* memory) const;  // [T, D]
   void transfer(Context& ctx, const Job& job, const std::vector<Transfer>& transfers);
   void forward(Context& ctx, const Job& job, const Chunk& chunk);
   void backward(Context& ctx, const Job& job, const Chunk& chunk, Work work);

@@ -11,7 +11,10 @@
 
 namespace hadal {
 Team::Team(const ParallelConfig& parallel, const Config& model, World* world)
-    : parallel_(parallel), model_(model), host_(world) {
+    : parallel_(parallel),
+      model_(model),
+      local_model_(split_config(model, parallel.mesh.tp)),
+      host_(world) {
   const Mesh& m = parallel_.mesh;
   HADAL_CHECK((world == nullptr ? 1 : world->size()) == m.num_ranks(),
               "internal error: ", m.num_ranks(),
@@ -23,12 +26,15 @@ Team::Team(const ParallelConfig& parallel, const Config& model, World* world)
   first_expert_ = at_.dp % m.ep * num_local_experts_;
 
   // The same place in the pipeline; under DualPipe its mirror image too.
-  const auto with_mirror = [&](MeshAxis axis) {
+  enum class Tokens : uint8_t { kOwn, kOfTensorGroup };
+  const auto with_mirror = [&](MeshAxis axis, Tokens tokens) {
     std::vector<int> ranks;
-    for (const int pp : holders_of(parallel_, stages_.front().stage)) {
-      const int peer = rank_of(m, {.pp = pp, .dp = at_.dp, .tp = at_.tp});
-      for (const int r : group_of(m, peer, axis)) ranks.push_back(r);
-    }
+    for (const int pp : holders_of(parallel_, stages_.front().stage))
+      for (int tp = 0; tp < m.tp; ++tp) {
+        if (tokens == Tokens::kOwn && tp != at_.tp) continue;
+        const int peer = rank_of(m, {.pp = pp, .dp = at_.dp, .tp = tp});
+        for (const int r : group_of(m, peer, axis)) ranks.push_back(r);
+      }
     return ranks;
   };
   std::vector<int> all(static_cast<size_t>(m.num_ranks()));
@@ -44,8 +50,10 @@ Team::Team(const ParallelConfig& parallel, const Config& model, World* world)
   }
   in_node_ = make(std::move(in_node), "expert, in the node");
   if (across.size() > 1) across_nodes_ = make(std::move(across), "expert, across nodes");
-  dense_ = make(with_mirror(MeshAxis::kData), "dense gradients");
-  experts_ = make(with_mirror(MeshAxis::kExpertData), "expert gradients");
+  tensor_ = make(group_of(m, rank_, MeshAxis::kTensor), "tensor");
+  dense_ = make(with_mirror(MeshAxis::kData, Tokens::kOfTensorGroup), "dense gradients");
+  split_ = make(with_mirror(MeshAxis::kData, Tokens::kOwn), "split gradients");
+  experts_ = make(with_mirror(MeshAxis::kExpertData, Tokens::kOfTensorGroup), "expert gradients");
 
   const int last = num_stages(parallel_) - 1;
   const bool shared = model_.num_nextn_predict_layers > 0 || model_.tie_word_embeddings;
@@ -63,11 +71,17 @@ std::unique_ptr<Comm> Team::make(std::vector<int> ranks, const char* name) {
   return host_ == nullptr ? make_comm_self() : make_comm_host(*host_, std::move(ranks), name);
 }
 
-Placement Team::placement() const {
-  Placement p{.expert_ways = experts_->size(),
-              .expert_share = experts_->rank(),
-              .dense_ways = dense_->size(),
-              .dense_share = dense_->rank()};
+Comm& Team::summing(ParamStore::Region region) {
+  using Region = ParamStore::Region;
+  return region == Region::kExperts ? *experts_ : region == Region::kSplit ? *split_ : *dense_;
+}
+
+RankShare Team::share() const {
+  const auto share_in = [](const Comm& group) { return Share{group.size(), group.rank()}; };
+  RankShare p{.tensor = share_in(*tensor_),
+              .experts = share_in(*experts_),
+              .split = share_in(*split_),
+              .dense = share_in(*dense_)};
   if (parallel_.mesh.num_ranks() == 1) return p;
   p.holds = [this](const ParamInfo& info) {
     if (info.expert >= 0 &&

@@ -1,8 +1,10 @@
 // Team: this rank's place in the mesh, what it holds of the model, and the groups it talks to.
 //
 // Gradients of dense parameters are summed over the ranks that hold the same stage, those of
-// experts over the ranks among them that hold the same experts. Under DualPipe a stage is on two
-// pipeline ranks, r and P-1-r, which hold exactly the same parameters: both belong to these groups.
+// experts and of split matrices over the ranks among them that hold the same experts or parts: the
+// ranks of a tensor group see different tokens, so only split matrices are not summed over it.
+// Under DualPipe a stage is on two pipeline ranks, r and P-1-r, which hold exactly the same
+// parameters: both belong to these groups.
 // Otherwise only the embedding (shared with the MTP modules, or with a tied head) may be on two
 // pipeline ranks; they form the pair `embed`.
 // SPDX-License-Identifier: Apache-2.0
@@ -32,8 +34,10 @@ class Team {
   int data_rank() const { return at_.dp; }
 
   const std::vector<LocalStage>& stages() const { return stages_; }  // ascending
+  // The model with this rank's share of heads and dense widths.
+  const Config& local_model() const { return local_model_; }
   // What this rank holds, and its shares of the optimizer's state.
-  Placement placement() const;
+  RankShare share() const;
   // Experts [first, first + count) of every MoE layer.
   int64_t num_local_experts() const { return num_local_experts_; }
   int64_t first_expert() const { return first_expert_; }
@@ -45,8 +49,10 @@ class Team {
   Comm& expert() { return *expert_; }                   // ranks that share one set of all experts
   Comm& in_node() { return *in_node_; }                 // those of them on this rank's node
   Comm* across_nodes() { return across_nodes_.get(); }  // those of its index; none: one node
-  Comm& dense() { return *dense_; }                     // ranks that sum dense gradients
-  Comm& experts() { return *experts_; }  // ranks that sum the same experts' gradients
+  Comm& tensor() { return *tensor_; }                   // ranks that share tokens and heads
+  // Ranks that sum gradients: of a region of what they hold, and of dense parameters in particular.
+  Comm& summing(ParamStore::Region region);
+  Comm& dense() { return summing(ParamStore::Region::kDense); }
   Comm* embed() { return embed_.get(); }
   // Tells the others where this rank is.
   void at_step(int64_t step) {
@@ -55,19 +61,22 @@ class Team {
   void maybe_die(const char* fault) const {
     if (host_ != nullptr) host_->maybe_die(fault);
   }
+  void maybe_die(const char* fault, int64_t step) const {
+    if (host_ != nullptr) host_->maybe_die(fault, step);
+  }
 
  private:
   std::unique_ptr<Comm> make(std::vector<int> ranks, const char* name);
 
   ParallelConfig parallel_;
-  Config model_;
+  Config model_, local_model_;
   World* host_;
   int rank_ = 0;
   MeshCoord at_;
   std::vector<LocalStage> stages_;
   int64_t first_expert_ = 0, num_local_experts_ = 0;
   std::unique_ptr<Comm> world_, pipeline_, expert_, in_node_, across_nodes_;
-  std::unique_ptr<Comm> dense_, experts_, embed_;
+  std::unique_ptr<Comm> tensor_, dense_, split_, experts_, embed_;
 };
 
 }  // namespace hadal

@@ -79,8 +79,10 @@ class World {
   // Ends of a rank, written by itself or by the launcher.
   void leave(RankState state, const std::string& error);
   void mark_dead(int rank, const std::string& how);
-  // The planted faults "die_...": ends this process with SIGKILL if it is rank 1 at step 4.
+  // The planted faults "die_...": ends this process with SIGKILL if it is rank 1 at step 4; `step`
+  // is that of what it does, where it is not the last that began.
   void maybe_die(const char* fault) const;
+  void maybe_die(const char* fault, int64_t step) const;
   RankState state_of(int rank) const;
   std::string error_of(int rank) const;
   // "step 12, in all_reduce (world)"

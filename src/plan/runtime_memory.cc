@@ -244,12 +244,12 @@ void activations_of(const Blocks& b, const std::vector<LocalStage>& stages,
 }
 
 RankMemory memory_of(const TrainPlan& p, const Blocks& b, const Schedule& schedule, int pp) {
-  const Placement place = placement_of(p, pp);
-  const ParamSizes n = param_sizes(p.model, place);
+  const RankShare share = share_of(p, pp);
+  const ParamSizes n = param_sizes(p.model, share);
   const auto flat = [](DType dtype, int64_t elements) {
     return Blocks::block(tensor_bytes(dtype, {elements}));
   };
-  const int64_t shares[] = {n.experts() / place.expert_ways, n.dense() / place.dense_ways};
+  const int64_t shares[] = {n.experts() / share.experts.ways, n.dense() / share.dense.ways};
   RankMemory m;
   if (b.act != kStat) m.weights = flat(b.act, n.matrices());
   m.masters = flat(kStat, n.all());
@@ -258,8 +258,8 @@ RankMemory memory_of(const TrainPlan& p, const Blocks& b, const Schedule& schedu
   activations_of(b, stages_of(parallel_of(p), p.model, pp), schedule.steps[static_cast<size_t>(pp)],
                  m);
   // A reduce-scatter takes the others' parts of this rank's share, when all else is gone.
-  const double room = std::max(flat(kStat, shares[0] * (place.expert_ways - 1)),
-                               flat(kStat, shares[1] * (place.dense_ways - 1)));
+  const double room = std::max(flat(kStat, shares[0] * (share.experts.ways - 1)),
+                               flat(kStat, shares[1] * (share.dense.ways - 1)));
   if (room > m.activations + m.workspace + m.communication) {
     m.activations = m.workspace = 0.0;
     m.communication = room;

@@ -12,16 +12,16 @@ ParallelConfig parallel_of(const TrainPlan& p) {
   return {.mesh = p.mesh, .schedule = p.schedule, .stages_per_rank = p.stages_per_rank};
 }
 
-Placement placement_of(const TrainPlan& p, int pp) {
-  Placement place{.expert_ways = expert_group(p), .dense_ways = replica_group(p)};
-  if (p.mesh.num_ranks() == 1) return place;
-  place.holds = [&model = p.model, local = p.model.n_routed_experts / p.mesh.ep,
+RankShare share_of(const TrainPlan& p, int pp) {
+  RankShare share{.experts = {.ways = expert_group(p)}, .dense = {.ways = replica_group(p)}};
+  if (p.mesh.num_ranks() == 1) return share;
+  share.holds = [&model = p.model, local = p.model.n_routed_experts / p.mesh.ep,
                  stages = stages_of(parallel_of(p), p.model, pp)](const ParamInfo& info) {
     return info.expert < local &&
            std::any_of(stages.begin(), stages.end(),
                        [&](const LocalStage& s) { return contains(s.range, info, model); });
   };
-  return place;
+  return share;
 }
 
 bool shares_embedding(const TrainPlan& p) {

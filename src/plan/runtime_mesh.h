@@ -11,7 +11,7 @@ namespace hadal::plan {
 // REQUIRES of all: plan.is_runtime(); the plan outlives what is returned.
 ParallelConfig parallel_of(const TrainPlan& plan);
 // What a rank of the pipeline holds; ranks that differ in dp alone hold as much.
-Placement placement_of(const TrainPlan& plan, int pp);
+RankShare share_of(const TrainPlan& plan, int pp);
 // The embedding is on the first and on the last pipeline rank, which sum its gradients.
 bool shares_embedding(const TrainPlan& plan);
 

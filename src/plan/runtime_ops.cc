@@ -315,25 +315,25 @@ OpUse message_op(const TrainPlan& p) {
 
 OpList optimizer_ops(const TrainPlan& plan, int pp) {
   const Config& c = plan.model;
-  const Placement place = placement_of(plan, pp);
+  const RankShare held = share_of(plan, pp);
   int64_t experts = 0, dense = 0, embedding = 0;
   for_each_param(c, [&](const ParamInfo& info) {
-    if (!info.trained() || (place.holds && !place.holds(info))) return;
+    if (!info.trained() || (held.holds && !held.holds(info))) return;
     (info.expert >= 0 ? experts : dense) += info.shape.num_elements();
     if (info.name == "embed") embedding = info.shape.num_elements();
   });
   const bool pair = embedding > 0 && shares_embedding(plan);
-  const int64_t share = experts / place.expert_ways + dense / place.dense_ways;
+  const int64_t share = experts / held.experts.ways + dense / held.dense.ways;
   // The last pipeline rank leaves its copy of the embedding to the first.
-  const int64_t counted = pair && pp > 0 ? share - embedding / place.dense_ways : share;
+  const int64_t counted = pair && pp > 0 ? share - embedding / held.dense.ways : share;
   const int64_t ranks = plan.mesh.num_ranks();
   OpList ops = {
       {"fill_f32", {experts + dense}}, {"sum_squares_acc", {counted}}, {"adamw", {share}}};
   if (plan.recipe == Recipe::kBf16) ops.push_back({"cast_f32", {share}});
   if (ranks == 1) return ops;
   const auto regions = [&](const char* op) {
-    if (place.expert_ways > 1 && experts > 0) ops.push_back({op, {experts, place.expert_ways}});
-    if (place.dense_ways > 1) ops.push_back({op, {dense, place.dense_ways}});
+    if (held.experts.ways > 1 && experts > 0) ops.push_back({op, {experts, held.experts.ways}});
+    if (held.dense.ways > 1) ops.push_back({op, {dense, held.dense.ways}});
   };
   if (pair) ops.push_back({"all_reduce", {embedding, 2}});
   regions("reduce_scatter");

@@ -152,6 +152,8 @@ void check_train_plan(const TrainPlan& p) {
   HADAL_CHECK(!p.is_runtime() || has_whole_backwards(p.schedule), "schedule is \"",
               schedule_name(p.schedule), "\"; runs of hadal train in f32 are planned with 1f1b or ",
               "interleaved, plan bf16 or fp8 with the others");
+  HADAL_CHECK(!p.is_runtime() || p.mesh.tp == 1, "mesh: tp is ", p.mesh.tp,
+              "; runs of hadal train in f32 are planned with tp 1, plan bf16 or fp8 with others");
   // NOTE: both ends of DualPipe hold the same stages, so its stages are as many as its ranks.
   const int64_t stages = p.schedule == ScheduleKind::kDualPipe ? 1 : stages_per_rank(shape);
   check_mesh(p.mesh, {.num_ranks = p.cluster.num_devices(),

@@ -1,4 +1,4 @@
-// Checkpoints of a training run: writing in one step, reading back bit for bit.
+// Checkpoints of a training run: publishing in one step, reading back bit for bit.
 // SPDX-License-Identifier: Apache-2.0
 #include "train/checkpoint.h"
 
@@ -10,20 +10,17 @@
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
-#include <numeric>
 
 #include "core/check.h"
-#include "core/transfer.h"
 #include "io/atomic.h"
 #include "io/hf.h"
 #include "train/optimizer_state.h"
+#include "train/split_weights.h"
 
 namespace hadal::train {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr const char* kTokenizerFiles[] = {"tokenizer.json", "tokenizer_config.json"};
 
 std::string checkpoints_dir(const std::string& output) { return output + "/checkpoints"; }
 
@@ -69,58 +66,6 @@ void remove_old(const std::string& dir, int64_t keep, int64_t step) {
     fs::remove_all(dir + "/" + step_name(steps[i]));
 }
 
-constexpr io::SaveFormat kFormat{.dtype = DType::kF32, .quantization = {}};
-
-// What this rank writes of the weights: each parameter is written by the first that holds it.
-io::CheckpointPart part_of(Learner& learner) {
-  Team& team = learner.team();
-  Context& ctx = learner.context();
-  const bool dense = team.dense().rank() == 0, experts = team.experts().rank() == 0;
-  const bool has_mtp = team.stages().back().range.num_mtp > 0;
-  // Which ranks write at all.
-  Tensor writers;
-  const int num_ranks = team.mesh().num_ranks();
-  const Block memory = ctx.memory.take_tensor(DType::kI64, {num_ranks}, &writers);
-  std::vector<int64_t> flags(static_cast<size_t>(num_ranks));
-  flags[static_cast<size_t>(team.rank())] = dense || experts ? 1 : 0;
-  upload(ctx, flags, writers);
-  team.world().all_reduce(ctx, writers);
-  flags = download<int64_t>(ctx, writers);
-  const auto me = flags.begin() + team.rank();
-  return {.index = static_cast<size_t>(std::accumulate(flags.begin(), me, int64_t{0})),
-          .count = static_cast<size_t>(std::accumulate(flags.begin(), flags.end(), int64_t{0})),
-          .saves =
-              [&team, dense, experts](const ParamInfo& info) {
-                if (info.name == "embed" && team.embed_is_copy()) return false;
-                return info.expert >= 0 ? experts : dense;
-              },
-          .saves_copies = dense && has_mtp};
-}
-
-// config.json, weights and the tokenizer's files, as any tool reads them. Collective.
-void save_model(const std::string& dir, const RunConfig& run, Learner& learner, ParamStore& store) {
-  Team& team = learner.team();
-  const io::CheckpointPart part = part_of(learner);
-  if (team.dense().rank() == 0 || team.experts().rank() == 0) {
-    const HostTree host(learner.context(), run.model, store.tree);
-    io::save_checkpoint_part(dir, run.model, host.tree, kFormat, part);
-  }
-  team.world().barrier();
-  if (!team.is_first()) return;
-  io::finish_checkpoint(dir, run.model, kFormat, part.count);
-  for (const char* file : kTokenizerFiles) {
-    const std::string from = run.data.tokenizer + "/" + file;
-    if (!run.data.tokenizer.empty() && fs::exists(from))
-      io::write_file_atomic(dir + "/" + file, io::read_file(from, size_t{1} << 30));
-  }
-}
-
-void make_dir(const std::string& dir) {
-  std::error_code error;
-  fs::create_directories(dir, error);
-  HADAL_CHECK(!error, "cannot make ", dir, ": ", error.message());
-}
-
 }  // namespace
 
 std::optional<std::string> latest_checkpoint(const std::string& output) {
@@ -152,42 +97,26 @@ void go_back_to(const std::string& output, int64_t step) {
     if (later > step) fs::remove_all(dir + "/" + step_name(later));
 }
 
-void save_run_checkpoint(const RunConfig& run, Learner& learner, const TrainerState& state) {
-  const std::string dir = checkpoints_dir(run.train.output), name = step_name(state.step);
-  const std::string temporary = dir + "/." + name + ".tmp";
-  Team& team = learner.team();
-  const bool has_average = learner.average() != nullptr;
-  try {
-    if (team.is_first()) {
-      fs::remove_all(temporary);
-      make_dir(temporary + (has_average ? "/ema" : ""));
-    }
-    team.world().barrier();
-    save_model(temporary, run, learner, learner.masters());
-    if (has_average) save_model(temporary + "/ema", run, learner, *learner.average());
-    team.maybe_die("die_in_checkpoint");
-    save_optimizer_state(temporary, learner);
-    team.world().barrier();
-    if (team.is_first())
-      io::write_json(temporary + "/trainer.json", {{"format", 2},
-                                                   {"step", state.step},
-                                                   {"updates", state.updates},
-                                                   {"position", state.position},
-                                                   {"tokens", state.tokens},
-                                                   {"feed", io::Json::parse(state.feed)},
-                                                   {"guard", io::Json::parse(state.guard)},
-                                                   {"run", to_json(run)}});
-  } catch (...) {
-    std::error_code ignored;
-    if (team.is_first()) fs::remove_all(temporary, ignored);
-    throw;
-  }
-  if (team.is_first()) {
-    io::rename_dir_atomic(temporary, dir + "/" + name);
-    point_latest(dir, name);
-    remove_old(dir, run.train.keep_checkpoints, state.step);
-  }
-  team.world().barrier();
+std::string temporary_checkpoint(const std::string& output, int64_t step) {
+  return checkpoints_dir(output) + "/." + step_name(step) + ".tmp";
+}
+
+void write_trainer_state(const std::string& dir, const RunConfig& run, const TrainerState& state) {
+  io::write_json(dir + "/trainer.json", {{"format", 2},
+                                         {"step", state.step},
+                                         {"updates", state.updates},
+                                         {"position", state.position},
+                                         {"tokens", state.tokens},
+                                         {"feed", io::Json::parse(state.feed)},
+                                         {"guard", io::Json::parse(state.guard)},
+                                         {"run", to_json(run)}});
+}
+
+void publish_checkpoint(const RunConfig& run, const std::string& from, int64_t step) {
+  const std::string dir = checkpoints_dir(run.train.output), name = step_name(step);
+  io::rename_dir_atomic(from, dir + "/" + name);
+  point_latest(dir, name);
+  remove_old(dir, run.train.keep_checkpoints, step);
 }
 
 TrainerState load_run_checkpoint(Context& ctx, const std::string& dir, const RunConfig& run,
@@ -210,13 +139,13 @@ TrainerState load_run_checkpoint(Context& ctx, const std::string& dir, const Run
       " was written with another model config; resume with that config, or start a new run ",
       "with train.init_from");
   const io::HfCheckpoint checkpoint = io::open_checkpoint(dir);
-  io::read_weights(ctx, checkpoint, learner.masters().tree);
+  read_weights(ctx, checkpoint, learner.team(), learner.masters().tree);
   learner.masters_changed();
   if (learner.average() != nullptr && fs::exists(dir + "/ema"))
-    io::read_weights(ctx, io::open_checkpoint(dir + "/ema"), learner.average()->tree);
+    read_weights(ctx, io::open_checkpoint(dir + "/ema"), learner.team(), learner.average()->tree);
   else
     learner.start_average();
-  load_optimizer_state(dir, learner);
+  load_optimizer_state(dir, run.model, learner);
   return state;
 }
 

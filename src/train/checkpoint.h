@@ -10,8 +10,9 @@
 // Written under a temporary name, synced, renamed, and only then pointed to: kill -9 or a full disk
 // at any moment leaves the previous checkpoint as it was.
 //
-// Of a team every rank writes a part: model-00001-of-00004.safetensors ... with an index, still one
-// Hugging Face checkpoint, and optimizer-00001-of-00008.safetensors ... Any other team reads it.
+// Written by CheckpointWriter. Of a team every rank writes a part: model-00001-of-00004.safetensors
+// ... with an index, still one Hugging Face checkpoint, and optimizer-00001-of-00008.safetensors
+// ... Any other team reads it.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -44,11 +45,15 @@ bool is_finished(const RunConfig& run);
 // Points `latest` to the checkpoint of `step` and removes those of later steps.
 void go_back_to(const std::string& output, int64_t step);
 
-// Collective; saving and loading need every rank of the learner's team.
-void save_run_checkpoint(const RunConfig& run, Learner& learner, const TrainerState& state);
+// Where the checkpoint of a step is written until it is whole.
+std::string temporary_checkpoint(const std::string& output, int64_t step);
+void write_trainer_state(const std::string& dir, const RunConfig& run, const TrainerState& state);
+// Puts the whole directory `from` in the place of the checkpoint of `step`, points `latest` there
+// and removes old ones. REQUIRES: its files are synced.
+void publish_checkpoint(const RunConfig& run, const std::string& from, int64_t step);
 
-// Weights, moments, average and state. An Error if the checkpoint belongs to a run whose model
-// differs. An average that the checkpoint does not have begins at its weights.
+// Collective: weights, moments, average and state. An Error if the checkpoint belongs to a run
+// whose model differs. An average that the checkpoint does not have begins at its weights.
 TrainerState load_run_checkpoint(Context& ctx, const std::string& dir, const RunConfig& run,
                                  Learner& learner);
 

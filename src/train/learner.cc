@@ -84,26 +84,26 @@ double StepResult::max_violation() const {
 Learner::Learner(Context& ctx, const Config& config, DType compute, int64_t max_tokens,
                  const LearnerOptions& options)
     : ctx_(ctx),
-      config_(config),
+      config_(split_config(config, options.team != nullptr ? options.team->mesh().tp : 1)),
       compute_(compute),
       ema_decay_(options.ema_decay),
       alone_(options.team != nullptr ? nullptr
                                      : std::make_unique<Team>(ParallelConfig{}, config, nullptr)),
       team_(options.team != nullptr ? options.team : alone_.get()),
-      masters_(ctx, config, stat_dtype(compute), ParamStore::Extent::kAll, team_->placement()),
-      grads_(ctx, config, stat_dtype(compute), ParamStore::Extent::kTrained, team_->placement()),
-      m_(ctx, config, options.moments.value_or(stat_dtype(compute)), ParamStore::Extent::kShare,
-         team_->placement()),
-      v_(ctx, config, options.moments.value_or(stat_dtype(compute)), ParamStore::Extent::kShare,
-         team_->placement()),
+      masters_(ctx, config_, stat_dtype(compute), ParamStore::Extent::kAll, team_->share()),
+      grads_(ctx, config_, stat_dtype(compute), ParamStore::Extent::kTrained, team_->share()),
+      m_(ctx, config_, options.moments.value_or(stat_dtype(compute)), ParamStore::Extent::kShare,
+         team_->share()),
+      v_(ctx, config_, options.moments.value_or(stat_dtype(compute)), ParamStore::Extent::kShare,
+         team_->share()),
       copies_(compute == DType::kBF16
-                  ? std::make_unique<ParamStore>(ctx, config, compute,
-                                                 ParamStore::Extent::kMatrices, team_->placement())
+                  ? std::make_unique<ParamStore>(ctx, config_, compute,
+                                                 ParamStore::Extent::kMatrices, team_->share())
                   : nullptr),
       fp8_(config.precision.fp8 ? std::make_unique<Fp8Weights>(ctx, config) : nullptr),
       average_(options.ema_decay > 0.0
-                   ? std::make_unique<ParamStore>(ctx, config, stat_dtype(compute),
-                                                  ParamStore::Extent::kAll, team_->placement())
+                   ? std::make_unique<ParamStore>(ctx, config_, stat_dtype(compute),
+                                                  ParamStore::Extent::kAll, team_->share())
                    : nullptr),
       weights_(weights_of(config_, masters_.tree, copies_ ? &copies_->tree : nullptr)),
       module_grads_(grads_.tree),
@@ -141,7 +141,8 @@ void Learner::make_stages() {
                                 .exchange = *exchange_,
                                 .first_layer = s.range.first_layer,
                                 .last_layer = s.range.first_layer + s.range.num_layers,
-                                .num_mtp = s.range.num_mtp}});
+                                .num_mtp = s.range.num_mtp,
+                                .tensor = TensorGroup(team_->tensor())}});
   pipeline_ = std::make_unique<Pipeline>(schedule_shape(team.parallel(), 1), team.at().pp,
                                          team_->pipeline(), std::move(stages), compute_);
   meter_ = stage::make_meter(
@@ -256,11 +257,11 @@ ExchangeCounters Learner::reduce_counters() {
 void Learner::reduce_gradients() {
   using Region = ParamStore::Region;
   if (team_->embed() != nullptr) team_->embed()->all_reduce(ctx_, grads_.tree.embed);
-  const Tensor experts = grads_.slice(grads_.region(Region::kExperts));
-  const Tensor dense = grads_.slice(grads_.region(Region::kDense));
-  if (env::sabotage() == "expert_group") team_->expert().all_reduce(ctx_, Tensor(experts));
-  team_->experts().reduce_scatter(ctx_, experts, grads_.slice(grads_.share(Region::kExperts)));
-  team_->dense().reduce_scatter(ctx_, dense, grads_.slice(grads_.share(Region::kDense)));
+  if (env::sabotage() == "expert_group")
+    team_->expert().all_reduce(ctx_, grads_.slice(grads_.region(Region::kExperts)));
+  for (const Region region : ParamStore::kRegions)
+    team_->summing(region).reduce_scatter(ctx_, grads_.slice(grads_.region(region)),
+                                          grads_.slice(grads_.share(region)));
 }
 
 // Over all ranks, every element once.
@@ -301,11 +302,9 @@ void Learner::apply(const ops::AdamW& rule) {
 }
 
 void Learner::gather_masters() {
-  using Region = ParamStore::Region;
-  for (const Region region : ParamStore::kRegions) {
-    Comm& group = region == Region::kExperts ? team_->experts() : team_->dense();
+  for (const ParamStore::Region region : ParamStore::kRegions) {
     const Tensor share = masters_.slice(masters_.share(region));
-    group.all_gather(ctx_, share, masters_.slice(masters_.region(region)));
+    team_->summing(region).all_gather(ctx_, share, masters_.slice(masters_.region(region)));
   }
 }
 

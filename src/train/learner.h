@@ -70,7 +70,7 @@ class Learner {
           const LearnerOptions& options = {});
 
   Context& context() const { return ctx_; }
-  const Config& config() const { return config_; }
+  const Config& config() const { return config_; }  // with this rank's heads and dense widths
   DType master_dtype() const { return masters_.flat().dtype(); }
   ParamStore& masters() { return masters_; }
   ParamStore& grads() { return grads_; }

@@ -33,6 +33,7 @@ class Metrics {
     int64_t tokens = 0, sequences = 0;  // of this step
     double bytes_per_target = 1.0;      // turns losses into bits per byte
     bool skipped = false;               // by the guard
+    double checkpoint_seconds = 0.0;    // waited for the checkpoint after the step before
   };
   void step(const StepLine& line, const StepResult& result, const Recipe& recipe);
   void evaluation(int64_t step, double loss, double bits_per_byte, const std::vector<double>& mtp,

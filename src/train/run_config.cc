@@ -174,6 +174,7 @@ TrainConfig read_train(const io::JsonObject& o) {
   t.eval_every = o.integer("eval_every", t.eval_every);
   t.eval_tokens = o.integer("eval_tokens", t.eval_tokens);
   t.checkpoint_every = o.integer("checkpoint_every", t.checkpoint_every);
+  t.background_checkpoints = o.boolean("background_checkpoints", t.background_checkpoints);
   t.keep_checkpoints = o.integer("keep_checkpoints", t.keep_checkpoints);
   o.check_no_unknown();
   check(o.where(), t);
@@ -326,6 +327,7 @@ io::Json to_json(const RunConfig& run) {
                     {"eval_every", t.eval_every},
                     {"eval_tokens", t.eval_tokens},
                     {"checkpoint_every", t.checkpoint_every},
+                    {"background_checkpoints", t.background_checkpoints},
                     {"keep_checkpoints", t.keep_checkpoints}};
   if (!t.lr.pieces.empty()) train["lr"] = to_json(t.lr);
   if (t.tokens > 0)

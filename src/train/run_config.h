@@ -50,6 +50,8 @@ struct TrainConfig {
   int64_t eval_every = 0;        // steps between held-out evaluations; 0: at the end alone
   int64_t eval_tokens = 0;       // held-out tokens of those on the way; 0: all
   int64_t checkpoint_every = 0;  // steps; 0: at the end alone
+  // Checkpoints are written beside the steps, from a copy; else steps wait, and nothing is copied.
+  bool background_checkpoints = true;
   int64_t keep_checkpoints = 2;  // newest ones kept; 0: all
 
   // Sequences of the step that begins at `begin`: a batch that grows is a whole number of

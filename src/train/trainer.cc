@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <numbers>
 #include <optional>
+#include <utility>
 
 #include "core/env.h"
 #include "core/timer.h"
@@ -18,10 +19,12 @@
 #include "io/atomic.h"
 #include "io/hf.h"
 #include "train/checkpoint.h"
+#include "train/checkpoint_writer.h"
 #include "train/feed.h"
 #include "train/guard.h"
 #include "train/metrics.h"
 #include "train/report.h"
+#include "train/split_weights.h"
 
 namespace hadal::train {
 namespace {
@@ -102,7 +105,8 @@ class Run {
                   .team = options.team,
                   .max_micro_batches = most_micro_batches(run)}),
         team_(learner_.team()),
-        guard_(run.train.guard) {}
+        guard_(run.train.guard),
+        writer_(run, learner_) {}
 
   TrainReport go();
 
@@ -115,8 +119,8 @@ class Run {
   void evaluate(bool all);
   void checkpoint();
   Moment now() const { return {.steps = state_.step, .tokens = state_.tokens}; }
-  // Whether any rank says yes.
-  bool any_rank(bool yes);
+  // After a step: whether any rank was asked to stop; checkpoints go on.
+  bool ranks_agree_to_stop();
   bool due(int64_t every) const { return every > 0 && state_.step % every == 0; }
 
   Context& ctx_;
@@ -126,24 +130,29 @@ class Run {
   Learner learner_;
   Team& team_;
   Guard guard_;
+  CheckpointWriter writer_;
   TrainerState state_;
   std::unique_ptr<Metrics> metrics_;  // of the first rank
   TrainReport report_;
+  double checkpoint_seconds_ = 0.0;  // that steps waited for the last one; until it is reported
 };
 
-bool Run::any_rank(bool yes) {
-  Tensor sum;
-  const Block memory = ctx_.memory.take_tensor(DType::kI64, {1}, &sum);
-  upload(ctx_, std::vector<int64_t>{yes ? 1 : 0}, sum);
-  team_.world().all_reduce(ctx_, sum);
-  return download<int64_t>(ctx_, sum)[0] > 0;
+bool Run::ranks_agree_to_stop() {
+  const bool stop = options_.should_stop && options_.should_stop();
+  Tensor sums;
+  const Block memory = ctx_.memory.take_tensor(DType::kI64, {2}, &sums);
+  upload(ctx_, std::vector<int64_t>{stop ? 1 : 0, writer_.is_writing() ? 1 : 0}, sums);
+  team_.world().all_reduce(ctx_, sums);
+  const std::vector<int64_t> all = download<int64_t>(ctx_, sums);
+  if (all[1] == 0) writer_.parts_are_written();
+  return all[0] > 0;
 }
 
 // Random, or those of another checkpoint.
 void Run::init_weights() {
   const TrainConfig& t = run_.train;
   if (t.init_from.empty()) {
-    init_params(ctx_, run_.model, t.seed, learner_.masters().tree);
+    init_params(ctx_, run_.model, t.seed, learner_.masters().tree, team_.share().tensor);
   } else {
     const io::HfCheckpoint checkpoint = io::open_checkpoint(t.init_from);
     HADAL_CHECK(
@@ -151,7 +160,7 @@ void Run::init_weights() {
         "train.init_from: ", t.init_from,
         " has another model config than this run; copy its config.json into \"model\" (only "
         "rope and max_position_embeddings may differ)");
-    io::read_weights(ctx_, checkpoint, learner_.masters().tree);
+    read_weights(ctx_, checkpoint, team_, learner_.masters().tree);
   }
   learner_.masters_changed();
   learner_.start_average();
@@ -219,7 +228,8 @@ Verdict Run::one_step() {
                     .tokens = tokens,
                     .sequences = count,
                     .bytes_per_target = feed_.bytes_per_target(),
-                    .skipped = verdict != Verdict::kGood},
+                    .skipped = verdict != Verdict::kGood,
+                    .checkpoint_seconds = std::exchange(checkpoint_seconds_, 0.0)},
                    result, recipe);
   return verdict;
 }
@@ -227,6 +237,7 @@ Verdict Run::one_step() {
 // Back to the weights before the streak of bad steps, on with the data after it.
 void Run::roll_back() {
   const std::string& output = run_.train.output;
+  writer_.finish();
   const auto target = checkpoint_up_to(output, guard_.last_good_step());
   HADAL_CHECK(target.has_value(), "the loss spiked at step ", guard_.last_good_step() + 1, " and ",
               output,
@@ -247,7 +258,9 @@ void Run::roll_back() {
 void Run::checkpoint() {
   state_.feed = feed_.state().dump();
   state_.guard = guard_.state().dump();
-  save_run_checkpoint(run_, learner_, state_);
+  const Timer timer;
+  writer_.save(state_);
+  checkpoint_seconds_ = timer.seconds();
 }
 
 // Held-out text in sequences of the training length. On the way only part of it, at the end all.
@@ -285,13 +298,14 @@ TrainReport Run::go() {
       roll_back();
       continue;
     }
-    stopped = any_rank(options_.should_stop && options_.should_stop());
+    stopped = ranks_agree_to_stop();
     const bool last = t.is_over(now());
     if (!last && due(t.eval_every)) evaluate(false);
     if (last || stopped || due(t.checkpoint_every)) checkpoint();
     // Only the first rank writes it, and only it needs to know.
     if (options_.should_report && options_.should_report() && metrics_) write_report(t.output);
   }
+  writer_.finish();
   report_.steps = state_.step;
   report_.finished = t.is_over(now());
   if (report_.finished) evaluate(true);

@@ -44,6 +44,19 @@ class Parallel : public TrainFixture {
     for (size_t i = 0; i < a.size(); ++i)
       EXPECT_NEAR(a[i], b[i], 2e-5 * b[i]) << got << ", value " << i;
   }
+  // Goes on from step 2 of the run `from` on another mesh.
+  void expect_goes_on(const std::string& from, const std::string& mesh, Arguments more = {}) {
+    const std::string name = from + " to " + mesh;
+    fs::copy(output() + "/" + from, output() + "/" + name,
+             fs::copy_options::recursive | fs::copy_options::copy_symlinks);
+    for (const char* step : {"step_00000004", "step_00000006"}) fs::remove_all(path(name, step));
+    fs::remove(path(name, "latest"));
+    fs::create_symlink("step_00000002", path(name, "latest"));
+    more.emplace_back("--resume");
+    const Result r = run(on(name, mesh, more));
+    ASSERT_EQ(r.status, 0) << name << ": " << r.err;
+    expect_same_losses(name, "one");
+  }
   // Weights and optimizer state of the last step, byte for byte.
   void expect_same_files(const std::string& got, const std::string& want) const {
     int files = 0;
@@ -62,9 +75,12 @@ TEST_F(Parallel, RefusesNumbersThatDoNotFit) {
   expect_refused(on("x", "dp=4 ep=3"), "mesh: ep = 3 does not divide dp = 4");
   expect_refused(on("x", "pp=8"),
                  "mesh: pp = 8 makes 8 stages, but the model has 4 layers; lower pp");
-  expect_refused(on("x", "pp=2 tp=2"),
-                 "parallel.tp is 2; tensor parallelism is not built yet: set it to 1 and use dp, "
-                 "ep or pp");
+  expect_refused(on("x", "tp=3"), "mesh: tp = 3 does not divide num_attention_heads = 4");
+  expect_refused(on("x", "tp=2", set("model.intermediate_size=129")),
+                 "mesh: tp = 2 does not divide intermediate_size = 129");
+  expect_refused(on("x", "dp=2 ep=2 tp=2 ranks_per_node=1"),
+                 "mesh: tp = 2 does not divide parallel.ranks_per_node = 1: a tensor group stays "
+                 "within a node");
   expect_refused(on("x", "pp=4 dp=2 schedule=dualpipe"),
                  "dualpipe: 4 micro-batches; at least 2 * pp = 8 are needed");
   expect_refused(on("x", "pp=2 schedule=gpipe"),
@@ -79,8 +95,8 @@ TEST_F(Parallel, RefusesNumbersThatDoNotFit) {
 
 TEST_F(Parallel, LossesAreThoseOfOneRank) {
   ASSERT_EQ(run(on("one", "dp=1")).status, 0);
-  for (const std::string mesh :
-       {"dp=4 ep=2", "pp=2 dp=2 ep=2 schedule=dualpipe", "pp=2 schedule=zb1p layers=[1,3]"}) {
+  for (const std::string mesh : {"dp=4 ep=2", "pp=2 dp=2 ep=2 schedule=dualpipe",
+                                 "pp=2 schedule=zb1p layers=[1,3]", "dp=2 ep=2 tp=2"}) {
     const Result r = run(on(mesh, mesh));
     ASSERT_EQ(r.status, 0) << mesh << ": " << r.err;
     expect_same_losses(mesh, "one");
@@ -94,16 +110,19 @@ TEST_F(Parallel, AnyMeshReadsACheckpointOfAnyMesh) {
   const Result first = run(on("many", "pp=4 dp=2 ep=2 schedule=1f1b"));
   ASSERT_EQ(first.status, 0) << first.err;
   expect_same_losses("many", "one");
-  for (const std::string mesh : {"dp=8 ep=4", "dp=1", "pp=2 dp=2 schedule=dualpipev"}) {
-    const std::string to = output() + "/" + mesh;
-    fs::copy(output() + "/many", to, fs::copy_options::recursive | fs::copy_options::copy_symlinks);
-    for (const char* step : {"step_00000004", "step_00000006"}) fs::remove_all(path(mesh, step));
-    fs::remove(path(mesh, "latest"));
-    fs::create_symlink("step_00000002", path(mesh, "latest"));
-    const Result r = run(on(mesh, mesh, {"--resume"}));
-    ASSERT_EQ(r.status, 0) << mesh << ": " << r.err;
-    expect_same_losses(mesh, "one");
-  }
+  for (const std::string mesh :
+       {"dp=8 ep=4", "dp=1", "pp=2 dp=2 schedule=dualpipev", "pp=2 dp=2 ep=2 tp=2"})
+    expect_goes_on("many", mesh);
+}
+
+TEST_F(Parallel, AnyMeshReadsACheckpointOfATensorGroup) {
+  const std::string average = "train.ema_decay=0.9";
+  ASSERT_EQ(run(on("one", "dp=1", set(average))).status, 0);
+  const Result first = run(on("split", "pp=2 tp=2 schedule=dualpipe", set(average)));
+  ASSERT_EQ(first.status, 0) << first.err;
+  expect_same_losses("split", "one");
+  for (const std::string mesh : {"dp=1", "dp=2 ep=2", "dp=1 tp=4", "dp=2 tp=2"})
+    expect_goes_on("split", mesh, set(average));
 }
 
 TEST_F(Parallel, AKilledRankIsNamedAndTheRunGoesOn) {
@@ -112,7 +131,8 @@ TEST_F(Parallel, AKilledRankIsNamedAndTheRunGoesOn) {
   for (const std::string fault : {"die_in_step", "die_in_collective", "die_in_checkpoint"}) {
     setenv("HADAL_SABOTAGE", fault.c_str(), 1);
     const auto begin = std::chrono::steady_clock::now();
-    const Result killed = run(on(fault, mesh));
+    // So that the checkpoint of step 2 is there at step 4 whatever the disk does.
+    const Result killed = run(on(fault, mesh, set("train.background_checkpoints=false")));
     unsetenv("HADAL_SABOTAGE");
     EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(30));
     EXPECT_EQ(killed.status, 1);
@@ -123,6 +143,54 @@ TEST_F(Parallel, AKilledRankIsNamedAndTheRunGoesOn) {
     ASSERT_EQ(resumed.status, 0) << resumed.err;
     expect_same_files(fault, "straight");
   }
+}
+
+// The steps go on while a checkpoint is written; the rank that is killed then is named with the
+// step that it had come to.
+TEST_F(Parallel, AKillBehindACheckpointCostsNothing) {
+  const std::string mesh = "dp=2 ep=2";
+  ASSERT_EQ(run(on("straight", mesh)).status, 0);
+  setenv("HADAL_SABOTAGE", "die_in_checkpoint", 1);
+  const Result killed = run(on("killed", mesh));
+  unsetenv("HADAL_SABOTAGE");
+  EXPECT_EQ(killed.status, 1);
+  EXPECT_TRUE(killed.err.starts_with("hadal: rank 1 failed at step ")) << killed.err;
+  EXPECT_TRUE(killed.err.ends_with("it was killed by signal 9 (Killed)\n")) << killed.err;
+  EXPECT_EQ(fs::read_symlink(path("killed", "latest")), "step_00000002");
+  const Result resumed = run(on("killed", mesh, {"--resume"}));
+  ASSERT_EQ(resumed.status, 0) << resumed.err;
+  expect_same_files("killed", "straight");
+}
+
+TEST_F(Parallel, CheckNamesWhatIsWrong) {
+  const auto check = [&](const std::string& fault, const Arguments& more = {}) {
+    Arguments all = {"check", "--ranks", "4", "--heartbeat", "2"};
+    all.insert(all.end(), more.begin(), more.end());
+    setenv("HADAL_SABOTAGE", fault.c_str(), 1);
+    const Result r = run(all);
+    unsetenv("HADAL_SABOTAGE");
+    return r;
+  };
+  const Result good = check("", {"--json"});
+  EXPECT_EQ(good.status, 0) << good.err;
+  const auto json = nlohmann::json::parse(good.out);
+  EXPECT_EQ(json["links"].size(), 6u);
+  EXPECT_EQ(json["links"][5]["ranks"], (nlohmann::json{2, 3}));
+  EXPECT_GT(json["links"][5]["gigabytes_per_second"], 0.01);
+
+  const Result garbled = check("flip_bit");
+  EXPECT_EQ(garbled.status, 1);
+  EXPECT_NE(garbled.err.find("ranks 1 and 3: 1 bytes arrived otherwise than they were sent"),
+            std::string::npos)
+      << garbled.err;
+  EXPECT_EQ(garbled.err.find("ranks 0 and 2"), std::string::npos) << garbled.err;
+  EXPECT_NE(check("other_build").err.find("rank 1 runs another build of hadal than the others"),
+            std::string::npos);
+  EXPECT_NE(check("slow_rank").err.find("rank 1: all its links are slow"), std::string::npos);
+  const Result mute = check("mute_rank");
+  EXPECT_EQ(mute.status, 1);
+  EXPECT_NE(mute.err.find("rank 1 has not beaten for 2 s and counts as hung"), std::string::npos)
+      << mute.err;
 }
 
 TEST_F(Parallel, StopsCleanlyOnSigterm) {

@@ -28,7 +28,7 @@ TEST_P(Help, HasAnExample) {
 
 INSTANTIATE_TEST_SUITE_P(All, Help,
                          ::testing::Values("train", "generate", "chat", "serve", "eval", "verify",
-                                           "info", "init", "env", "tokenizer train",
+                                           "info", "init", "check", "env", "tokenizer train",
                                            "tokenizer encode", "tokenizer decode",
                                            "tokenizer bench", "bench serve", "bench frontend"),
                          [](const auto& info) {
@@ -41,8 +41,8 @@ INSTANTIATE_TEST_SUITE_P(All, Help,
 TEST(Usage, ListsEverySubcommand) {
   const Result r = run({"--help"});
   EXPECT_EQ(r.status, 0);
-  for (const char* name :
-       {"train", "generate", "chat", "serve", "eval", "verify", "info", "init", "tokenizer", "env"})
+  for (const char* name : {"train", "generate", "chat", "serve", "eval", "verify", "info", "init",
+                           "check", "tokenizer", "env"})
     EXPECT_NE(r.out.find(std::string("\n  ") + name + " "), std::string::npos) << name;
 }
 

@@ -45,7 +45,7 @@ void check(int64_t k) {
       kGradientTolerance);
   mtp::Deferred deferred = mtp::backward_input(
       ctx, module, depth, std::move(saved), {.dout = pdout, .balance_scale = kBalanceScale}, pdh);
-  mtp::backward_weight(ctx, depth, std::move(deferred), product.grads.mtp[module_idx],
+  mtp::backward_weight(ctx, std::move(deferred), product.grads.mtp[module_idx],
                        product.grads.embed);
 
   ComplexArrays w = as_complex(c, weights);

@@ -1,8 +1,6 @@
 // Checkpoints of a run: the same bits come back, damage is one sentence, and nothing that happens
 // while one is written costs the one before.
 // SPDX-License-Identifier: Apache-2.0
-#include "train/checkpoint.h"
-
 #include <sys/resource.h>
 #include <sys/wait.h>
 
@@ -16,6 +14,7 @@
 #include "io/atomic.h"
 #include "io/safetensors.h"
 #include "tests/unit/train.h"
+#include "train/checkpoint_writer.h"
 
 namespace hadal::train {
 namespace {
@@ -31,7 +30,12 @@ class CheckpointTest : public ::testing::Test {
   // A checkpoint of `step` with the values that tell so.
   void save(int64_t step) {
     test::set_state(learner_, step);
-    save_run_checkpoint(run_, learner_, state_of(step));
+    write(learner_, step);
+  }
+  void write(Learner& learner, int64_t step) {
+    CheckpointWriter writer(run_, learner);
+    writer.save(state_of(step));
+    writer.finish();
   }
   TrainerState load(const std::string& dir) {
     return load_run_checkpoint(machine_.ctx, dir, run_, learner_);
@@ -98,7 +102,7 @@ TEST_F(CheckpointTest, TheSameBitsComeBack) {
 TEST_F(CheckpointTest, Bf16LearnersKeepF32Masters) {
   Learner learner(machine_.ctx, run_.model, DType::kBF16, 32);
   test::set_state(learner, 3);
-  save_run_checkpoint(run_, learner, state_of(3));
+  write(learner, 3);
   Learner other(machine_.ctx, run_.model, DType::kBF16, 32);
   load_run_checkpoint(machine_.ctx, at(3), run_, other);
   EXPECT_EQ(test::bits_of(other), test::bits_of(learner));
