@@ -125,10 +125,9 @@ TEST(RuntimePlan, RefusesWhatTheRuntimeDoesNot) {
                "interleaved, plan bf16 or fp8 with the others");
   p.schedule = ScheduleKind::k1F1B;
   p.mesh = {.pp = 1, .dp = 1, .ep = 1, .tp = 2};
-  EXPECT_ERROR(
-      check_train_plan(p),
-      "parallel.tp is 2; tensor parallelism is not built yet: set it to 1 and use dp, ep or "
-      "pp");
+  EXPECT_ERROR(check_train_plan(p),
+               "mesh: tp is 2; runs of hadal train in f32 are planned with tp 1, plan bf16 or fp8 "
+               "with others");
 }
 
 TEST(RuntimeOps, ListsEveryOperationOnce) {
