@@ -9,9 +9,11 @@
 #include <numeric>
 
 #include "cli/bench.h"
+#include "core/panels.h"
 #include "core/rng.h"
 #include "io/fp8.h"
 #include "io/int_weights.h"
+#include "io/panels.h"
 #include "model/bytes.h"
 #include "model/decoder.h"
 
@@ -54,10 +56,12 @@ void fill_float(const Tensor& out, double factor) {
   });
 }
 
+// All but the small begin a large page, as most do in the one block that loading takes.
 Tensor take(Context& ctx, DType dtype, const Shape& shape, std::vector<Block>& memory) {
-  Tensor t;
-  memory.push_back(ctx.memory.take_tensor(dtype, shape, &t));
-  return t;
+  constexpr size_t kLargePage = size_t{2} << 20, kSmall = size_t{256} << 10;
+  const size_t bytes = tensor_bytes(dtype, shape);
+  memory.push_back(ctx.memory.take(bytes < kSmall ? bytes : std::max(bytes, kLargePage)));
+  return memory.back().tensor(dtype, shape);
 }
 
 }  // namespace
@@ -77,16 +81,18 @@ Operand bench_weight(Context& ctx, const Shape& shape, const std::string& format
     return w;
   }
   const int bits = format == "int8" ? 8 : 4;
-  Operand w(take(ctx, DType::kI32, io::packed_shape(shape, bits), memory),
-            take(ctx, DType::kBF16, io::int_scale_shape(shape), memory));
+  const Tensor all_words = take(ctx, DType::kI32, int_words_shape(shape, bits), memory);
+  Tensor all_scales;
+  memory.push_back(ctx.memory.take_tensor(DType::kBF16, int_scales_shape(shape), &all_scales));
   const Rng rng(2, stream_id("bench"));
-  auto* words = w.data.data<int32_t>();
-  fill_with(w.data, [&](int64_t i) {
+  auto* words = all_words.data<int32_t>();
+  fill_with(all_words, [&](int64_t i) {
     words[i] = static_cast<int32_t>(static_cast<uint32_t>(rng.u64(static_cast<uint64_t>(i))));
   });
   const double scale = bits == 8 ? 3e-4 : 4e-3;
-  fill_with(w.scale, [&](int64_t i) { store_element(w.scale.raw(), DType::kBF16, i, scale); });
-  return w;
+  fill_with(all_scales,
+            [&](int64_t i) { store_element(all_scales.raw(), DType::kBF16, i, scale); });
+  return int_operand(shape, all_words, all_scales);
 }
 
 BenchModel::BenchModel(Context& ctx, const Config& c, const std::string& f)
@@ -115,6 +121,8 @@ BenchModel::BenchModel(Context& ctx, const Config& c, const std::string& f)
             stored = of_param == 0 ? "bf16" : of_param == 8 ? "int8" : "int4";
           }
           leaf = bench_weight(ctx, info.shape, stored, memory_);
+          if (io::is_for_panels(info) && fits_panels(leaf))
+            leaf = pack_panels(ctx, leaf, leaf.data.raw());
         }
         if (info.name == "embed" && !config.tie_word_embeddings) return;
         double share = 1.0;

@@ -5,6 +5,7 @@
 #include <fmt/core.h>
 
 #include "cli/bench.h"
+#include "core/panels.h"
 #include "ops/copy.h"
 #include "ops/gemm.h"
 
@@ -42,7 +43,8 @@ void bench_ops(Context& ctx, const Config& config, const std::string& format, in
     double bytes = 0.0;
     while (weights.empty() || (bytes < 128e6 && weights.size() < 64)) {
       weights.push_back(bench_weight(ctx, one.weight, format, memory));
-      const Operand& w = weights.back();
+      Operand& w = weights.back();
+      if (fits_panels(w)) w = pack_panels(ctx, w, w.data.raw());
       bytes += static_cast<double>(w.data.num_bytes());
       if (!w.scale.empty()) bytes += static_cast<double>(w.scale.num_bytes());
     }

@@ -17,6 +17,7 @@
 #include "core/timer.h"
 #include "io/atomic.h"
 #include "io/json.h"
+#include "io/panels.h"
 #include "serve/conversation.h"
 
 namespace hadal::cli {
@@ -191,6 +192,7 @@ void run(const Options& o) {
                                              ? io::ChatTemplate::of_model(dir)
                                              : io::ChatTemplate::named(o.chat_template);
   LoadedModel model(ctx, o.model.model, o.model.dtype);
+  const Block panels = io::pack_weights(ctx, model.checkpoint, model.weights);
   o.speculation.check(model.config());
   const io::Tokenizer tokenizer = model.tokenizer();
   chat_template.check_tokens(tokenizer);

@@ -15,6 +15,7 @@
 #include "eval/corpus.h"
 #include "eval/perplexity.h"
 #include "eval/run_task.h"
+#include "io/panels.h"
 
 namespace hadal::cli {
 namespace {
@@ -204,6 +205,7 @@ void run(const Options& o) {
   const auto machine = o.model.machine.make();
   Context ctx = machine->context();
   LoadedModel model(ctx, o.model.model, o.model.dtype);
+  const Block panels = io::pack_weights(ctx, model.checkpoint, model.weights);
   Decoder decoder = make_decoder(ctx, model, o.model, context_of(o, model.config()), 0);
   serve::PrefixRunner runner(ctx, decoder);
   o.texts.empty() ? eval_task(o, model, runner) : eval_text(o, model, runner);

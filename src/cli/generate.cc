@@ -10,6 +10,7 @@
 
 #include "cli/run_options.h"
 #include "core/check.h"
+#include "io/panels.h"
 #include "io/safetensors.h"
 #include "io/stream_decoder.h"
 #include "serve/generator.h"
@@ -130,6 +131,7 @@ void run(const Options& o) {
   const auto machine = o.model.machine.make();
   Context ctx = machine->context();
   LoadedModel model(ctx, o.model.model, o.model.dtype);
+  const Block panels = io::pack_weights(ctx, model.checkpoint, model.weights);
   const Config& c = model.config();
   o.speculation.check(c);
   const std::string tokenizer_path = model.dir + "/tokenizer.json";

@@ -15,6 +15,7 @@
 #include "core/device_memory.h"
 #include "core/env.h"
 #include "core/timer.h"
+#include "io/panels.h"
 #include "model/bytes.h"
 #include "serve/engine.h"
 #include "serve/grammar_queue.h"
@@ -141,11 +142,15 @@ DType act_of(const Options& o, const io::HfCheckpoint& checkpoint) {
   return is_f32 ? DType::kF32 : DType::kBF16;
 }
 
-// Bytes of the weights as they will be loaded: none where they are mapped from the file.
+// Bytes of the weights as they will be loaded, without those that stay mapped from the file.
 double weight_bytes(const Options& o, const io::HfCheckpoint& checkpoint) {
-  if (o.model.machine.device == "cpu") return 0.0;
+  const bool is_mapped = o.model.machine.device == "cpu" && o.model.dtype == "auto";
   double bytes = 0.0;
   for (const io::HfParam& p : checkpoint.params) {
+    if (is_mapped) {
+      if (io::goes_into_panels(p)) bytes += static_cast<double>(p.data->bytes);
+      continue;
+    }
     const auto count = static_cast<double>(p.info.shape.num_elements());
     double size = static_cast<double>(io::stored_type_size(p.data->type));
     if (o.model.dtype != "auto") size = o.model.dtype == "f32" ? 4.0 : 2.0;
@@ -233,7 +238,8 @@ void run(Options o) {
   o.speculation.check(checkpoint.config);
   const Decoder::Limits limits = limits_of(o, checkpoint.config, act_of(o, checkpoint));
   plan_memory(o, checkpoint, machine->device, limits);
-  const LoadedModel model(ctx, o.model.model, o.model.dtype);
+  LoadedModel model(ctx, o.model.model, o.model.dtype);
+  const Block panels = io::pack_weights(ctx, model.checkpoint, model.weights);
   const server::ModelInfo info = info_of(o, model, limits);
 
   Decoder decoder(ctx, model.config(), model.weights, model.act, limits);

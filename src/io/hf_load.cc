@@ -8,7 +8,9 @@
 
 #include "core/bulk_upload.h"
 #include "core/check.h"
+#include "core/panels.h"
 #include "core/transfer.h"
+#include "io/drop_pages.h"
 #include "io/fp8.h"
 #include "io/hf.h"
 #include "io/hf_names.h"
@@ -193,9 +195,11 @@ void check_usable(const Context& ctx, const HfCheckpoint& checkpoint, const HfPa
               " is of integers, which hadal reads for other matrices only; use --dtype bf16");
 }
 
+// Integers are packed into panels, so they are read once and kept in other memory.
 bool is_usable_in_place(const Context& ctx, const HfParam& param, DType dtype) {
   return ctx.device.kind == DeviceKind::kCpu && to_dtype(param.data->type) == dtype &&
-         param.data->is_aligned() && (param.scale == nullptr || param.scale->is_aligned());
+         dtype != DType::kI32 && param.data->is_aligned() &&
+         (param.scale == nullptr || param.scale->is_aligned());
 }
 
 // Copies bytes of a file, which may be unaligned.
@@ -218,11 +222,27 @@ void decode_plain(const HfParam& param, const Tensor& out, int64_t begin, int64_
   convert(copy.data(), type, to, out.dtype(), count);
 }
 
+int stored_bits(const HfParam& param) {
+  return param.data->shape[1] == packed_shape(param.info.shape, 8)[1] ? 8 : 4;
+}
+
+// An integer matrix in panels, in memory of `block`.
+Operand pack_int(Context& ctx, const HfParam& param, Block& block) {
+  const Shape& shape = param.info.shape;
+  const Operand to =
+      int_operand(shape, block.tensor(DType::kI32, int_words_shape(shape, stored_bits(param))),
+                  block.tensor(DType::kBF16, int_scales_shape(shape)));
+  pack_int_panels(ctx, shape[1], param.data->tensor(), param.scale->tensor(), to);
+  // The file's pages would be a second copy in memory.
+  drop_pages(param.data->data, param.data->bytes);
+  return to;
+}
+
 // Rows [begin, begin + count) of an integer matrix.
 void decode_int(const HfParam& param, const Tensor& out, int64_t begin, int64_t count) {
   const int64_t K = param.info.shape[1], words = param.data->shape[1];
   const int64_t groups = param.scale->shape[1];
-  const int bits = words == packed_shape(param.info.shape, 8)[1] ? 8 : 4;
+  const int bits = stored_bits(param);
   const auto* packed = reinterpret_cast<const int32_t*>(param.data->data);
   const auto* scale = reinterpret_cast<const bf16*>(param.scale->data);
   std::vector<float> row(static_cast<size_t>(K));
@@ -322,6 +342,11 @@ Block load_weights(Context& ctx, const HfCheckpoint& checkpoint, WeightFormat fo
   size_t bytes = 0;
   for (const HfParam& param : checkpoint.params) {
     const DType dtype = target_type(param, format);
+    if (dtype == DType::kI32) {
+      bytes += tensor_bytes(dtype, int_words_shape(param.info.shape, stored_bits(param))) +
+               tensor_bytes(DType::kBF16, int_scales_shape(param.info.shape));
+      continue;
+    }
     if (!is_usable_in_place(ctx, param, dtype)) bytes += tensor_bytes(dtype, param.info.shape);
     if (dtype == DType::kE4M3 && !is_usable_in_place(ctx, param, dtype))
       bytes += tensor_bytes(DType::kF32, scale_shape(param.info.shape));
@@ -340,6 +365,8 @@ Block load_weights(Context& ctx, const HfCheckpoint& checkpoint, WeightFormat fo
         if (is_usable_in_place(ctx, *param, dtype)) {
           leaf = Operand(param->data->tensor());
           if (param->scale != nullptr) leaf.scale = param->scale->tensor();
+        } else if (dtype == DType::kI32) {
+          leaf = pack_int(ctx, *param, block);
         } else {
           leaf = Operand(block.tensor(dtype, info.shape));
           if (dtype == DType::kE4M3) {

@@ -4,6 +4,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/gemm.h"
 
+#include "core/panels.h"
+
 namespace hadal::ops {
 namespace {
 
@@ -17,20 +19,30 @@ void check_result(const Tensor& t, const char* op) {
               ": the result is ", t.str(), "; it must be f64, f32 or bf16");
 }
 
-// Words that hold `count` elements of a row of an integer weight.
-constexpr int64_t kIntGroup = 128;
-int64_t words_of(int64_t count, int64_t per_word) { return (count + per_word - 1) / per_word; }
-
-// An integer weight of rows of K elements (quant.h).
-void check_int_weight(const Operand& w, int64_t K, const char* op) {
-  const int64_t words = w.data.rank() == 2 ? w.data.dim(1) : 0;
-  HADAL_CHECK(words > 0 && (words == words_of(K, 8) || words == words_of(K, 4)), op,
-              ": the integer weight is ", w.data.str(), "; rows of ", K, " elements take ",
-              words_of(K, 8), " words with 4 bits or ", words_of(K, 4), " with 8");
-  HADAL_CHECK(w.scale.rank() == 2 && w.scale.dtype() == DType::kBF16 &&
-                  w.scale.dim(0) == w.data.dim(0) && w.scale.dim(1) == words_of(K, kIntGroup),
+// A weight in panels, of rows of K elements (panels.h).
+void check_panels(const Operand& w, int64_t K, const char* op) {
+  if (w.scale.empty() || w.scale.dtype() == DType::kF32) {
+    const int64_t per_word = w.scale.empty() ? 2 : 4;
+    HADAL_CHECK(w.data.rank() == 2 && w.data.is_dense() && w.data.dim(1) * per_word == K &&
+                    w.data.dim(0) % kPanelRows == 0 && K % kScaleBlock == 0,
+                op, ": the weight in panels is ", w.data.str(), " with scales ", w.scale.str(),
+                "; rows of ", K, " elements do not fit");
+    HADAL_CHECK(w.scale.empty() ||
+                    w.scale.shape() ==
+                        Shape({(w.data.dim(0) + kScaleBlock - 1) / kScaleBlock, K / kScaleBlock}),
+                op, ": scales ", w.scale.str(), " do not cover a weight in panels of ",
+                w.data.str());
+    return;
+  }
+  const int64_t groups = int_groups(K), words = w.data.rank() == 2 ? w.data.dim(1) : 0;
+  const int64_t of_4 = groups * int_group_words(4), of_8 = groups * int_group_words(8);
+  HADAL_CHECK((words == of_4 || words == of_8) && w.data.is_dense(), op, ": the integer weight is ",
+              w.data.str(), "; rows of ", K, " elements take ", of_4, " words with 4 bits or ",
+              of_8, " with 8");
+  HADAL_CHECK(w.scale.rank() == 2 && w.scale.dtype() == DType::kBF16 && w.scale.is_dense() &&
+                  w.scale.dim(0) == w.data.dim(0) && w.scale.dim(1) == groups,
               op, ": the integer weight has scales ", w.scale.str(), "; bf16 [", w.data.dim(0),
-              ", ", words_of(K, kIntGroup), "] are needed");
+              ", ", groups, "] are needed");
 }
 
 void check_weight(const Operand& w, const char* op) {
@@ -51,10 +63,10 @@ void check_nt(const Tensor& a, const Operand& b, const Tensor& c, const char* op
   const auto [M, K] = HADAL_SHAPE(a, 2);
   check_operand(a, op, "a");
   check_result(c, op);
-  if (b.data.dtype() == DType::kI32) {
-    check_int_weight(b, K, op);
+  if (in_panels(b)) {
+    check_panels(b, K, op);
     HADAL_CHECK(a.dtype() != DType::kF64 && c.dtype() != DType::kF64, op,
-                ": integer weights take f32, f16 or bf16, got ", a.str(), " to ", c.str());
+                ": weights in panels take f32, f16 or bf16, got ", a.str(), " to ", c.str());
     HADAL_CHECK_SHAPE(c, M, b.data.dim(0));
     return;
   }
@@ -105,8 +117,8 @@ void check_grouped(const ExpertLayout& layout, const PagedRows& a, std::span<con
   HADAL_CHECK(static_cast<int64_t>(w.size()) == layout.num_experts(), op, ": ", w.size(),
               " weights for ", layout.num_experts(), " experts");
   for (const Operand& e : w) {
-    if (e.data.dtype() == DType::kI32 && !transposed) {
-      check_int_weight(e, a.slab.dim(2), op);
+    if (in_panels(e) && !transposed) {
+      check_panels(e, a.slab.dim(2), op);
       HADAL_CHECK(e.data.dim(0) == c.slab.dim(2), op, ": an expert's weight is ", e.data.str(),
                   " for rows of ", a.slab.dim(2), " to ", c.slab.dim(2));
       continue;

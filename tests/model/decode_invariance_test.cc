@@ -11,6 +11,7 @@
 #include "core/transfer.h"
 #include "io/hf.h"
 #include "io/int_weights.h"
+#include "io/panels.h"
 #include "model/decoder.h"
 #include "tests/unit/expect_error.h"
 
@@ -36,6 +37,10 @@ const Case kCases[] = {
     {"f32_fp8_cache", "base", "f32", DeviceKind::kCpu, 8, CacheFormat::kFp8},
     {"bf16_fp8_cache", "base", "bf16", DeviceKind::kCpu, 8, CacheFormat::kFp8},
     {"fp8_fp8_cache", "base", "fp8", DeviceKind::kCpu, 8, CacheFormat::kFp8},
+    // V3's head sizes, of whole blocks: weights in panels.
+    {"v3_heads_bf16", "v3_heads", "bf16", DeviceKind::kCpu, 3},
+    {"v3_heads_fp8", "v3_heads", "fp8", DeviceKind::kCpu, 3},
+    {"v3_heads_int4", "v3_heads", "int4", DeviceKind::kCpu, 3},
     {"bf16_cuda", "base", "bf16", DeviceKind::kCuda, 64},
     {"fp8_cuda", "base", "fp8", DeviceKind::kCuda, 64},
     {"bf16_fp8_cache_cuda", "base", "bf16", DeviceKind::kCuda, 64, CacheFormat::kFp8},
@@ -70,8 +75,10 @@ class Model {
   }
   ~Model() {
     memory_block = Block();
+    packed_block = Block();
     device::destroy(device_, ctx.stream);
   }
+  void pack() { packed_block = io::pack_weights(ctx, *checkpoint, weights); }
   int64_t V() const { return checkpoint->config.vocab_size; }
 
  private:
@@ -92,7 +99,7 @@ class Model {
 
  private:
   TempDir dir_;
-  Block memory_block;
+  Block memory_block, packed_block;
 };
 
 std::vector<int32_t> prompt(int64_t vocab, int64_t n, std::string_view name) {
@@ -208,6 +215,13 @@ TEST_P(DecodeInvariance, SameBitsHoweverTokensCome) {
     verify.step({drafted}, p, count);
   }
   expect_equal(verify, "verification");
+  model.pack();
+  Replay packed(model, 1), packed_batch(model, test.batch);
+  for (int64_t p = 0; p < kPrompt; p += 50) packed.step({ids}, p, 50);
+  expect_equal(packed, "packed weights");
+  packed_batch.step(seqs, 0, 100);
+  for (int64_t p = 100; p < kPrompt; ++p) packed_batch.step(seqs, p, 1);
+  expect_equal(packed_batch, "a batch with packed weights");
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, DecodeInvariance, ::testing::ValuesIn(kCases),

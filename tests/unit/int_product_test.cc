@@ -12,6 +12,7 @@
 #include "core/dtype.h"
 #include "core/rng.h"
 #include "ops/cpu/isa.h"
+#include "ops/cpu/pack.h"
 #include "ops/gemm.h"
 #include "tests/unit/ops.h"
 
@@ -115,7 +116,12 @@ struct Naive {
 
 struct IntCase {
   IntCase(IntBits b, int64_t m, int64_t n, int64_t k)
-      : bits(b), M(m), N(n), K(k), naive{b, k, words_of(b, k), (k + 127) / 128} {
+      : bits(b),
+        M(m),
+        N(n),
+        K(k),
+        naive{b, k, (k + (b == IntBits::k8 ? 3 : 7)) / (b == IntBits::k8 ? 4 : 8),
+              (k + 127) / 128} {
     const std::vector<std::byte> bytes = random_bytes(4 * N * naive.words, "words");
     w.resize(static_cast<size_t>(N * naive.words));
     std::memcpy(w.data(), bytes.data(), bytes.size());
@@ -134,38 +140,52 @@ struct IntCase {
   std::vector<bf16> scale;
 };
 
+// Its weight in panels.
+class Packed {
+ public:
+  Packed(hadal::test::Machine& machine, const IntCase& c) {
+    const Shape shape{c.N, c.K};
+    const int bits = c.bits == IntBits::k8 ? 8 : 4;
+    operand_ = int_operand(shape, machine.tensor(DType::kI32, int_words_shape(shape, bits)),
+                           machine.tensor(DType::kBF16, int_scales_shape(shape)));
+    pack_int_panels(machine.ctx, c.K,
+                    Tensor(const_cast<uint32_t*>(c.w.data()), DType::kI32, {c.N, c.naive.words}),
+                    Tensor(const_cast<bf16*>(c.scale.data()), DType::kBF16, {c.N, c.naive.groups}),
+                    operand_);
+  }
+  const Operand& operand() const { return operand_; }
+  const uint32_t* words() const {
+    return reinterpret_cast<const uint32_t*>(operand_.data.data<int32_t>());
+  }
+
+ private:
+  Operand operand_;
+};
+
 TEST(IntProduct, EverySetGivesTheBitsOfTheDefinition) {
   for (const IntBits bits : {IntBits::k8, IntBits::k4})
     for (const int64_t K : {5, 64, 128, 200, 520})
       for (const int64_t M : {1, 3, 5, 12}) {
         const IntCase c(bits, M, 29, K);
-        const int64_t P = panel_words(bits, K), G = c.naive.groups;
-        std::vector<float> w_scale(static_cast<size_t>(G * kIntPanel));
-        for (int64_t n = 0; n < c.N; ++n)
-          for (int64_t g = 0; g < G; ++g)
-            w_scale[static_cast<size_t>(g * kIntPanel + n)] =
-                to_f32(c.scale[static_cast<size_t>(n * G + g)]);
+        const int64_t G = c.naive.groups;
+        hadal::test::Machine machine(1);
+        const Packed packed(machine, c);
         for (const Set& set : sets()) {
-          std::vector<uint32_t> q(static_cast<size_t>(P * M)), panel(static_cast<size_t>(P * 32));
+          std::vector<uint32_t> q(static_cast<size_t>(G * kIntWords * M));
           std::vector<float> a_scale(static_cast<size_t>(G * M)), out(static_cast<size_t>(M * 32));
           std::vector<int32_t> sum(static_cast<size_t>(G * M));
           for (int64_t m = 0; m < M; ++m)
-            set.ints->quantise(bits, c.x.data() + m * K, K, M, m, q.data(), a_scale.data(),
-                               sum.data());
-          set.ints->pack(bits,
-                         {reinterpret_cast<const std::byte*>(c.w.data()), 4 * c.naive.words, c.N},
-                         c.naive.words, panel.data(), nullptr);
+            set.ints->quantise(c.x.data() + m * K, K, M, m, q.data(), a_scale.data(), sum.data());
           std::fill(out.begin(), out.end(), 0.5f);
-          for (int64_t g = 0; g < G; ++g)
-            set.ints->multiply({.bits = bits,
-                                .rows = M,
-                                .count = std::min<int64_t>(32, P - 32 * g),
-                                .q = q.data() + g * 32 * M,
-                                .a_scale = a_scale.data() + g * M,
-                                .sum = sum.data() + g * M,
-                                .panel = panel.data() + g * 32 * 32,
-                                .w_scale = w_scale.data() + g * kIntPanel},
-                               out.data(), 32);
+          set.ints->multiply({.bits = bits,
+                              .rows = M,
+                              .count = G,
+                              .q = q.data(),
+                              .a_scale = a_scale.data(),
+                              .sum = sum.data(),
+                              .words = packed.words(),
+                              .scale = packed.operand().scale.data<bf16>()},
+                             out.data(), 32);
           for (int64_t m = 0; m < M; ++m)
             for (int64_t n = 0; n < c.N; ++n)
               ASSERT_EQ(out[static_cast<size_t>(m * 32 + n)],
@@ -182,10 +202,10 @@ TEST(IntProduct, NotFiniteActivationsShow) {
          {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
       std::vector<float> x(8, 1.0f);
       x[3] = bad;
-      uint32_t q[2];
+      uint32_t q[kIntWords];
       float scale = 0.0f;
       int32_t sum = 0;
-      set.ints->quantise(IntBits::k8, x.data(), 8, 1, 0, q, &scale, &sum);
+      set.ints->quantise(x.data(), 8, 1, 0, q, &scale, &sum);
       EXPECT_FALSE(std::isfinite(scale));
     }
 }
@@ -197,10 +217,9 @@ TEST(IntProduct, GemmIsTheDefinitionAtEveryMAndThreadCount) {
         hadal::test::Machine machine(threads);
         const IntCase c(bits, M, 77, 200);
         const Tensor x(const_cast<float*>(c.x.data()), DType::kF32, {M, c.K});
-        Operand w(Tensor(const_cast<uint32_t*>(c.w.data()), DType::kI32, {c.N, c.naive.words}),
-                  Tensor(const_cast<bf16*>(c.scale.data()), DType::kBF16, {c.N, c.naive.groups}));
+        const Packed w(machine, c);
         Tensor y = machine.tensor(DType::kF32, {M, c.N});
-        ops::gemm_nt(machine.ctx, x, w, y);
+        ops::gemm_nt(machine.ctx, x, w.operand(), y);
         for (int64_t m = 0; m < M; ++m)
           for (int64_t n = 0; n < c.N; ++n)
             ASSERT_EQ(y.data<float>()[m * c.N + n],
@@ -215,9 +234,9 @@ TEST(IntProduct, RefusesShapesThatDoNotFit) {
   Tensor y = machine.tensor(DType::kF32, {2, 4});
   const Operand w(machine.tensor(DType::kI32, {4, 26}), machine.tensor(DType::kBF16, {4, 2}));
   EXPECT_ERROR(ops::gemm_nt(machine.ctx, x, w, y),
-               "gemm_nt: the integer weight is i32 [4, 26]; rows of 200 elements take 25 words "
-               "with 4 bits or 50 with 8");
-  const Operand short_scale(machine.tensor(DType::kI32, {4, 25}),
+               "gemm_nt: the integer weight is i32 [4, 26]; rows of 200 elements take 32 words "
+               "with 4 bits or 64 with 8");
+  const Operand short_scale(machine.tensor(DType::kI32, {4, 32}),
                             machine.tensor(DType::kBF16, {4, 1}));
   EXPECT_ERROR(ops::gemm_nt(machine.ctx, x, short_scale, y),
                "gemm_nt: the integer weight has scales bf16 [4, 1]; bf16 [4, 2] are needed");

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/panels.h"
 #include "ops/cpu/product.h"
 
 namespace hadal::ops::cpu {
@@ -71,11 +72,15 @@ void run(Context& ctx, std::span<const Product> products, Start start) {
 Product by_weight_rows(int64_t M, const MatrixView& a, int64_t K, const Operand& w,
                        const ResultView& c) {
   Product p{.M = M, .N = w.data.dim(0), .K = K, .a = a, .b = by_rows(w.data), .c = c};
-  if (w.data.dtype() == DType::kI32) {
-    p.int_scale = w.scale.data<bf16>();
-    p.int_scale_stride = w.scale.stride(0);
-  } else {
+  if (!in_panels(w)) {
     p.b = by_rows(w);
+  } else if (!w.scale.empty() && w.scale.dtype() == DType::kBF16) {
+    p.int_scale = w.scale.data<bf16>();
+  } else {
+    p.in_panels = true;
+    p.b.dtype = w.scale.empty() ? DType::kBF16 : DType::kE4M3;
+    p.b.row_stride = K;
+    add_scales(w, p.b, true);
   }
   return p;
 }

@@ -29,6 +29,10 @@ struct PackKernels {
   // e4m3, which is multiplied by scale[(k + first_k) / 128].
   void (*rows)(DType dtype, const StoredRows& from, int64_t K, const float* scale, int64_t first_k,
                int64_t width, float* panel);
+  // The same from a panel of 32 rows (core/panels.h) of bf16 or e4m3: `words` is its word of the
+  // first k, at the first row; K is even (bf16) or a multiple of four. width: two vectors.
+  void (*panel)(DType dtype, const uint32_t* words, int64_t K, const float* scale, int64_t first_k,
+                float* panel);
   // The same from columns: element (r, k) is data[k * stride + r], of bf16.
   void (*bf16_columns)(int64_t rows, int64_t K, const bf16* data, int64_t stride, int64_t width,
                        float* panel);

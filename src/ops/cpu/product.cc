@@ -40,12 +40,13 @@ int64_t depth_of(int64_t K) {
 
 bool is_int(const Product& p) { return p.int_scale != nullptr; }
 IntBits bits_of(const Product& p) {
-  return p.b.row_stride == words_of(IntBits::k4, p.K) ? IntBits::k4 : IntBits::k8;
+  return p.b.row_stride == int_groups(p.K) * group_words(IntBits::k4) ? IntBits::k4 : IntBits::k8;
 }
 
 // Whether the kernels of thin products read its operands as they lie.
 bool is_thin(const Product& p) {
   if (is_int(p) || p.M > kThinRows || p.a.k_stride != 1) return false;
+  if (p.in_panels) return true;
   if (p.b.dtype == DType::kF32 || p.b.dtype == DType::kBF16) return true;
   if (p.b.dtype != DType::kE4M3 || p.b.scale == nullptr) return false;
   const bool by_rows = p.b.k_stride == 1;
@@ -59,7 +60,7 @@ bool is_few(const Product& p) { return is_thin(p) || (is_int(p) && p.M <= kThinR
 // The rows of one product, packed: f32 panels of mr rows, or blocks of quantised rows.
 struct PackedRows {
   float* f32 = nullptr;    // [panels][K][width]
-  uint32_t* q = nullptr;   // blocks of at most kIntRows rows: [words][rows]
+  uint32_t* q = nullptr;   // blocks of at most kIntRows rows: [G * kIntWords][rows]
   float* scale = nullptr;  // [G][rows] of each block
   int32_t* sum = nullptr;
 };
@@ -69,15 +70,30 @@ struct Band {
   int64_t m, rows, n, cols;
 };
 
-// Lines of a weight that will be packed: `lines` a stored row. The tiles of a band ask for them.
+// Where k of the panel of column n lies. REQUIRES: n is a multiple of 32, k of 4.
+const std::byte* panel_at(const Product& p, int64_t n, int64_t k) {
+  const auto element_bytes = static_cast<int64_t>(dtype_size(p.b.dtype));
+  return static_cast<const std::byte*>(p.b.data) + (n * p.K + k * kPanelRows) * element_bytes;
+}
+
+// Lines of a weight that will be packed: `lines` a stored row, or rows of lines a panel. The tiles
+// of a band ask for them.
 class Lines {
  public:
   Lines() = default;
   // k of columns [n, n + cols) of a product.
   Lines(const Product& p, int64_t n, int64_t cols, int64_t k) {
-    const MatrixView at = p.b.block(n, k);
-    const auto element_bytes = static_cast<int64_t>(dtype_size(at.dtype));
+    const auto element_bytes = static_cast<int64_t>(dtype_size(p.b.dtype));
     const int64_t depth = std::min(depth_of(p.K), p.K - k);
+    if (p.in_panels) {
+      data_ = panel_at(p, n, k);
+      stride_ = kLineBytes;
+      rows_ = kPanelRows * depth * element_bytes / kLineBytes;
+      lines_ = ceil_div(cols, kPanelRows);
+      line_stride_ = kPanelRows * p.K * element_bytes;
+      return;
+    }
+    const MatrixView at = p.b.block(n, k);
     const bool by_rows = at.k_stride == 1;
     data_ = static_cast<const std::byte*>(at.data);
     stride_ = (by_rows ? at.row_stride : at.k_stride) * element_bytes;
@@ -87,7 +103,7 @@ class Lines {
   // The next of them for a tile of K; line by line down the rows.
   Ahead next(int64_t K) {
     if (line_ == lines_) return {};
-    const Ahead ahead{data_ + line_ * kLineBytes + row_ * stride_, stride_,
+    const Ahead ahead{data_ + line_ * line_stride_ + row_ * stride_, stride_,
                       std::min(K, rows_ - row_)};
     row_ += ahead.count;
     if (row_ == rows_) {
@@ -99,7 +115,7 @@ class Lines {
 
  private:
   const std::byte* data_ = nullptr;
-  int64_t stride_ = 0, rows_ = 0, lines_ = 0, row_ = 0, line_ = 0;
+  int64_t stride_ = 0, rows_ = 0, lines_ = 0, line_stride_ = kLineBytes, row_ = 0, line_ = 0;
 };
 
 // Scratch of a thread that only grows.
@@ -170,12 +186,11 @@ class Run {
     }
   }
   void pack_ints(const Product& p, const PackedRows& to, int64_t m, int64_t rows) const {
-    const IntBits bits = bits_of(p);
-    const int64_t words = panel_words(bits, p.K), groups = ceil_div(p.K, kIntGroup);
+    const int64_t groups = int_groups(p.K);
     float* x = thread_floats(0, p.K);
     for (int64_t r = 0; r < rows; ++r) {
       read_elements(p.a.block(m + r, 0).data, p.a.dtype, x, p.K);
-      int_kernels().quantise(bits, x, p.K, rows, r, to.q + m * words, to.scale + m * groups,
+      int_kernels().quantise(x, p.K, rows, r, to.q + m * groups * kIntWords, to.scale + m * groups,
                              to.sum + m * groups);
     }
   }
@@ -192,8 +207,8 @@ class Run {
       offsets.push_back(bytes);
       const int64_t blocks = ceil_div(p.M, block_rows(p));
       if (is_int(p))
-        bytes += aligned(4 * p.M * panel_words(bits_of(p), p.K)) +
-                 2 * aligned(4 * p.M * ceil_div(p.K, kIntGroup));
+        bytes +=
+            aligned(4 * p.M * int_groups(p.K) * kIntWords) + 2 * aligned(4 * p.M * int_groups(p.K));
       else
         bytes += aligned(4 * blocks * p.K * kernel_.width);
       elements += p.M * p.K;
@@ -213,9 +228,9 @@ class Run {
         continue;
       }
       rows_[i].q = reinterpret_cast<uint32_t*>(at);
-      at += aligned(4 * p.M * panel_words(bits_of(p), p.K));
+      at += aligned(4 * p.M * int_groups(p.K) * kIntWords);
       rows_[i].scale = reinterpret_cast<float*>(at);
-      at += aligned(4 * p.M * ceil_div(p.K, kIntGroup));
+      at += aligned(4 * p.M * int_groups(p.K));
       rows_[i].sum = reinterpret_cast<int32_t*>(at);
     }
     if (elements <= kSerialElements) {
@@ -248,7 +263,7 @@ class Run {
     int64_t cols = kBandCols, parts = 1;
     if (count(cols, parts) < wanted) cols /= 2;
     if (count(cols, parts) < wanted) parts = ceil_div(wanted, count(cols, parts));
-    while (count(cols, parts) < wanted && cols > kIntPanel) cols /= 2;
+    while (count(cols, parts) < wanted && cols > kPanelRows) cols /= 2;
     for (size_t i = 0; i < products_.size(); ++i) {
       const Product& p = products_[i];
       const int64_t rows = band_rows(p, parts);
@@ -263,7 +278,8 @@ class Run {
     int64_t total = 0;
     for (const Product& p : products_) total += p.N;
     const int64_t share = ceil_div(total, threads * kThinTasks);
-    const int64_t cols = std::clamp(ceil_div(share, kIntPanel) * kIntPanel, kIntPanel, kThinBand);
+    const int64_t cols =
+        std::clamp(ceil_div(share, kPanelRows) * kPanelRows, kPanelRows, kThinBand);
     for (size_t i = 0; i < products_.size(); ++i)
       for (int64_t n = 0; n < products_[i].N; n += cols)
         bands_.push_back({i, 0, products_[i].M, n, std::min(cols, products_[i].N - n)});
@@ -276,10 +292,10 @@ class Run {
     bool in_place;
   };
   Result begin(const Product& p, const Band& band) const {
-    if (p.c.dtype == DType::kF32 && band.cols % kIntPanel == 0)
+    if (p.c.dtype == DType::kF32 && band.cols % kPanelRows == 0)
       return {static_cast<float*>(p.c.data) + band.m * p.c.row_stride + band.n, p.c.row_stride,
               true};
-    const int64_t ld = ceil_div(band.cols, kIntPanel) * kIntPanel;
+    const int64_t ld = ceil_div(band.cols, kPanelRows) * kPanelRows;
     const Result r{thread_floats(0, band.rows * ld), ld, false};
     if (start_ == Start::kOld)
       for (int64_t m = 0; m < band.rows; ++m) {
@@ -302,7 +318,7 @@ class Run {
     const Result r = begin(p, band);
     const auto element_bytes = static_cast<int64_t>(dtype_size(p.b.dtype));
     const bool by_rows = p.b.k_stride == 1;
-    const MatrixView b = p.b.block(band.n, 0);
+    const MatrixView b = p.in_panels ? p.b : p.b.block(band.n, 0);
     ThinProduct thin{.M = p.M,
                      .N = band.cols,
                      .K = p.K,
@@ -319,7 +335,12 @@ class Run {
                      .ldc = r.ld,
                      .start = start_,
                      .ahead = nullptr};
-    if (by_rows) {
+    if (p.in_panels) {
+      thin.data = panel_at(p, band.n, 0);
+      thin.stride_bytes = kPanelRows * p.K * element_bytes;
+      thin.first_row = band.n;
+      thin_kernels().panels(thin);
+    } else if (by_rows) {
       for (int64_t n = 0; n < band.cols; n += kThinCols) {
         thin.N = std::min(kThinCols, band.cols - n);
         thin.data = static_cast<const std::byte*>(b.data) + n * thin.stride_bytes;
@@ -340,7 +361,20 @@ class Run {
   // packed[j][depth][nr].
   void pack_columns(const Product& p, const Band& band, int64_t k, int64_t depth,
                     float* packed) const {
-    const int64_t nr = kernel_.nr, piece = p.b.k_stride == 1 ? depth : kPackDepth;
+    const int64_t nr = kernel_.nr;
+    if (p.in_panels) {
+      for (int64_t n = 0; n < band.cols; n += nr) {
+        const int64_t column = band.n + n;
+        const float* scale =
+            p.b.scale == nullptr ? nullptr : p.b.scale + column / kScaleBlock * p.b.scale_stride;
+        const auto* words =
+            reinterpret_cast<const uint32_t*>(panel_at(p, column / kPanelRows * kPanelRows, k));
+        pack_kernels().panel(p.b.dtype, words + column % kPanelRows, depth, scale, k,
+                             packed + n * depth);
+      }
+      return;
+    }
+    const int64_t piece = p.b.k_stride == 1 ? depth : kPackDepth;
     for (int64_t i = 0; i < depth; i += piece)
       for (int64_t n = 0; n < band.cols; n += nr)
         pack_panel(p.b, band.n + n, std::min(nr, band.cols - n), k + i, std::min(piece, depth - i),
@@ -381,49 +415,33 @@ class Run {
   }
 
   void int_band(const Product& p, const PackedRows& a, const Band& band) const {
-    const IntKernels& kernels = int_kernels();
     const IntBits bits = bits_of(p);
-    const int64_t groups = ceil_div(p.K, kIntGroup), words = panel_words(bits, p.K);
-    const int64_t group_words = words_of(bits, kIntGroup);
+    const int64_t groups = int_groups(p.K), words = group_words(bits);
     const Result r = begin(p, band);
     if (start_ == Start::kZero)
       for (int64_t m = 0; m < band.rows; ++m)
-        std::fill(r.data + m * r.ld, r.data + m * r.ld + ceil_div(band.cols, kIntPanel) * kIntPanel,
-                  0.0f);
-    float* scales = thread_floats(1, groups * kIntPanel);
-    auto* panel = reinterpret_cast<uint32_t*>(thread_floats(2, kIntGroup / 4 * kIntPanel));
-    for (int64_t n = 0; n < band.cols; n += kIntPanel) {
-      const int64_t row = band.n + n, count = std::min(kIntPanel, band.cols - n);
-      const auto* scale = reinterpret_cast<const std::byte*>(p.int_scale) +
-                          row * p.int_scale_stride * static_cast<int64_t>(sizeof(bf16));
-      pack_kernels().rows(DType::kBF16,
-                          {scale, p.int_scale_stride * static_cast<int64_t>(sizeof(bf16)), count},
-                          groups, nullptr, 0, kIntPanel, scales);
-      for (int64_t g = 0; g < groups; ++g) {
-        const int64_t first = g * group_words;
-        const int64_t stored = std::min(group_words, words_of(bits, p.K) - first);
-        const auto* from =
-            static_cast<const std::byte*>(p.b.data) + (row * p.b.row_stride + first) * 4;
-        const auto* ahead = n + kIntPanel < band.cols
-                                ? static_cast<const std::byte*>(p.b.data) +
-                                      ((row + kIntPanel) * p.b.row_stride + kIntPanel * first) * 4
-                                : nullptr;
-        kernels.pack(bits, {from, p.b.row_stride * 4, count}, stored, panel, ahead);
-        const int64_t begin_word = g * kIntGroup / 4;
+        std::fill(r.data + m * r.ld,
+                  r.data + m * r.ld + ceil_div(band.cols, kPanelRows) * kPanelRows, 0.0f);
+    // A few rows go through a panel at once; of more, each group stays in L1 for all of them.
+    const int64_t step = band.rows <= kThinRows ? groups : 1;
+    for (int64_t n = 0; n < band.cols; n += kPanelRows) {
+      const int64_t row = band.n + n;
+      const auto* panel = static_cast<const uint32_t*>(p.b.data) + row * groups * words;
+      const bf16* scale = p.int_scale + row * groups;
+      for (int64_t g = 0; g < groups; g += step)
         for (int64_t m = 0; m < band.rows; m += kIntRows) {
           const int64_t block = (band.m + m) / kIntRows * kIntRows;
           const int64_t rows = std::min(kIntRows, p.M - block);
-          kernels.multiply({.bits = bits,
-                            .rows = rows,
-                            .count = std::min(kIntGroup / 4, words - begin_word),
-                            .q = a.q + block * words + begin_word * rows,
-                            .a_scale = a.scale + block * groups + g * rows,
-                            .sum = a.sum + block * groups + g * rows,
-                            .panel = panel,
-                            .w_scale = scales + g * kIntPanel},
-                           r.data + m * r.ld + n, r.ld);
+          int_kernels().multiply({.bits = bits,
+                                  .rows = rows,
+                                  .count = step,
+                                  .q = a.q + (block * groups + g * rows) * kIntWords,
+                                  .a_scale = a.scale + block * groups + g * rows,
+                                  .sum = a.sum + block * groups + g * rows,
+                                  .words = panel + g * words * kPanelRows,
+                                  .scale = scale + g * kPanelRows},
+                                 r.data + m * r.ld + n, r.ld);
         }
-      }
     }
     finish(p, band, r);
   }

@@ -19,10 +19,10 @@ namespace hadal::ops::cpu {
 struct Product {
   int64_t M, N, K;
   MatrixView a;  // (m, k); f32, bf16 or f16
-  MatrixView b;  // (n, k); f32, bf16, f16, e4m3, or i32: an integer weight (int_product.h)
+  MatrixView b;  // (n, k); f32, bf16, f16, e4m3, or i32: an integer weight (core/panels.h)
   ResultView c;
-  const bf16* int_scale = nullptr;  // [N, G] of an integer weight, else null
-  int64_t int_scale_stride = 0;
+  bool in_panels = false;           // bf16 or e4m3 of b lie in panels, not in rows
+  const bf16* int_scale = nullptr;  // of an integer weight, else null
 };
 
 void run_products(Context& ctx, std::span<const Product> products, Start start);

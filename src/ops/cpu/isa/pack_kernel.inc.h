@@ -7,7 +7,8 @@ namespace hadal::ops::cpu {
 namespace {
 
 constexpr int64_t kScaleBlock = 128;
-constexpr int64_t kAhead = 512;  // bytes of a row to ask for before they are read
+constexpr int64_t kAhead = 512;        // bytes of a row to ask for before they are read
+constexpr int64_t kAheadWords = 1024;  // of a panel
 
 // `lanes` rows of a panel (at most kLanes) from row `first`; their k from k0 on.
 template <class T>
@@ -90,6 +91,49 @@ void rows(DType dtype, const StoredRows& from, int64_t K, const float* scale, in
   return pack_rows<E4M3>(from, K, scale, first_k, width, panel);
 }
 
+template <class T>
+void unpack(const uint32_t* words, int64_t K, const float* scale, int64_t first_k, float* panel) {
+  constexpr int64_t kWidth = 2 * kLanes, kTile = kLanes;
+  for (int64_t first = 0; first < K / T::kPerWord; first += kTile) {
+    const int64_t left = K / T::kPerWord - first, count = left < kTile ? left : kTile;
+    for (int64_t v = 0; v < kWidth; v += kLanes) {
+      const uint32_t* from = words + first * kPanelRows + v;
+      Vec factor = {};
+      bool special = false;
+      if constexpr (std::is_same_v<T, E4M3>) {
+        Words w[kLanes] = {};
+        for (int64_t i = 0; i < count; ++i)
+          __builtin_memcpy(&w[i], from + i * kPanelRows, sizeof(Words));
+        const float s = scale[(first * T::kPerWord + first_k) / kScaleBlock];
+        special = s >= 128.0f || (count == kTile && E4M3::needs_special(w)) || count < kTile;
+        factor = (special ? s : s * 0x1p120f) - Vec{};  // from 2^8 on, the product overflows
+      }
+      float* out = panel + first * T::kPerWord * kWidth + v;
+      for (int64_t i = 0; i < count; ++i, from += kPanelRows) {
+        Words w;
+        __builtin_memcpy(&w, from, sizeof(w));
+        __builtin_prefetch(from + kAheadWords, 0, 2);
+        Vec real[T::kPerWord];
+        bool done = false;
+        if constexpr (std::is_same_v<T, E4M3>) {
+          done = special;
+          if (special) E4M3::decode_special(w, factor, real);
+        }
+        if (!done) T::decode(w, factor, real);
+#pragma GCC unroll 4
+        for (int e = 0; e < T::kPerWord; ++e, out += kWidth)
+          __builtin_memcpy(out, &real[e], sizeof(Vec));
+      }
+    }
+  }
+}
+
+void panel(DType dtype, const uint32_t* words, int64_t K, const float* scale, int64_t first_k,
+           float* panel) {
+  if (dtype == DType::kBF16) return unpack<BF16>(words, K, scale, first_k, panel);
+  unpack<E4M3>(words, K, scale, first_k, panel);
+}
+
 // Whole panels of kWidth rows: a few vector moves each k.
 template <int64_t kWidth>
 void bf16_columns(int64_t K, const bf16* data, int64_t stride, float* panel) {
@@ -134,6 +178,7 @@ void e4m3_row(const uint8_t* from, float scale, int64_t n, float* to) {
 }  // namespace
 
 extern const PackKernels HADAL_TABLE;
-const PackKernels HADAL_TABLE = {.rows = rows, .bf16_columns = bf16_columns, .e4m3_row = e4m3_row};
+const PackKernels HADAL_TABLE = {
+    .rows = rows, .panel = panel, .bf16_columns = bf16_columns, .e4m3_row = e4m3_row};
 
 }  // namespace hadal::ops::cpu

@@ -3,6 +3,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "core/panels.h"
 #include "ops/cpu/isa/decode.h"
 #include "ops/cpu/pack.h"
 

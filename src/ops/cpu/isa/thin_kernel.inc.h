@@ -11,6 +11,7 @@ namespace {
 template <class T>
 constexpr int kStripes = T::kPerWord == 4 ? 2 : 1;
 constexpr int64_t kThinScaleBlock = 128;
+constexpr int64_t kPanelAhead = 4096;  // bytes of a panel to ask for before they are read
 
 inline Vec load(const float* p) {
   Vec v;
@@ -288,22 +289,97 @@ void columns_of(const ThinProduct& p) {
   for (; k < p.K; ++k) columns_of<T, M, 1>(p, k);
 }
 
+// 128 k of a panel for vectors v0 and v0 + 1 of its rows: c goes on from itself, or from zero;
+// false, and nothing stored, where care is needed.
+template <class T, int M, bool kCareful>
+bool panel_block(const std::byte* words, const float* a, int64_t lda, float scale, bool from_zero,
+                 float* c, int64_t ldc) {
+  constexpr bool kIsE4M3 = std::is_same_v<T, E4M3>;
+  constexpr int kVecs = 2;
+  // From 2^8 on, the factor overflows.
+  if (kIsE4M3 && !kCareful && scale >= 128.0f) return false;
+  const Vec factor = (kCareful ? scale : scale * 0x1p120f) - Vec{};
+  Vec sum[kVecs][M];
+#pragma GCC unroll 2
+  for (int v = 0; v < kVecs; ++v)
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) sum[v][m] = from_zero ? Vec{} : load(c + m * ldc + v * kLanes);
+  Words nan = {};
+  for (int64_t k = 0; k < kThinScaleBlock; k += T::kPerWord, words += kPanelRows * 4) {
+    Vec real[kVecs][T::kPerWord];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVecs; ++v) {
+      Words w;
+      __builtin_memcpy(&w, words + v * sizeof(Words), sizeof(w));
+      __builtin_prefetch(words + v * sizeof(Words) + kPanelAhead, 0, 3);
+      if constexpr (kIsE4M3 && kCareful) {
+        E4M3::decode_special(w, factor, real[v]);
+      } else {
+        if constexpr (kIsE4M3) nan |= E4M3::nan_bits(w);
+        T::decode(w, factor, real[v]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int e = 0; e < T::kPerWord; ++e)
+#pragma GCC unroll 4
+      for (int m = 0; m < M; ++m) {
+        const Vec x = a[m * lda + k + e] - Vec{};
+#pragma GCC unroll 2
+        for (int v = 0; v < kVecs; ++v) sum[v][m] = multiply_add(x, real[v][e], sum[v][m]);
+      }
+  }
+  if constexpr (kIsE4M3 && !kCareful)
+    if (E4M3::any_nan(nan)) return false;
+#pragma GCC unroll 2
+  for (int v = 0; v < kVecs; ++v)
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) store(c + m * ldc + v * kLanes, sum[v][m]);
+  return true;
+}
+
 template <class T, int M>
-void of_rows(const ThinProduct& p, bool by_columns) {
-  if (p.M == M) return by_columns ? columns_of<T, M>(p) : rows_of<T, M>(p);
-  if constexpr (M > 1) of_rows<T, M - 1>(p, by_columns);
+void panels_of(const ThinProduct& p) {
+  if constexpr (T::kPerWord > 1) {
+    constexpr int64_t kBlockBytes = kThinScaleBlock / T::kPerWord * kPanelRows * 4;
+    for (int64_t first = 0; first < p.N; first += kPanelRows) {
+      const std::byte* words = p.data + first / kPanelRows * p.stride_bytes;
+      for (int64_t k = 0; k < p.K; k += kThinScaleBlock, words += kBlockBytes) {
+        const int64_t block =
+            (p.first_row + first) / kThinScaleBlock * p.scale_stride + k / kThinScaleBlock;
+        const float scale = std::is_same_v<T, E4M3> ? p.scale[block] : 1.0f;
+        const bool from_zero = k == 0 && p.start == Start::kZero;
+        for (int64_t v = 0; v < kPanelRows; v += 2 * kLanes) {
+          float* c = p.c + first + v;
+          if (!panel_block<T, M, false>(words + 4 * v, p.a + k, p.lda, scale, from_zero, c, p.ldc))
+            panel_block<T, M, true>(words + 4 * v, p.a + k, p.lda, scale, from_zero, c, p.ldc);
+        }
+      }
+    }
+  }
 }
-void of_type(const ThinProduct& p, bool by_columns) {
-  if (p.dtype == DType::kF32) return of_rows<F32, kThinRows>(p, by_columns);
-  if (p.dtype == DType::kBF16) return of_rows<BF16, kThinRows>(p, by_columns);
-  of_rows<E4M3, kThinRows>(p, by_columns);
+
+enum class Order : uint8_t { kRows, kColumns, kPanels };
+
+template <class T, int M>
+void of_rows(const ThinProduct& p, Order order) {
+  if (p.M == M) {
+    if (order == Order::kRows) return rows_of<T, M>(p);
+    return order == Order::kColumns ? columns_of<T, M>(p) : panels_of<T, M>(p);
+  }
+  if constexpr (M > 1) of_rows<T, M - 1>(p, order);
 }
-void rows(const ThinProduct& p) { of_type(p, false); }
-void columns(const ThinProduct& p) { of_type(p, true); }
+void of_type(const ThinProduct& p, Order order) {
+  if (p.dtype == DType::kF32) return of_rows<F32, kThinRows>(p, order);
+  if (p.dtype == DType::kBF16) return of_rows<BF16, kThinRows>(p, order);
+  of_rows<E4M3, kThinRows>(p, order);
+}
+void rows(const ThinProduct& p) { of_type(p, Order::kRows); }
+void columns(const ThinProduct& p) { of_type(p, Order::kColumns); }
+void panels(const ThinProduct& p) { of_type(p, Order::kPanels); }
 
 }  // namespace
 
 extern const ThinKernels HADAL_TABLE;
-const ThinKernels HADAL_TABLE = {.rows = rows, .columns = columns};
+const ThinKernels HADAL_TABLE = {.rows = rows, .columns = columns, .panels = panels};
 
 }  // namespace hadal::ops::cpu
