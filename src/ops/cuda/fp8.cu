@@ -41,43 +41,6 @@ using Loaded = std::conditional_t<kFast, PackedEight, Eight>;
 __device__ Eight widened(const Eight& e) { return e; }
 __device__ Eight widened(const PackedEight& e) { return Eight::widen(e); }
 
-// The same of e4m3. kFast: a whole number of eights, each at a multiple of 8 bytes.
-template <bool kFast>
-struct Elements {
-  uint8_t* data;
-
-  __device__ void store(int64_t at, const uint32_t (&two)[2], int64_t count) const {
-    if constexpr (kFast) {
-      if (count > 0) *reinterpret_cast<uint2*>(data + at) = uint2{two[0], two[1]};
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-        if (i < count) data[at + i] = static_cast<uint8_t>(two[i / 4] >> (i % 4 * 8));
-    }
-  }
-  __device__ Eight load(int64_t at, int64_t count) const {
-    uint32_t two[2] = {0, 0};
-    if constexpr (kFast) {
-      if (count > 0) {
-        const uint2 raw = *reinterpret_cast<const uint2*>(data + at);
-        two[0] = raw.x, two[1] = raw.y;
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-        if (i < count) two[i / 4] |= uint32_t{data[at + i]} << (i % 4 * 8);
-    }
-    Eight e;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 pair = widen_e4m3_pair(two[i / 2] >> (i % 2 * 16));
-      e.of[2 * i] = pair.x;
-      e.of[2 * i + 1] = pair.y;
-    }
-    return e;
-  }
-};
-
 // A page of rows: of a matrix, or at a position of a layout.
 struct Page {
   int64_t rows = 0;                  // in use
@@ -496,14 +459,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-bool has_eights(const Tensor& t, int64_t row_stride) {
-  return reinterpret_cast<uintptr_t>(t.raw()) % 8 == 0 && row_stride % 8 == 0;
-}
-bool has_eights(const Tensor& q) { return has_eights(q, q.stride(0)); }
-bool has_eights(const PagedRows& q) {
-  return has_eights(q.slab, q.slab.stride(1)) && q.slab.stride(0) % 8 == 0;
-}
-
 template <bool kFast>
 Source<kFast> source_of(const Tensor& x) {
   return {x.raw(), x.dtype()};
@@ -590,7 +545,7 @@ void grouped_quantise_rows(Context& ctx, const ExpertLayout& layout, const Paged
                            TileRule rule, const PagedRows& q) {
   const int64_t P = places_of(x, q), K = x.slab.dim(2), tiles = num_tiles(K);
   if (P == 0 || K == 0) return;
-  with_constant(has_bf16_pages(x) && has_eights(q), [&](auto fast) {
+  with_constant(has_bf16_pages(x) && has_eights(q.slab), [&](auto fast) {
     quantise_rows_kernel<<<grid_of(P, tiles), kThreads, 0, stream_of(ctx)>>>(
         layout_pages(layout, x, q), K, static_cast<int>(tiles), source_of<fast>(x.slab), rule,
         elements_of<fast>(q.slab), q.scale.data<float>(), q.scale.stride(0),
@@ -603,7 +558,7 @@ void grouped_dequantise_rows(Context& ctx, const ExpertLayout& layout, const Pag
                              const PagedRows& y) {
   const int64_t P = places_of(y, q), K = y.slab.dim(2), tiles = num_tiles(K);
   if (P == 0 || K == 0) return;
-  with_constant(has_bf16_pages(y) && has_eights(q), [&](auto fast) {
+  with_constant(has_bf16_pages(y) && has_eights(q.slab), [&](auto fast) {
     dequantise_rows_kernel<<<grid_of(P, tiles), kThreads, 0, stream_of(ctx)>>>(
         layout_pages(layout, y, q), K, static_cast<int>(tiles), elements_of<fast>(q.slab),
         q.scale.data<float>(), q.scale.stride(0), y.slab.raw(), y.slab.dtype());
@@ -628,7 +583,7 @@ void grouped_quantise_columns(Context& ctx, const ExpertLayout& layout, const Pa
       launch(PlainValues<fast>{source_of<fast>(x.slab), stride});
     });
   else
-    with_constant(has_eights(x) && W % 8 == 0, [&](auto fast) {
+    with_constant(has_eights(x.slab) && W % 8 == 0, [&](auto fast) {
       launch(TiledValues<fast>{elements_of<fast>(x.slab), stride, x.scale.data<float>(),
                                x.scale.stride(0)});
     });
@@ -668,7 +623,7 @@ void scatter_quantised_rows(Context& ctx, In x, In row_of_choice, const PagedRow
   const auto threads =
       static_cast<unsigned>(std::clamp<int64_t>(ceil_div(D, 8 * 32) * 32, 32, kThreads));
   const int64_t K = row_of_choice.dim(1);
-  with_constant(has_bf16_rows(x) && has_eights(rows), [&](auto fast) {
+  with_constant(has_bf16_rows(x) && has_eights(rows.slab), [&](auto fast) {
     scatter_kernel<<<static_cast<unsigned>(T), threads,
                      static_cast<size_t>(K) * 2 * sizeof(int64_t), stream_of(ctx)>>>(
         D, View(x), source_of<fast>(x), row_of_choice.data<int32_t>(), row_of_choice.stride(0),

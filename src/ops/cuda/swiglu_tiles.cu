@@ -70,19 +70,14 @@ struct TileRow {
     if (!active) return;
     uint32_t two[2];
     quantise_eight(e, by, two);
-    *reinterpret_cast<uint2*>(data + i) = uint2{two[0], two[1]};
+    Elements<true>{data}.store(i, two, 8);
     if (i % kTileSize == 0) scale[i / kTileSize * scale_stride] = by.scale;
   }
   __device__ Eight get(int64_t i) const {
-    const uint2 two = *reinterpret_cast<const uint2*>(data + i);
+    Eight e = Elements<true>{data}.load(i, 8);
     const float s = scale[i / kTileSize * scale_stride];
-    Eight e;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float2 pair = widen_e4m3_pair((j < 2 ? two.x : two.y) >> (j % 2 * 16));
-      e.of[2 * j] = pair.x * s;
-      e.of[2 * j + 1] = pair.y * s;
-    }
+    for (float& value : e.of) value = value * s;
     return e;
   }
 };
@@ -183,10 +178,6 @@ __global__ void __launch_bounds__(kRowThreads)
   if (threadIdx.x % kGroup == 0) drow_weight[row] = sum;
 }
 
-bool has_eights(const Tensor& t) {
-  return t.empty() || (reinterpret_cast<uintptr_t>(t.raw()) % 8 == 0 && t.stride(0) % 8 == 0 &&
-                       t.stride(t.rank() - 2) % 8 == 0);
-}
 // Plain rows of gate and up, or those in tiles.
 bool takes_input(const TileRows& q) {
   return q.scale.empty() ? has_bf16_rows(q.data) : has_eights(q.data);

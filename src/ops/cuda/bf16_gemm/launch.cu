@@ -67,13 +67,12 @@ void choose(const Bf16GemmArgs& args, cudaStream_t stream) {
   }
 }
 
-template <Bf16Layout kLayout, Bf16Work kWork, int kFew>
-void launch_thin(const Bf16GemmArgs& args, cudaStream_t stream) {
-  using C = Bf16GemmThin<kFew>;
-  const auto kernel = bf16_gemm_thin_kernel_sm90<kLayout, kWork, kFew>;
-  static const bool ready = [kernel] {
-    HADAL_CHECK_CUDA(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes));
+// One of the kernels for few rows: C its shapes, map_w how it reads b.
+template <class C, Bf16Work kWork, int kFew, auto kKernel>
+void start_thin(const Bf16GemmArgs& args, const CUtensorMap& map_w, cudaStream_t stream) {
+  static const bool ready = [] {
+    HADAL_CHECK_CUDA(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          C::kSharedBytes));
     return true;
   }();
   static_cast<void>(ready);
@@ -81,22 +80,18 @@ void launch_thin(const Bf16GemmArgs& args, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>((args.n + C::kCols - 1) / C::kCols),
                   static_cast<unsigned>(batches));
   const ProgrammaticLaunch launch(grid, C::kThreads, C::kSharedBytes, stream);
-  HADAL_CHECK_CUDA(launch.start(kernel, args, map_of(args.a, kFew), map_of(args.b, 64)));
+  HADAL_CHECK_CUDA(launch.start(kKernel, args, map_of(args.a, kFew), map_w));
+}
+
+template <Bf16Layout kLayout, Bf16Work kWork, int kFew>
+void launch_thin(const Bf16GemmArgs& args, cudaStream_t stream) {
+  start_thin<Bf16GemmThin<kFew>, kWork, kFew, bf16_gemm_thin_kernel_sm90<kLayout, kWork, kFew>>(
+      args, map_of(args.b, 64), stream);
 }
 
 template <Bf16Work kWork, int kFew>
 void launch_thin_e4m3(const Bf16GemmArgs& args, cudaStream_t stream) {
   using C = Bf16GemmThinE4m3<kFew>;
-  const auto kernel = bf16_gemm_thin_e4m3_kernel_sm90<kWork, kFew>;
-  static const bool ready = [kernel] {
-    HADAL_CHECK_CUDA(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes));
-    return true;
-  }();
-  static_cast<void>(ready);
-  const int batches = kWork == Bf16Work::kPages ? args.places : args.batches;
-  const dim3 grid(static_cast<unsigned>((args.n + C::kCols - 1) / C::kCols),
-                  static_cast<unsigned>(batches));
   const CUtensorMap map_w = make_batched_tensor_map({.type = CU_TENSOR_MAP_DATA_TYPE_UINT8,
                                                      .elem_bytes = 1,
                                                      .data = args.b.data,
@@ -107,8 +102,7 @@ void launch_thin_e4m3(const Bf16GemmArgs& args, cudaStream_t stream) {
                                                      .box_cols = C::kDepth,
                                                      .batches = args.b.batches,
                                                      .batch_stride = args.b.batch_stride});
-  const ProgrammaticLaunch launch(grid, C::kThreads, C::kSharedBytes, stream);
-  HADAL_CHECK_CUDA(launch.start(kernel, args, map_of(args.a, kFew), map_w));
+  start_thin<C, kWork, kFew, bf16_gemm_thin_e4m3_kernel_sm90<kWork, kFew>>(args, map_w, stream);
 }
 
 // Calls fn with as many columns of the matrix unit as hold the rows, or the most that there are.

@@ -75,6 +75,39 @@ __device__ inline void bf16_thin_put(const Bf16GemmArgs& args, int64_t at, float
   }
 }
 
+// Writes rows `first` and on of a tile: what the matrix warpgroup has of 64 columns x kFew rows.
+template <Bf16Work kWork, int kSums>
+__device__ void bf16_thin_store(const Bf16GemmArgs& args, const Bf16ThinTile<kWork>& tile,
+                                int first, const float (&acc)[kSums]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int64_t base = tile.c_batch * args.c_batch_stride;
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) {
+    const int row = first + i / 4 * 8 + lane % 4 * 2 + i % 2;
+    const int col = tile.col + warp * 16 + lane / 4 + i / 2 % 2 * 8;
+    if (row < tile.rows && col < args.n)
+      bf16_thin_put(args, base + row * args.c_row_stride + col, acc[i]);
+  }
+}
+
+// Makes the barriers of the stages, and waits for the kernel before.
+template <int kStages>
+__device__ void bf16_thin_start(const CUtensorMap& map_x, const CUtensorMap& map_w, uint64_t* full,
+                                uint64_t* empty) {
+  if (threadIdx.x == 0) {
+    prefetch_map(&map_x);
+    prefetch_map(&map_w);
+    for (int i = 0; i < kStages; ++i) {
+      barrier_init(full + i, 1);
+      barrier_init(empty + i, 1);
+    }
+    barrier_init_fence();
+  }
+  __syncthreads();
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+}
+
 template <Bf16Layout kLayout, Bf16Work kWork, int kFew>
 __global__ void __launch_bounds__(Bf16GemmThin<kFew>::kThreads)
     bf16_gemm_thin_kernel_sm90(const __grid_constant__ Bf16GemmArgs args,
@@ -84,18 +117,7 @@ __global__ void __launch_bounds__(Bf16GemmThin<kFew>::kThreads)
   constexpr int kTransW = kLayout == Bf16Layout::kNt ? 0 : 1;
   extern __shared__ uint8_t raw[];
   const C s(raw + (1024 - smem_addr(raw) % 1024) % 1024);
-  if (threadIdx.x == 0) {
-    prefetch_map(&map_x);
-    prefetch_map(&map_w);
-    for (int i = 0; i < C::kStages; ++i) {
-      barrier_init(s.full + i, 1);
-      barrier_init(s.empty + i, 1);
-    }
-    barrier_init_fence();
-  }
-  __syncthreads();
-  let_next_kernel_start();
-  wait_for_previous_kernel();
+  bf16_thin_start<C::kStages>(map_x, map_w, s.full, s.empty);
   const Bf16ThinTile<kWork> tile(args);
   if (!tile.works) return;
   const int stages = (args.k + C::kDepth - 1) / C::kDepth;
@@ -121,8 +143,6 @@ __global__ void __launch_bounds__(Bf16GemmThin<kFew>::kThreads)
     }
     return;
   }
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int64_t base = tile.c_batch * args.c_batch_stride;
   for (int chunk = 0; chunk < chunks; ++chunk) {
     float acc[kFew / 2];
 #pragma unroll
@@ -147,13 +167,7 @@ __global__ void __launch_bounds__(Bf16GemmThin<kFew>::kThreads)
     mma_wait<0>();
     mma_touch(acc);
     if (last != nullptr && threadIdx.x == 0) barrier_arrive(last);
-#pragma unroll
-    for (int i = 0; i < kFew / 2; ++i) {
-      const int row = chunk * kFew + i / 4 * 8 + lane % 4 * 2 + i % 2;
-      const int col = tile.col + warp * 16 + lane / 4 + i / 2 % 2 * 8;
-      if (row < tile.rows && col < args.n)
-        bf16_thin_put(args, base + row * args.c_row_stride + col, acc[i]);
-    }
+    bf16_thin_store(args, tile, chunk * kFew, acc);
   }
 }
 

@@ -6,9 +6,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cuda_fp16.h>
-
 #include "ops/cuda/bf16_gemm/thin.cuh"
+#include "ops/cuda/detail/e4m3.cuh"
 
 namespace hadal::cuda {
 
@@ -36,14 +35,6 @@ struct Bf16GemmThinE4m3 {
   }
 };
 
-// Two e4m3 elements times the scale as bf16, the first in the low half.
-__device__ inline uint32_t bf16_of_e4m3(uint32_t pair, float scale) {
-  uint32_t halves;
-  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(static_cast<uint16_t>(pair)));
-  const float2 v = __half22float2(*reinterpret_cast<const __half2*>(&halves));
-  return pack_bf16(v.x * scale, v.y * scale);
-}
-
 // 64 columns x 128 of K by 128 threads, from e4m3 rows of 128 bytes to two tiles of bf16, all
 // swizzled by 128 bytes.
 __device__ inline void bf16_of_e4m3_tile(const uint8_t* raw, uint8_t* w, float scale) {
@@ -51,18 +42,15 @@ __device__ inline void bf16_of_e4m3_tile(const uint8_t* raw, uint8_t* w, float s
   for (int i = 0; i < 4; ++i) {
     const int at = i * 128 + static_cast<int>(threadIdx.x), row = at / 8, unit = at % 8;
     const uint4 from = *reinterpret_cast<const uint4*>(raw + row * 128 + ((unit ^ (row % 8)) << 4));
-    const uint32_t words[4] = {from.x, from.y, from.z, from.w};
-    uint32_t to[8];
-#pragma unroll
-    for (int j = 0; j < 8; ++j) to[j] = bf16_of_e4m3(words[j / 2] >> (j % 2 * 16), scale);
+    uint4 to[2];
+    widen_e4m3(from, scale, to);
     // Eight threads write one row of both tiles: each half begins with another unit.
     uint8_t* const line = w + unit / 4 * kBf16TileBytes + row * 128;
     const int second = unit / 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int part = half ^ second;
-      const uint4 value =
-          part == 0 ? uint4{to[0], to[1], to[2], to[3]} : uint4{to[4], to[5], to[6], to[7]};
+      const uint4 value = part == 0 ? to[0] : to[1];
       *reinterpret_cast<uint4*>(line + (((unit % 4 * 2 + part) ^ (row % 8)) << 4)) = value;
     }
   }
@@ -76,18 +64,7 @@ __global__ void __launch_bounds__(Bf16GemmThinE4m3<kFew>::kThreads)
   using C = Bf16GemmThinE4m3<kFew>;
   extern __shared__ uint8_t shared[];
   const C s(shared + (1024 - smem_addr(shared) % 1024) % 1024);
-  if (threadIdx.x == 0) {
-    prefetch_map(&map_x);
-    prefetch_map(&map_w);
-    for (int i = 0; i < C::kStages; ++i) {
-      barrier_init(s.full + i, 1);
-      barrier_init(s.empty + i, 1);
-    }
-    barrier_init_fence();
-  }
-  __syncthreads();
-  let_next_kernel_start();
-  wait_for_previous_kernel();
+  bf16_thin_start<C::kStages>(map_x, map_w, s.full, s.empty);
   const Bf16ThinTile<kWork> tile(args);
   if (!tile.works) return;
   const int stages = (args.k + C::kDepth - 1) / C::kDepth;
@@ -110,8 +87,6 @@ __global__ void __launch_bounds__(Bf16GemmThinE4m3<kFew>::kThreads)
     }
     return;
   }
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int64_t base = tile.c_batch * args.c_batch_stride;
   const int scale_row = (args.b_scale_row + tile.batch * args.b_scale_batch_rows + tile.col) / 128;
   const float* const scales =
       args.b_scale + tile.batch * args.b_scale_batch_stride + scale_row * args.b_scale_row_stride;
@@ -148,13 +123,7 @@ __global__ void __launch_bounds__(Bf16GemmThinE4m3<kFew>::kThreads)
     mma_touch(acc);
     named_sync(1, 128);
     if (last != nullptr && threadIdx.x == 0) barrier_arrive(last);
-#pragma unroll
-    for (int i = 0; i < kFew / 2; ++i) {
-      const int row = chunk * kFew + i / 4 * 8 + lane % 4 * 2 + i % 2;
-      const int col = tile.col + warp * 16 + lane / 4 + i / 2 % 2 * 8;
-      if (row < tile.rows && col < args.n)
-        bf16_thin_put(args, base + row * args.c_row_stride + col, acc[i]);
-    }
+    bf16_thin_store(args, tile, chunk * kFew, acc);
   }
 }
 

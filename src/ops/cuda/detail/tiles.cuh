@@ -14,6 +14,50 @@ inline constexpr int kTileThreads = kTileSize / 8;  // of a tile of a row
 inline constexpr const char* kNotFinite =
     "an element to quantise is {0}; FP8 holds finite values only";
 
+// Eight e4m3 elements of a row at a time. kFast: a whole number of eights, each at a multiple of 8
+// bytes.
+template <bool kFast>
+struct Elements {
+  uint8_t* data;
+
+  __device__ void store(int64_t at, const uint32_t (&two)[2], int64_t count) const {
+    if constexpr (kFast) {
+      if (count > 0) *reinterpret_cast<uint2*>(data + at) = uint2{two[0], two[1]};
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        if (i < count) data[at + i] = static_cast<uint8_t>(two[i / 4] >> (i % 4 * 8));
+    }
+  }
+  __device__ Eight load(int64_t at, int64_t count) const {
+    uint32_t two[2] = {0, 0};
+    if constexpr (kFast) {
+      if (count > 0) {
+        const uint2 raw = *reinterpret_cast<const uint2*>(data + at);
+        two[0] = raw.x, two[1] = raw.y;
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        if (i < count) two[i / 4] |= uint32_t{data[at + i]} << (i % 4 * 8);
+    }
+    Eight e;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 pair = widen_e4m3_pair(two[i / 2] >> (i % 2 * 16));
+      e.of[2 * i] = pair.x;
+      e.of[2 * i + 1] = pair.y;
+    }
+    return e;
+  }
+};
+
+// Whether rows of e4m3, of a matrix or of pages, can be read this way; so can none.
+inline bool has_eights(const Tensor& t) {
+  return t.empty() || (reinterpret_cast<uintptr_t>(t.raw()) % 8 == 0 && t.stride(0) % 8 == 0 &&
+                       t.stride(t.rank() - 2) % 8 == 0);
+}
+
 // Two elements as e4m3, rounded to nearest even, saturating.
 __device__ inline uint32_t e4m3_pair(float low, float high) {
   uint16_t pair;
