@@ -31,6 +31,17 @@ inline void check_stat(const Tensor& t, const char* name, const Tensor& x, const
               ", is ", t.str());
 }
 
+// What tokens are drawn from: logits [T, V], positions and tokens [T].
+inline void check_draws(const Tensor& logits, const Tensor& positions, const Tensor& tokens) {
+  const auto [T, V] = HADAL_SHAPE(logits, 2);
+  HADAL_CHECK_SHAPE(positions, T);
+  HADAL_CHECK_SHAPE(tokens, T);
+  HADAL_CHECK(T == 0 || V > 0, "logits is ", logits.str(), "; there is no token to choose");
+  check_float(logits, "logits");
+  check_dtype(positions, DType::kI32, "positions");
+  check_dtype(tokens, DType::kI32, "tokens");
+}
+
 // Checks that `rows` is a slab of pages of rows of width W with a place for every position of the
 // list.
 inline void check_paged(const PagedRows& rows, int64_t W, const char* name) {

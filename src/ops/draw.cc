@@ -7,14 +7,8 @@
 namespace hadal::ops {
 
 void sample_each(Context& ctx, const SampleRules& rules, In logits, In positions, Out tokens) {
-  const auto [T, V] = HADAL_SHAPE(logits, 2);
-  HADAL_CHECK_SHAPE(positions, T);
-  HADAL_CHECK_SHAPE(tokens, T);
-  HADAL_CHECK(T == 0 || V > 0, "logits is ", logits.str(), "; there is no token to choose");
-  check_float(logits, "logits");
-  check_dtype(positions, DType::kI32, "positions");
-  check_dtype(tokens, DType::kI32, "tokens");
-  const int64_t rows = T;
+  check_draws(logits, positions, tokens);
+  const int64_t rows = logits.dim(0);
   const auto check_rule = [&](const Tensor& t, DType dtype, const char* name) {
     check_dtype(t, dtype, name);
     HADAL_CHECK(t.shape() == Shape({rows}) && t.is_dense(), name, " is ", t.str(),
