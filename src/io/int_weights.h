@@ -13,13 +13,12 @@
 #include <string>
 #include <string_view>
 
+#include "core/panels.h"
 #include "io/hf_config.h"
 #include "io/safetensors.h"
 #include "model/params.h"
 
 namespace hadal::io {
-
-inline constexpr int64_t kIntGroup = 128;
 
 // Bits of a parameter in a checkpoint of `bits` (8 or 4): 0 where it is not quantised.
 int bits_of_param(const ParamInfo& info, int bits);
