@@ -27,9 +27,10 @@ constexpr std::array<Variable, 8> kTable = {{
      "plants a named fault, to show that scripts/resume_check.sh notices it: rng, microbatch, "
      "counts, position; or that scripts/parallel_check.sh does: microbatch, expert_group, "
      "local_counts, balance_by_ranks; or that the tests of the page pool do: refcount, lru; or "
-     "kills "
-     "rank 1 of a run at step 4, for the tests of that: die_in_step, die_in_collective, "
-     "die_in_checkpoint; or bad data, for the tests of the guard: spike; or harms rank 1, so that "
+     "kills rank 1 of a run at step 4, for the tests of that: die_in_step, die_in_collective, "
+     "die_in_checkpoint; or leaves the copy for a checkpoint to the step that will change the "
+     "state: "
+     "late_copy; or bad data, for the tests of the guard: spike; or harms rank 1, so that "
      "hadal check names it: mute_rank, slow_rank, flip_bit, other_build"},
 }};
 
@@ -68,7 +69,7 @@ std::string sabotage() {
       "HADAL_SABOTAGE",
       {"", "rng", "microbatch", "counts", "position", "spike", "refcount", "lru", "expert_group",
        "local_counts", "balance_by_ranks", "die_in_step", "die_in_collective", "die_in_checkpoint",
-       "mute_rank", "slow_rank", "flip_bit", "other_build"});
+       "late_copy", "mute_rank", "slow_rank", "flip_bit", "other_build"});
 }
 
 }  // namespace hadal::env

@@ -8,6 +8,8 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/env.h"
+#include "core/timer.h"
 #include "core/transfer.h"
 #include "io/atomic.h"
 #include "train/split_weights.h"
@@ -66,6 +68,7 @@ bool CheckpointWriter::copies() const {
 }
 
 CheckpointWriter::~CheckpointWriter() {
+  release_state();
   if (thread_.joinable()) thread_.join();
   std::error_code ignored;
   if (stage_ != Stage::kIdle && learner_.team().is_first()) fs::remove_all(temporary_, ignored);
@@ -83,7 +86,15 @@ void CheckpointWriter::start(std::function<void()> work) {
   });
 }
 
+double CheckpointWriter::release_state() {
+  if (copies_.are_made()) return 0.0;
+  const Timer timer;
+  copies_.finish(learner_.context().threads);
+  return timer.seconds();
+}
+
 void CheckpointWriter::join() {
+  release_state();
   if (thread_.joinable()) thread_.join();
   if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
@@ -100,17 +111,20 @@ CheckpointWriter::ModelPart CheckpointWriter::take_model(const std::string& dir,
     model.tree = whole.tree;
     model.memory = std::move(whole.memory);
   }
+  // What was gathered is nobody else's.
+  const auto is_own = [&](const ParamInfo& info) {
+    return info.is_split() && !model.memory.empty() && ctx.device.kind == DeviceKind::kCpu;
+  };
   for_each_param(
       run_.model,
       [&](const ParamInfo& info, Tensor& leaf) {
         const bool copied = part.saves_copies && (info.name == "embed" || info.name == "head");
         if (leaf.empty() || (!part.saves(info) && !copied))
           leaf = Tensor();
-        else if (copies())
+        else if (copies() && !is_own(info))
           leaf = copies_.keep(ctx, leaf);
       },
       model.tree);
-  if (copies()) model.memory.clear();
   return model;
 }
 
@@ -132,7 +146,11 @@ void CheckpointWriter::save(const TrainerState& state) {
     models_.push_back(take_model(temporary_ + "/ema", *learner_.average(), part_));
   optimizer_ = optimizer_part(run_.model, learner_, copies() ? &copies_ : nullptr);
   team.world().barrier();  // the directory is there
-  start([this] { write_part(); });
+  start([this] {
+    if (env::sabotage() != "late_copy") copies_.work();
+    copies_.wait();
+    write_part();
+  });
   if (!run_.train.background_checkpoints) finish();
 }
 

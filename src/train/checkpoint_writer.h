@@ -1,9 +1,10 @@
 // CheckpointWriter: writes the checkpoints of a run beside its steps.
 //
-// save() copies what this rank writes to host memory, which is all that a step waits for; a thread
-// writes the copy. Once every rank has written its part (the ranks learn it from each other after
-// each step), the first rank's thread joins the parts and publishes the checkpoint. So `latest`
-// names the one before until then, whatever happens.
+// save() notes what this rank writes; a thread copies it to host memory while the next step
+// computes its gradients, and then writes the copy. Before a step changes weights or moments it
+// calls release_state(), which copies what is left. Once every rank has written its part (the ranks
+// learn it from each other after each step), the first rank's thread joins the parts and publishes
+// the checkpoint. So `latest` names the one before until then, whatever happens.
 //
 // A file that cannot be written ends the run with its sentence: after the next step, at the next
 // checkpoint or at the end, whichever comes first. With train.background_checkpoints off nothing is
@@ -35,6 +36,9 @@ class CheckpointWriter {
 
   // Collective: the state as it is now. Waits for the checkpoint before, if it is not published.
   void save(const TrainerState& state);
+  // After this the state may change: to be called before each change of it. Returns the seconds
+  // that it took to copy what was left.
+  double release_state();
   // Whether this rank still writes its part. Throws what its thread failed with.
   bool is_writing();
   // Collective: no rank still writes, so the first one may publish.

@@ -1,4 +1,4 @@
-// HostCopies: on the CPU all threads copy, since a step waits for it.
+// HostCopies: pieces that threads take in turn.
 // SPDX-License-Identifier: Apache-2.0
 #include "train/host_copies.h"
 
@@ -10,19 +10,16 @@
 namespace hadal::train {
 namespace {
 
-constexpr int64_t kTask = int64_t{1} << 20;  // bytes copied by one task
-
-void copy(Context& ctx, const Tensor& from, std::byte* to) {
-  if (ctx.device.kind != DeviceKind::kCpu) return download(ctx, from, to);
-  const auto* bytes = static_cast<const std::byte*>(from.raw());
-  const int64_t n = from.num_bytes();
-  ctx.threads.parallel_for((n + kTask - 1) / kTask, [&](int64_t task, int) {
-    const int64_t begin = task * kTask;
-    std::memcpy(to + begin, bytes + begin, static_cast<size_t>(std::min(kTask, n - begin)));
-  });
-}
+constexpr size_t kPiece = size_t{1} << 20;  // bytes
 
 }  // namespace
+
+void HostCopies::clear() {
+  used_ = 0;
+  pieces_.clear();
+  begun_.store(0);
+  made_.store(0);
+}
 
 Tensor HostCopies::keep(Context& ctx, const Tensor& tensor) {
   HADAL_CHECK(tensor.is_dense(), "only dense tensors are copied to the host, got ", tensor.str());
@@ -30,8 +27,34 @@ Tensor HostCopies::keep(Context& ctx, const Tensor& tensor) {
   Buffer& buffer = buffers_[used_++];
   const auto bytes = static_cast<size_t>(tensor.num_bytes());
   if (buffer.bytes < bytes) buffer = {std::make_unique_for_overwrite<std::byte[]>(bytes), bytes};
-  copy(ctx, tensor, buffer.data.get());
+  if (ctx.device.kind == DeviceKind::kCpu) {
+    const auto* from = static_cast<const std::byte*>(tensor.raw());
+    for (size_t at = 0; at < bytes; at += kPiece)
+      pieces_.push_back(
+          {.from = from + at, .to = buffer.data.get() + at, .bytes = std::min(kPiece, bytes - at)});
+  } else {
+    download(ctx, tensor, buffer.data.get());
+  }
   return Tensor(buffer.data.get(), tensor.dtype(), tensor.shape());
+}
+
+void HostCopies::work() {
+  while (begun_.load() < pieces_.size()) {
+    const size_t mine = begun_.fetch_add(1);
+    if (mine >= pieces_.size()) return;
+    std::memcpy(pieces_[mine].to, pieces_[mine].from, pieces_[mine].bytes);
+    if (made_.fetch_add(1) + 1 == pieces_.size()) made_.notify_all();
+  }
+}
+
+void HostCopies::wait() const {
+  for (size_t made = made_.load(); made < pieces_.size(); made = made_.load()) made_.wait(made);
+}
+
+void HostCopies::finish(ThreadPool& threads) {
+  if (begun_.load() < pieces_.size())
+    threads.parallel_for(threads.num_threads(), [&](int64_t, int) { work(); });
+  wait();
 }
 
 }  // namespace hadal::train

@@ -215,7 +215,10 @@ Verdict Run::one_step() {
       learner_.compute_gradients(cut(std::move(sequences), t.micro_batch_sequences, dp), recipe);
   const Verdict verdict =
       t.guard.enabled ? guard_.judge(after.steps, result.main, result.grad_norm) : Verdict::kGood;
-  if (verdict == Verdict::kGood) learner_.update(recipe, ++state_.updates, result);
+  if (verdict == Verdict::kGood) {
+    checkpoint_seconds_ += writer_.release_state();
+    learner_.update(recipe, ++state_.updates, result);
+  }
   state_.step = after.steps;
   state_.tokens = after.tokens;
   state_.position += count;

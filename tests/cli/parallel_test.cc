@@ -57,16 +57,17 @@ class Parallel : public TrainFixture {
     ASSERT_EQ(r.status, 0) << name << ": " << r.err;
     expect_same_losses(name, "one");
   }
-  // Weights and optimizer state of the last step, byte for byte.
-  void expect_same_files(const std::string& got, const std::string& want) const {
+  // Weights and optimizer state of a step, byte for byte.
+  void expect_same_files(const std::string& got, const std::string& want,
+                         const std::string& step = "step_00000006", int fewest = 4) const {
     int files = 0;
-    for (const auto& entry : fs::directory_iterator(path(want, "step_00000006"))) {
+    for (const auto& entry : fs::directory_iterator(path(want, step))) {
       const std::string file = entry.path().filename();
       if (!file.ends_with(".safetensors")) continue;
       ++files;
-      EXPECT_TRUE(read_text(path(got, "step_00000006/" + file)) == read_text(entry.path())) << file;
+      EXPECT_TRUE(read_text(path(got, step + "/" + file)) == read_text(entry.path())) << file;
     }
-    EXPECT_GE(files, 4);
+    EXPECT_GE(files, fewest);
   }
 };
 
@@ -143,6 +144,28 @@ TEST_F(Parallel, AKilledRankIsNamedAndTheRunGoesOn) {
     ASSERT_EQ(resumed.status, 0) << resumed.err;
     expect_same_files(fault, "straight");
   }
+}
+
+// Copied by the writer's thread beside the step, by the step before it changes the state, or not at
+// all: the same bytes of a checkpoint whose steps went on.
+TEST_F(Parallel, CheckpointsBesideStepsHoldTheirOwnStep) {
+  const Arguments average = set("train.ema_decay=0.9");
+  const auto train_on = [&](const std::string& name, Arguments more) {
+    more.insert(more.end(), average.begin(), average.end());
+    more.insert(more.end(), {"--set", "train.checkpoint_every=1"});
+    const Result r = run(on(name, "dp=2 tp=2", more));
+    ASSERT_EQ(r.status, 0) << r.err;
+  };
+  train_on("within", set("train.background_checkpoints=false"));
+  train_on("beside", {});
+  setenv("HADAL_SABOTAGE", "late_copy", 1);
+  train_on("late", {});
+  unsetenv("HADAL_SABOTAGE");
+  for (const std::string name : {"beside", "late"})
+    for (const std::string step : {"step_00000003", "step_00000006"}) {
+      expect_same_files(name, "within", step);
+      expect_same_files(name, "within", step + "/ema", 1);
+    }
 }
 
 // The steps go on while a checkpoint is written; the rank that is killed then is named with the

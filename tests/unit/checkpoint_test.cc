@@ -99,6 +99,24 @@ TEST_F(CheckpointTest, TheSameBitsComeBack) {
   EXPECT_EQ(entries(), (Names{"latest", "step_00000007"}));
 }
 
+// The state changes while the checkpoint is under way, whoever has copied it until then: the
+// writer's thread (some of it), or the step alone.
+TEST_F(CheckpointTest, HoldsTheStateThatItWasSavedWith) {
+  for (const char* fault : {"", "late_copy"}) {
+    setenv("HADAL_SABOTAGE", fault, 1);
+    CheckpointWriter writer(run_, learner_);
+    for (int64_t step = 1; step <= 5; ++step) {
+      test::set_state(learner_, step);
+      writer.save(state_of(step));
+      EXPECT_GE(writer.release_state(), 0.0);
+      test::set_state(learner_, 500);
+      writer.finish();
+      EXPECT_EQ(load_latest(), step) << fault;
+    }
+    unsetenv("HADAL_SABOTAGE");
+  }
+}
+
 TEST_F(CheckpointTest, Bf16LearnersKeepF32Masters) {
   Learner learner(machine_.ctx, run_.model, DType::kBF16, 32);
   test::set_state(learner, 3);
