@@ -53,6 +53,10 @@ void copy_to_host(Device device, Stream, const void* from, void* to, size_t byte
   check_cpu(device);
   if (bytes > 0) std::memcpy(to, from, bytes);
 }
+void copy_on_device(Device device, Stream, const void* from, void* to, size_t bytes) {
+  check_cpu(device);
+  if (bytes > 0) std::memcpy(to, from, bytes);
+}
 void copy_to_pinned(Device device, Stream stream, const void* from, void* to, size_t bytes) {
   copy_to_host(device, stream, from, to, bytes);
 }

@@ -165,6 +165,15 @@ void copy_to_host(Device device, Stream stream, const void* from, void* to, size
   synchronize(device, stream);
 }
 
+void copy_on_device(Device device, Stream stream, const void* from, void* to, size_t bytes) {
+  if (bytes == 0) return;
+  if (is_cpu(device)) {
+    std::memcpy(to, from, bytes);
+    return;
+  }
+  CHECK_CALL(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, native(stream)));
+}
+
 void copy_to_pinned(Device device, Stream stream, const void* from, void* to, size_t bytes) {
   if (is_cpu(device)) return copy_to_host(device, stream, from, to, bytes);
   if (bytes > 0)

@@ -1,4 +1,4 @@
-// Host memory that the device reaches by itself, and copies to it that nobody waits for.
+// Copies that nobody waits for: on the device, and to host memory that it reaches by itself.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -6,6 +6,8 @@
 
 namespace hadal::device {
 
+// In stream order, within the device's memory. REQUIRES: the two do not overlap.
+void copy_on_device(Device device, Stream stream, const void* from, void* to, size_t bytes);
 // In stream order: the bytes are there once an event that was recorded behind is done. REQUIRES:
 // `to` is pinned (device.h).
 void copy_to_pinned(Device device, Stream stream, const void* from, void* to, size_t bytes);

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/latent_cache.h"
 
+#include "core/pinned.h"
 #include "core/transfer.h"
 #include "model/bytes.h"
 
@@ -72,6 +73,15 @@ void LatentCache::assign(int64_t seq, const std::vector<int64_t>& pages) {
   HADAL_CHECK(static_cast<int64_t>(pages.size()) <= max_pages_per_seq_, "a sequence of ",
               pages.size(), " pages is longer than the cache's limit of ", max_pages_per_seq_);
   pages_.at(static_cast<size_t>(seq)) = pages;
+}
+
+void LatentCache::copy_rows(int64_t from, int64_t to, int64_t num_rows) {
+  for (int64_t l = 0; l < slab_.dim(0); ++l) {
+    const Tensor pages = slab_.row(l);  // [num_pages, kCachePageTokens, R+Dr]
+    const Tensor rows = pages.row(from).rows(0, num_rows);
+    device::copy_on_device(ctx_.device, ctx_.stream, rows.raw(), pages.row(to).raw(),
+                           static_cast<size_t>(rows.num_bytes()));
+  }
 }
 
 ops::LatentPages LatentCache::layer(int64_t layer) const {

@@ -74,7 +74,8 @@ Engine::Engine(Context& ctx, Decoder& decoder, std::optional<io::Tokenizer> toke
                   .num_pages = decoder.cache().num_free_pages() - num_scratch_pages(ctx, options),
                   .page_tokens = ops::kCachePageTokens,
                   .aging_seconds = options.aging_seconds,
-                  .prefix_cache = options.prefix_cache}) {
+                  .prefix_cache = options.prefix_cache,
+                  .lookahead = options.speculate > 0 ? 1 : 0}) {
   const Decoder::Limits& limits = decoder.limits();
   HADAL_CHECK(options.speculate == 0 || limits.num_mtp > 0,
               "speculation needs a model with an MTP module; use --speculate 0");
@@ -244,8 +245,8 @@ bool Engine::step(double now) {
     const bool overlaps = can_overlap();
     if (!overlaps) collect(now);
     const StepPlan plan = scheduler_.plan(now);
-    scheduler_.apply(plan, now);
-    for (uint64_t id : plan.admit) {
+    const std::vector<PageCopy> copies = scheduler_.apply(plan, now);
+    for (const auto& [id, match] : plan.admit) {
       const Sequence& s = scheduler_.at(id);
       if (s.num_preempted > 0) continue;
       counters_.prefix_queries += s.num_prompt;
@@ -254,9 +255,9 @@ bool Engine::step(double now) {
       live_.at(id)->out.num_cached = s.num_found;
     }
     if (overlaps)
-      launch_step(plan, now);
+      launch_step(plan, copies, now);
     else if (!plan.runs.empty())
-      run_step(plan, now);
+      run_step(plan, copies, now);
     counters_.step_seconds += timer.seconds();
   }
   publish_stats();
@@ -265,10 +266,15 @@ bool Engine::step(double now) {
   return worked;
 }
 
-void Engine::run_step(const StepPlan& plan, double now) {
+void Engine::copy_pages(const std::vector<PageCopy>& copies) {
+  for (const auto& [from, to, num_rows] : copies) decoder_.cache().copy_rows(from, to, num_rows);
+}
+
+void Engine::run_step(const StepPlan& plan, const std::vector<PageCopy>& copies, double now) {
   Forward f;
   f.now = now;
   try {
+    copy_pages(copies);
     std::vector<int32_t> ids;
     std::vector<int64_t> starts, counts;
     std::vector<const std::vector<int64_t>*> pages;
@@ -510,12 +516,17 @@ void Engine::draft(const StepPlan& plan, Forward& f) {
   std::vector<int32_t> rows;
   for (size_t i = 0; i < plan.runs.size(); ++i) {
     Live& live = *live_.at(plan.runs[i].id);
-    if (live.finish || !live.speculates) continue;
+    if (live.finish == Finish::kError || !live.speculates) continue;
     const Sequence& s = *live.sequence;
-    const int64_t start = plan.runs[i].start, count = live.done - start;
+    // One that ends drafts nothing, but others may find its rows, as far as the token after each is
+    // known.
+    const int64_t start = plan.runs[i].start;
+    const int64_t count =
+        (live.finish ? std::min(live.done, s.num_tokens() - 1) : live.done) - start;
+    if (count <= 0) continue;
     const int64_t most = std::min({options_.speculate, max_tokens() - s.num_tokens(),
                                    live.request.params.max_tokens - live.num_generated - 1});
-    items.push_back({&live, start, count, live.ready ? most : 0});
+    items.push_back({&live, start, count, live.ready && !live.finish ? most : 0});
     for (int64_t r = 0; r < count; ++r) rows.push_back(static_cast<int32_t>(f.offset[i] + r));
   }
   if (items.empty()) return;

@@ -90,11 +90,12 @@ class Engine {
   void check(const Request& request) const;
   void limit_speculation();
   bool can_overlap() const;
-  void launch_step(const StepPlan& plan, double now);
+  void launch_step(const StepPlan& plan, const std::vector<PageCopy>& copies, double now);
   void collect(double now);
   void take_drawn(Live& live, int32_t token, double now);
   void fail(const std::vector<uint64_t>& ids, const std::string& error, double now);
-  void run_step(const StepPlan& plan, double now);
+  void run_step(const StepPlan& plan, const std::vector<PageCopy>& copies, double now);
+  void copy_pages(const std::vector<PageCopy>& copies);
   void for_groups(const std::vector<int32_t>& ids, const std::vector<int64_t>& starts,
                   const std::vector<int64_t>& counts,
                   const std::vector<const std::vector<int64_t>*>& pages,

@@ -27,7 +27,7 @@ bool Engine::can_overlap() const {
 }
 
 // Puts a step on its way, then takes what the one before brought.
-void Engine::launch_step(const StepPlan& plan, double now) {
+void Engine::launch_step(const StepPlan& plan, const std::vector<PageCopy>& copies, double now) {
   const Timer timer;
   StepRunner::Input input;
   Flight flight;
@@ -55,6 +55,7 @@ void Engine::launch_step(const StepPlan& plan, double now) {
   std::string error;
   if (!plan.runs.empty()) {
     try {
+      copy_pages(copies);
       runner_->launch(input);
     } catch (const std::exception& e) {
       error = e.what();

@@ -8,9 +8,15 @@
 #include "core/check.h"
 
 namespace hadal::serve {
+namespace {
+
+// Fewer rows are not worth a copy, unless it leaves one token alone to run.
+constexpr int64_t kLeastCopied = 8;
+
+}  // namespace
 
 Scheduler::Scheduler(const Limits& limits)
-    : limits_(limits), pool_(limits.num_pages, limits.page_tokens) {
+    : limits_(limits), pool_(limits.num_pages, limits.page_tokens, limits.lookahead) {
   HADAL_CHECK(limits.max_seqs >= 1 && limits.max_step_tokens >= limits.max_seqs, "a step of ",
               limits.max_step_tokens, " tokens cannot hold one of each of ", limits.max_seqs,
               " sequences");
@@ -26,7 +32,10 @@ int64_t Scheduler::pages_for(int64_t num_tokens) const {
 // The last token of a sequence is always run: the next one is drawn from its state.
 PagePool::Match Scheduler::find(const Sequence& s) const {
   if (!limits_.prefix_cache || !s.use_cache) return {};
-  return pool_.find(s.tokens, (s.num_tokens() - 1) / limits_.page_tokens);
+  PagePool::Match match = pool_.find(s.tokens, s.num_tokens() - 1, keeps_mtp(s));
+  const int64_t left = s.num_tokens() - num_found(match);
+  if (match.partial_rows < kLeastCopied && left > 1) match.partial = -1, match.partial_rows = 0;
+  return match;
 }
 
 void Scheduler::add(Sequence s) {
@@ -110,14 +119,19 @@ class Scheduler::Planner {
     for (const Sequence* q : waiting_) {
       if (budget_ == 0 || num_running == s_.limits_.max_seqs) return;
       if (waits_for_leader(*q)) continue;
-      const PagePool::Match match = s_.find(*q);
+      PagePool::Match match = s_.find(*q);
+      const auto taken = [&](int64_t page) { return s_.pool_.num_users(page) == 0 ? 1 : 0; };
       int64_t needed = s_.num_wanted(*q) - static_cast<int64_t>(match.pages.size());
-      for (int64_t page : match.pages) needed += s_.pool_.num_users(page) == 0 ? 1 : 0;
+      for (int64_t page : match.pages) needed += taken(page);
+      // A page to copy from is kept until the copy is on its way; where there is no room, it goes.
+      if (match.partial >= 0 && needed + taken(match.partial) > available_)
+        match.partial = -1, match.partial_rows = 0;
+      if (match.partial >= 0) needed += taken(match.partial);
       if (needed > available_) return;
       available_ -= needed;
       ++num_running;
-      plan_.admit.push_back(q->id);
-      const int64_t found = static_cast<int64_t>(match.pages.size()) * s_.limits_.page_tokens;
+      const int64_t found = s_.num_found(match);
+      plan_.admit.push_back({q->id, std::move(match)});
       run(*q, found, std::min(q->num_tokens() - found, budget_));
     }
   }
@@ -143,7 +157,29 @@ int64_t Scheduler::num_wanted(const Sequence& q) const {
 
 StepPlan Scheduler::plan(double now) const { return Planner(*this, now).make(); }
 
+int64_t Scheduler::num_found(const PagePool::Match& match) const {
+  return static_cast<int64_t>(match.pages.size()) * limits_.page_tokens + match.partial_rows;
+}
+
+// Full pages for others to share; rest: and the rows behind them, to be copied.
+void Scheduler::publish(Sequence& s, bool rest) {
+  if (!limits_.prefix_cache || !s.use_cache) return;
+  const int64_t final_rows = std::min(s.done, s.num_known() - limits_.lookahead);
+  for (;;) {
+    const int64_t first = s.num_published * limits_.page_tokens;
+    const int64_t rows = std::min(limits_.page_tokens, final_rows - first);
+    const bool full = rows == limits_.page_tokens;
+    if (rows <= 0 || !(full || rest)) return;
+    const Chain chain = pool_.publish(s.pages[static_cast<size_t>(s.num_published)], s.chain,
+                                      {s.tokens.data() + first, rows, keeps_mtp(s)});
+    if (!full) return;
+    s.chain = chain;
+    ++s.num_published;
+  }
+}
+
 void Scheduler::preempt(Sequence& s) {
+  publish(s, true);
   // The last pages first: of a chain, what is behind goes before what it stands on.
   for (auto page = s.pages.rbegin(); page != s.pages.rend(); ++page) pool_.release(*page);
   s.pages.clear();
@@ -154,7 +190,7 @@ void Scheduler::preempt(Sequence& s) {
   --num_running_;
 }
 
-void Scheduler::apply(const StepPlan& plan, double now) {
+std::vector<PageCopy> Scheduler::apply(const StepPlan& plan, double now) {
   for (uint64_t id : plan.preempt) {
     Sequence& s = at(id);
     preempt(s);
@@ -162,14 +198,14 @@ void Scheduler::apply(const StepPlan& plan, double now) {
     ++num_preemptions_;
   }
   // What is found in the cache is taken before anything else may replace it.
-  for (uint64_t id : plan.admit) {
+  for (const auto& [id, match] : plan.admit) {
     Sequence& s = at(id);
-    const PagePool::Match match = find(s);
     for (int64_t page : match.pages) pool_.retain(page);
+    if (match.partial >= 0) pool_.retain(match.partial);
     s.pages = match.pages;
     s.chain = match.chain;
     s.num_published = static_cast<int64_t>(match.pages.size());
-    s.done = s.num_published * limits_.page_tokens;
+    s.done = num_found(match);
     if (s.admitted < 0) {
       s.admitted = now;
       s.num_found = s.done;
@@ -182,18 +218,22 @@ void Scheduler::apply(const StepPlan& plan, double now) {
     while (static_cast<int64_t>(s.pages.size()) < num_wanted(s))
       s.pages.push_back(pool_.allocate());
   }
+  std::vector<PageCopy> copies;
+  for (const auto& [id, match] : plan.admit) {
+    if (match.partial < 0) continue;
+    copies.push_back({match.partial, at(id).pages[match.pages.size()], match.partial_rows});
+    pool_.release(match.partial);
+  }
+  return copies;
 }
 
 void Scheduler::advance(uint64_t id, int64_t done) {
   Sequence& s = at(id);
   HADAL_CHECK(done >= s.done && done <= s.num_tokens(), "internal error: sequence ", id, " at ",
               s.done, " of ", s.num_tokens(), " tokens cannot advance to ", done);
+  const bool ends_prompt = s.done < s.num_prompt && done >= s.num_prompt;
   s.done = done;
-  if (!limits_.prefix_cache || !s.use_cache) return;
-  for (; (s.num_published + 1) * limits_.page_tokens <= std::min(done, s.num_known());
-       ++s.num_published)
-    s.chain = pool_.publish(s.pages[static_cast<size_t>(s.num_published)], s.chain,
-                            s.tokens.data() + s.num_published * limits_.page_tokens);
+  publish(s, ends_prompt);
 }
 
 void Scheduler::remove(uint64_t id) {

@@ -9,6 +9,9 @@
 //   3. then waiting sequences in rank order, each when the pages of all its tokens are there. The
 //      first that does not fit ends the step, so none is overtaken for ever.
 //
+// A sequence begins behind what the page pool finds of it: full pages that it shares, and rows of
+// one more page, which are copied to a page of its own before the step.
+//
 // A running sequence that needs a page when there is none takes those of the lowest in rank, which
 // waits again and is recomputed. The highest is never preempted, so it ends. Not thread-safe.
 // SPDX-License-Identifier: Apache-2.0
@@ -55,10 +58,20 @@ struct StepPlan {
     uint64_t id = 0;
     int64_t start = 0, count = 0;  // positions
   };
+  struct Admission {
+    uint64_t id = 0;
+    PagePool::Match match;
+    bool operator==(const Admission&) const = default;
+  };
   std::vector<uint64_t> preempt;  // in this order, before all else
-  std::vector<uint64_t> admit;
+  std::vector<Admission> admit;
   std::vector<Run> runs;
   int64_t num_tokens = 0;
+};
+
+// Rows of the cache to be copied before a step: the first ones of a page into another.
+struct PageCopy {
+  int64_t from = 0, to = 0, num_rows = 0;
 };
 
 class Scheduler {
@@ -71,6 +84,7 @@ class Scheduler {
     int64_t page_tokens = 64;
     double aging_seconds = 10.0;
     bool prefix_cache = true;
+    int64_t lookahead = 0;  // of the page pool: 1 where sequences may draft
   };
   explicit Scheduler(const Limits& limits);
 
@@ -80,8 +94,9 @@ class Scheduler {
   void remove(uint64_t id);
 
   StepPlan plan(double now) const;
-  // Preempts, admits and reserves pages as planned. REQUIRES: no change since plan().
-  void apply(const StepPlan& plan, double now);
+  // Preempts, admits and reserves pages as planned; returns what has to be copied before the step
+  // runs, and before anything else is written. REQUIRES: no change since plan().
+  std::vector<PageCopy> apply(const StepPlan& plan, double now);
   // Positions [0, done) of a sequence are final: its full pages can be found from now on, as far as
   // their tokens are known.
   void advance(uint64_t id, int64_t done);
@@ -101,7 +116,10 @@ class Scheduler {
   class Planner;
   int64_t pages_for(int64_t num_tokens) const;
   int64_t num_wanted(const Sequence& s) const;
+  int64_t num_found(const PagePool::Match& match) const;
   PagePool::Match find(const Sequence& s) const;
+  bool keeps_mtp(const Sequence& s) const { return limits_.lookahead > 0 && s.num_ahead > 0; }
+  void publish(Sequence& s, bool rest);
   void preempt(Sequence& s);
 
   Limits limits_;

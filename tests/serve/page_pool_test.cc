@@ -1,12 +1,11 @@
 // The page pool against a trivial model, with random operations; and its limits.
 //
-// HADAL_SABOTAGE=refcount and =lru must make this fail (tests/CMakeLists.txt).
+// HADAL_SABOTAGE=refcount, =lru and =rows must make this fail (tests/CMakeLists.txt).
 // SPDX-License-Identifier: Apache-2.0
 #include "serve/page_pool.h"
 
 #include <algorithm>
 #include <deque>
-#include <map>
 #include <set>
 
 #include "core/rng.h"
@@ -23,18 +22,30 @@ struct Model {
   std::deque<int64_t> unused;  // the one to go first in front
   std::set<int64_t> free;
   struct Place {
-    int64_t page;
-    Chain chain;
+    int64_t page, num_rows;
+    Chain before, chain;          // chain: of a full page
+    std::vector<int32_t> tokens;  // [num_rows + lookahead]
+    bool with_mtp;
   };
-  // By what stands before a page, and its tokens.
-  std::map<std::pair<Chain, std::vector<int32_t>>, Place> published;
+  std::vector<Place> published;
+  int64_t lookahead = 0;
 
   void forget(int64_t page) {
-    std::erase_if(published, [&](const auto& entry) { return entry.second.page == page; });
+    std::erase_if(published, [&](const Place& place) { return place.page == page; });
   }
   bool is_published(int64_t page) const {
     return std::any_of(published.begin(), published.end(),
-                       [&](const auto& entry) { return entry.second.page == page; });
+                       [&](const Place& place) { return place.page == page; });
+  }
+  // Rows of a page that one with these tokens behind `before` could use.
+  int64_t num_rows(const Place& place, Chain before, const std::vector<int32_t>& tokens,
+                   bool with_mtp) const {
+    if (place.before != before || (with_mtp && !place.with_mtp)) return 0;
+    int64_t n = 0;
+    while (n < std::ssize(tokens) && n < std::ssize(place.tokens) &&
+           tokens[static_cast<size_t>(n)] == place.tokens[static_cast<size_t>(n)])
+      ++n;
+    return std::max<int64_t>(n - lookahead, 0);
   }
 };
 
@@ -54,23 +65,29 @@ struct User {
   std::vector<int32_t> tokens;
   Chain chain = kNoPages;
   size_t num_published = 0;
+  bool with_mtp = false;
 };
 
-// Of the page that begins at token n.
-std::vector<int32_t> tokens_of(const User& user, size_t n) {
+// At most `most` of a user's tokens from n on.
+std::vector<int32_t> tokens_of(const User& user, size_t n, int64_t most) {
   const auto begin = user.tokens.begin() + static_cast<long>(n);
-  return {begin, begin + kPageTokens};
+  return {begin, begin + std::min(most, user.tokens.end() - begin)};
 }
 
-TEST(PagePool, HalfAMillionRandomOperations) {
+class PagePoolTest : public ::testing::TestWithParam<int64_t> {};
+INSTANTIATE_TEST_SUITE_P(Lookahead, PagePoolTest, ::testing::Values(0, 1));
+
+TEST_P(PagePoolTest, HalfAMillionRandomOperations) {
   constexpr int64_t kPages = 24;
-  PagePool pool(kPages, kPageTokens);
+  const int64_t lookahead = GetParam();
+  PagePool pool(kPages, kPageTokens, lookahead);
   Model model;
+  model.lookahead = lookahead;
   model.users.assign(kPages, 0);
   for (int64_t page = 0; page < kPages; ++page) model.free.insert(page);
   std::vector<User> users;
   Random random(5, "pool");
-  int64_t evictions = 0, found_pages = 0;
+  int64_t evictions = 0, found_pages = 0, found_rows = 0, extended = 0;
 
   const auto retain = [&](int64_t page) {
     pool.retain(page);
@@ -92,17 +109,53 @@ TEST(PagePool, HalfAMillionRandomOperations) {
         User user;
         for (uint64_t i = random.below(24); i > 0; --i)
           user.tokens.push_back(static_cast<int32_t>(random.below(2)));
-        const PagePool::Match match = pool.find(user.tokens, kPages);
-        std::vector<int64_t> want;
+        user.with_mtp = lookahead > 0 && random.below(2) == 0;
+        const auto max_rows = static_cast<int64_t>(random.below(user.tokens.size() + 1));
+        const PagePool::Match match = pool.find(user.tokens, max_rows, user.with_mtp);
+        // Full pages as far as there are any, then as many rows as any page has.
         Chain chain = kNoPages;
-        for (size_t n = 0; n + kPageTokens <= user.tokens.size(); n += kPageTokens) {
-          const auto it = model.published.find({chain, tokens_of(user, n)});
-          if (it == model.published.end()) break;
-          want.push_back(it->second.page);
-          chain = it->second.chain;
+        int64_t rows = 0, more = 0;
+        const auto best_rows = [&] {
+          int64_t best = 0;
+          const std::vector<int32_t> tokens =
+              tokens_of(user, static_cast<size_t>(rows), kPageTokens + lookahead);
+          for (const Model::Place& place : model.published)
+            best = std::max(best, model.num_rows(place, chain, tokens, user.with_mtp));
+          return std::min(best, max_rows - rows);
+        };
+        for (int64_t page : match.pages) {
+          ASSERT_EQ(best_rows(), kPageTokens) << operation;
+          const auto place = std::find_if(model.published.begin(), model.published.end(),
+                                          [&](const Model::Place& p) { return p.page == page; });
+          ASSERT_TRUE(place != model.published.end()) << "page " << page << " is not published";
+          ASSERT_EQ(
+              model.num_rows(*place, chain,
+                             tokens_of(user, static_cast<size_t>(rows), kPageTokens + lookahead),
+                             user.with_mtp),
+              kPageTokens)
+              << operation;
+          chain = place->chain;
+          rows += kPageTokens;
         }
-        ASSERT_EQ(match.pages, want) << "operation " << operation;
-        found_pages += static_cast<int64_t>(want.size());
+        more = best_rows();
+        ASSERT_LT(more, kPageTokens) << "operation " << operation;
+        ASSERT_EQ(match.chain, chain) << operation;
+        ASSERT_EQ(match.partial_rows, more) << "operation " << operation;
+        ASSERT_EQ(match.partial >= 0, more > 0) << operation;
+        if (more > 0) {
+          const auto place =
+              std::find_if(model.published.begin(), model.published.end(),
+                           [&](const Model::Place& p) { return p.page == match.partial; });
+          ASSERT_TRUE(place != model.published.end()) << operation;
+          ASSERT_GE(
+              model.num_rows(*place, chain,
+                             tokens_of(user, static_cast<size_t>(rows), kPageTokens + lookahead),
+                             user.with_mtp),
+              more)
+              << operation;
+        }
+        found_pages += rows / kPageTokens;
+        found_rows += more;
         for (int64_t page : match.pages) retain(page);
         user.pages = match.pages;
         user.chain = match.chain;
@@ -126,23 +179,45 @@ TEST(PagePool, HalfAMillionRandomOperations) {
         model.users[static_cast<size_t>(page)] = 1;
         User& user = users[random.below(users.size())];
         user.pages.push_back(page);
-        while (user.tokens.size() < user.pages.size() * kPageTokens)
+        while (user.tokens.size() <
+               user.pages.size() * kPageTokens + static_cast<size_t>(lookahead))
           user.tokens.push_back(static_cast<int32_t>(random.below(2)));
         break;
       }
-      case 2: {  // publishes its next page
+      case 2: {  // publishes its next page, or some rows of it
         if (users.empty()) break;
         User& user = users[random.below(users.size())];
-        if (user.num_published >= user.pages.size() ||
-            user.tokens.size() < (user.num_published + 1) * kPageTokens)
-          break;
-        const size_t n = user.num_published;
-        const std::pair key{user.chain, tokens_of(user, n * kPageTokens)};
-        user.chain = pool.publish(user.pages[n], user.chain, user.tokens.data() + n * kPageTokens);
+        const size_t n = user.num_published, first = n * kPageTokens;
+        if (n >= user.pages.size()) break;
+        const int64_t most = std::min<int64_t>(
+            kPageTokens, std::ssize(user.tokens) - static_cast<int64_t>(first) - lookahead);
+        if (most <= 0) break;
+        const int64_t page = user.pages[n];
+        const int64_t rows =
+            random.below(2) == 0 ? most : 1 + static_cast<int64_t>(random.below(4)) % most;
+        const bool full = rows == kPageTokens;
+        extended += model.is_published(page) ? 1 : 0;
+        model.forget(page);
+        const std::vector<int32_t> tokens = tokens_of(user, first, rows + lookahead);
+        int64_t known = 0;  // rows of them that another page has already
+        Chain same = kNoPages;
+        for (const Model::Place& place : model.published) {
+          const int64_t r = model.num_rows(place, user.chain, tokens, user.with_mtp);
+          // Of two that hold the same, those with the rows of MTP layers come first.
+          if (r == kPageTokens && (same == kNoPages || place.with_mtp)) same = place.chain;
+          known = std::max(known, r);
+        }
+        const Chain chain =
+            pool.publish(page, user.chain, {user.tokens.data() + first, rows, user.with_mtp});
+        if (known < rows)
+          model.published.push_back({page, rows, user.chain, chain, tokens, user.with_mtp});
+        ASSERT_EQ(chain != kNoPages, full) << operation;
+        if (!full) break;
+        if (known == rows) {
+          ASSERT_EQ(chain, same) << operation;
+        }
+        user.chain = chain;
         ++user.num_published;
-        const auto [it, inserted] =
-            model.published.try_emplace(key, Model::Place{user.pages[n], user.chain});
-        ASSERT_EQ(it->second.chain, user.chain);
         break;
       }
       case 3: {  // ends; a shared page may be taken twice by one
@@ -162,6 +237,8 @@ TEST(PagePool, HalfAMillionRandomOperations) {
   EXPECT_EQ(pool.num_evicted(), evictions);
   EXPECT_GT(evictions, 1000);
   EXPECT_GT(found_pages, 1000);
+  EXPECT_GT(found_rows, 1000);
+  EXPECT_GT(extended, 1000);
   for (const User& user : users)
     for (auto page = user.pages.rbegin(); page != user.pages.rend(); ++page) release(*page);
   EXPECT_EQ(pool.num_in_use(), 0);
@@ -170,17 +247,39 @@ TEST(PagePool, HalfAMillionRandomOperations) {
   EXPECT_TRUE(pool.find({0, 0, 0, 0}, 9).pages.empty());
 }
 
+// A row of an MTP layer is of the token after it: a page whose last row was made before another
+// token is another page.
+TEST(PagePool, RowsThatLookAheadNeedTheTokenBehindThem) {
+  PagePool pool(4, kPageTokens, 1);
+  const std::vector<int32_t> tokens = {1, 2, 3, 4, 5, 6};
+  const int64_t page = pool.allocate();
+  const Chain chain = pool.publish(page, kNoPages, {tokens.data(), kPageTokens, true});
+  using Match = PagePool::Match;
+  EXPECT_EQ(pool.find({1, 2, 3, 4, 5, 6}, 5, true), (Match{{page}, chain, -1, 0}));
+  EXPECT_EQ(pool.find({1, 2, 3, 4, 9, 6}, 5, true), (Match{{}, kNoPages, page, 3}));
+  EXPECT_EQ(pool.find({1, 2, 3, 4}, 3, true), (Match{{}, kNoPages, page, 3}));
+  EXPECT_EQ(pool.find({1, 2, 9}, 2, true), (Match{{}, kNoPages, page, 1}));
+  EXPECT_EQ(pool.find({1, 9}, 1, true), (Match{}));
+  // One that does not keep those layers finds it too, but is not found by one that does.
+  EXPECT_EQ(pool.find({1, 2, 3, 4, 5, 6}, 5, false), (Match{{page}, chain, -1, 0}));
+  const std::vector<int32_t> others = {7, 8, 9};
+  pool.publish(pool.allocate(), kNoPages, {others.data(), 2, false});
+  EXPECT_EQ(pool.find(others, 2, true), (Match{}));
+  EXPECT_EQ(pool.find(others, 2, false).partial_rows, 2);
+}
+
 TEST(PagePool, WhatCannotHappenIsSaid) {
   PagePool pool(1, kPageTokens);
   const std::vector<int32_t> tokens = {1, 2, 3, 4};
   EXPECT_ERROR(pool.release(0), "internal error: page 0 has no user to give it back");
   EXPECT_ERROR(pool.retain(0), "internal error: page 0 is free");
-  EXPECT_ERROR(pool.publish(0, kNoPages, tokens.data()),
+  EXPECT_ERROR(pool.publish(0, kNoPages, {tokens.data(), kPageTokens}),
                "internal error: page 0 cannot be published");
   const int64_t page = pool.allocate();
   EXPECT_ERROR(pool.allocate(), "internal error: a page was asked for and all 1 are in use");
-  pool.publish(page, kNoPages, tokens.data());
-  EXPECT_ERROR(pool.publish(page, kNoPages, tokens.data()),
+  pool.publish(page, kNoPages, {tokens.data(), 2});
+  pool.publish(page, kNoPages, {tokens.data(), kPageTokens});
+  EXPECT_ERROR(pool.publish(page, kNoPages, {tokens.data(), kPageTokens}),
                "internal error: page 0 cannot be published");
 }
 
