@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <vector>
 
@@ -24,6 +25,23 @@ uint32_t split_halves(uint32_t word) {
   return out;
 }
 
+// Whether products would have to look at each byte: at a NaN, or at a scale that times 2^120 is
+// none.
+bool needs_care(Context& ctx, const Operand& w) {
+  for (int64_t i = 0; i < w.scale.num_elements(); ++i)
+    if (!(w.scale.data<float>()[i] < 128.0f)) return true;
+  const int64_t N = w.data.dim(0), K = w.data.dim(1);
+  const auto* bytes = static_cast<const uint8_t*>(w.data.raw());
+  std::atomic<bool> found = false;
+  ctx.threads.parallel_for(N / kPanelRows, [&](int64_t panel, int) {
+    uint8_t any = 0;
+    for (int64_t i = panel * kPanelRows * K; i < (panel + 1) * kPanelRows * K; ++i)
+      any |= static_cast<uint8_t>((bytes[i] & 0x7fu) + 1u);
+    if (any >= 0x80u) found = true;
+  });
+  return found;
+}
+
 }  // namespace
 
 bool fits_panels(const Operand& w) {
@@ -36,6 +54,7 @@ bool fits_panels(const Operand& w) {
 
 Operand pack_panels(Context& ctx, const Operand& w, void* to) {
   HADAL_CHECK(fits_panels(w), "pack_panels: ", w.data.str(), " does not fit into panels");
+  if (w.data.dtype() == DType::kE4M3 && needs_care(ctx, w)) return w;
   const int64_t N = w.data.dim(0);
   const int64_t W = w.data.dim(1) * static_cast<int64_t>(dtype_size(w.data.dtype())) / 4;
   const int64_t words = kPanelRows * W;

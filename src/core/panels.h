@@ -11,7 +11,7 @@
 //                               four in the lower halves of the bytes, the others in the upper
 // Scales of integers lie in panels too, [ceil(N / 32)][G][32 rows]. Integers fill whole panels and
 // groups: what is past N repeats the last row, what is past K meets activations of zero. bf16 and
-// e4m3 take matrices that fit (fits_panels).
+// e4m3 take matrices that fit (fits_panels), e4m3 without what the fast decoding cannot do.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -27,7 +27,8 @@ inline bool in_panels(const Operand& w) { return w.data.dtype() == DType::kI32; 
 
 // bf16 or block e4m3 of whole panels and blocks.
 bool fits_panels(const Operand& w);
-// Such a weight in panels, in as much memory at `to`, which may be the weight's own.
+// Such a weight in panels, in as much memory at `to`, which may be the weight's own. e4m3 with a
+// NaN or a scale of 128 or more is given back as it is, in rows.
 Operand pack_panels(Context& ctx, const Operand& w, void* to);
 
 constexpr int64_t int_groups(int64_t K) { return (K + kIntGroup - 1) / kIntGroup; }

@@ -49,7 +49,7 @@ Block pack_weights(Context& ctx, const HfCheckpoint& checkpoint, Weights& weight
     const auto* from = static_cast<const std::byte*>(leaf.data.raw());
     const auto size = static_cast<size_t>(leaf.data.num_bytes());
     leaf = pack_panels(ctx, leaf, to.raw());
-    drop_pages(from, size);
+    if (in_panels(leaf)) drop_pages(from, size);
   });
   return block;
 }

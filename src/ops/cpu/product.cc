@@ -24,8 +24,10 @@ constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kDepth = 512;
 constexpr int64_t kDepthStep = 64;  // packing reads that many k at once, of one scale
 constexpr int64_t kPackDepth = 64;  // k of columns that are packed at once
-constexpr int64_t kThinBand = 256;  // most columns of a task of few rows
-constexpr int64_t kThinTasks = 2;   // and how many of them a thread gets at least
+// Columns of a task of few rows: at most, and at least where weights lie in rows or panels and
+// where they are read by columns.
+constexpr int64_t kThinBand = 256, kThinLeast = kPanelRows, kThinLeastWide = 128;
+constexpr int64_t kThinTasks = 2;  // of what is left, into how many a thread's share is cut
 constexpr int64_t kScaleBlock = 128;
 constexpr int64_t kPageBytes = 4096;
 constexpr int64_t kSerialElements = 65536;  // rows to pack that are not worth waking threads for
@@ -273,16 +275,23 @@ class Run {
     }
   }
 
-  // Few rows: bands as wide as there are threads for, since each is one run through memory.
+  // Few rows: wide bands, since each is one run through memory, and narrow ones at the end, so that
+  // no thread waits long for the last.
   void cut_few(int threads) {
-    int64_t total = 0;
-    for (const Product& p : products_) total += p.N;
-    const int64_t share = ceil_div(total, threads * kThinTasks);
-    const int64_t cols =
-        std::clamp(ceil_div(share, kPanelRows) * kPanelRows, kPanelRows, kThinBand);
-    for (size_t i = 0; i < products_.size(); ++i)
-      for (int64_t n = 0; n < products_[i].N; n += cols)
-        bands_.push_back({i, 0, products_[i].M, n, std::min(cols, products_[i].N - n)});
+    int64_t left = 0;
+    for (const Product& p : products_) left += p.N;
+    for (size_t i = 0; i < products_.size(); ++i) {
+      const Product& p = products_[i];
+      const bool by_columns = !is_int(p) && !p.in_panels && p.b.k_stride != 1;
+      const int64_t least = by_columns ? kThinLeastWide : kThinLeast;
+      for (int64_t n = 0; n < p.N;) {
+        const int64_t share = threads == 1 ? kThinBand : left / (threads * kThinTasks);
+        const int64_t cols = std::min(std::clamp(share / least * least, least, kThinBand), p.N - n);
+        bands_.push_back({i, 0, p.M, n, cols});
+        n += cols;
+        left -= cols;
+      }
+    }
   }
 
   // A band's result in f32: in place, or in scratch of whole panels that `finish` stores.

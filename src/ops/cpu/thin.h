@@ -43,7 +43,8 @@ struct ThinKernels {
   // Stored rows are k: w[n, k] at data + k * stride_bytes. e4m3: first_col a multiple of 16.
   void (*columns)(const ThinProduct& p);
   // Panels (core/panels.h): w[n, k] of the panel at data + n / 32 * stride_bytes. bf16, or e4m3
-  // with first_row a multiple of 32 and first_col 0. N is a multiple of 32, K of 128.
+  // without NaN, scales below 128, first_row a multiple of 32 and first_col 0. N is a multiple of
+  // 32, K of 128.
   void (*panels)(const ThinProduct& p);
 };
 extern const ThinKernels thin_portable, thin_avx2, thin_avx512;

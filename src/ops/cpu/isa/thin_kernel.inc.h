@@ -215,21 +215,23 @@ inline Vec load_elements(const std::byte* from, Vec scale) {
   }
 }
 
-constexpr int64_t kStrip = 64;  // columns that are checked at once
+constexpr int64_t kStrip = 256;    // columns that are checked at once
+constexpr int64_t kRowsAhead = 8;  // stored rows to ask for before they are read
 
 // Whether load_elements must be careful in kDeep stored rows of a strip.
 template <class T, int kDeep>
 inline bool needs_care(const ThinProduct& p, int64_t k, int64_t n) {
   if constexpr (std::is_same_v<T, E4M3>) {
-    if (p.N - n < kStrip) return true;
+    constexpr auto kStep = static_cast<int64_t>(sizeof(Words));
+    const int64_t count = p.N - n < kStrip ? p.N - n : kStrip;
+    if (count % kStep != 0) return true;
     Words nan = {};
     for (int d = 0; d < kDeep; ++d) {
-      const int64_t block = (p.first_row + k + d) / kThinScaleBlock * p.scale_stride;
-      const int64_t first = p.first_col + n;
-      if (p.scale[block + first / kThinScaleBlock] >= 128.0f ||
-          p.scale[block + (first + kStrip - 1) / kThinScaleBlock] >= 128.0f)
-        return true;
-      for (int64_t i = 0; i < kStrip; i += static_cast<int64_t>(sizeof(Words))) {
+      const float* scales = p.scale + (p.first_row + k + d) / kThinScaleBlock * p.scale_stride;
+      const int64_t first = p.first_col + n, last = first + count - 1;
+      for (int64_t b = first / kThinScaleBlock; b <= last / kThinScaleBlock; ++b)
+        if (scales[b] >= 128.0f) return true;
+      for (int64_t i = 0; i < count; i += kStep) {
         Words w;
         __builtin_memcpy(&w, p.data + (k + d) * p.stride_bytes + n + i, sizeof(w));
         nan |= E4M3::nan_bits(w);
@@ -276,6 +278,9 @@ template <class T, int M, int kDeep>
 void columns_of(const ThinProduct& p, int64_t k) {
   for (int64_t n = 0; n < p.N; n += kStrip) {
     const int64_t end = p.N - n < kStrip ? p.N : n + kStrip;
+    for (int64_t d = 0; d < kDeep; ++d)
+      for (int64_t i = n * 4 / T::kPerWord; i < end * 4 / T::kPerWord; i += 64)
+        __builtin_prefetch(p.data + (k + kRowsAhead + d) * p.stride_bytes + i, 0, 3);
     if (needs_care<T, kDeep>(p, k, n))
       columns_strip<T, M, kDeep, true>(p, k, n, end);
     else
@@ -289,22 +294,17 @@ void columns_of(const ThinProduct& p) {
   for (; k < p.K; ++k) columns_of<T, M, 1>(p, k);
 }
 
-// 128 k of a panel for vectors v0 and v0 + 1 of its rows: c goes on from itself, or from zero;
-// false, and nothing stored, where care is needed.
-template <class T, int M, bool kCareful>
-bool panel_block(const std::byte* words, const float* a, int64_t lda, float scale, bool from_zero,
+// 128 k of a panel for two vectors of its rows: c goes on from itself, or from zero.
+template <class T, int M>
+void panel_block(const std::byte* words, const float* a, int64_t lda, float scale, bool from_zero,
                  float* c, int64_t ldc) {
-  constexpr bool kIsE4M3 = std::is_same_v<T, E4M3>;
   constexpr int kVecs = 2;
-  // From 2^8 on, the factor overflows.
-  if (kIsE4M3 && !kCareful && scale >= 128.0f) return false;
-  const Vec factor = (kCareful ? scale : scale * 0x1p120f) - Vec{};
+  const Vec factor = scale * 0x1p120f - Vec{};
   Vec sum[kVecs][M];
 #pragma GCC unroll 2
   for (int v = 0; v < kVecs; ++v)
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) sum[v][m] = from_zero ? Vec{} : load(c + m * ldc + v * kLanes);
-  Words nan = {};
   for (int64_t k = 0; k < kThinScaleBlock; k += T::kPerWord, words += kPanelRows * 4) {
     Vec real[kVecs][T::kPerWord];
 #pragma GCC unroll 2
@@ -312,12 +312,7 @@ bool panel_block(const std::byte* words, const float* a, int64_t lda, float scal
       Words w;
       __builtin_memcpy(&w, words + v * sizeof(Words), sizeof(w));
       __builtin_prefetch(words + v * sizeof(Words) + kPanelAhead, 0, 3);
-      if constexpr (kIsE4M3 && kCareful) {
-        E4M3::decode_special(w, factor, real[v]);
-      } else {
-        if constexpr (kIsE4M3) nan |= E4M3::nan_bits(w);
-        T::decode(w, factor, real[v]);
-      }
+      T::decode(w, factor, real[v]);
     }
 #pragma GCC unroll 4
     for (int e = 0; e < T::kPerWord; ++e)
@@ -328,13 +323,10 @@ bool panel_block(const std::byte* words, const float* a, int64_t lda, float scal
         for (int v = 0; v < kVecs; ++v) sum[v][m] = multiply_add(x, real[v][e], sum[v][m]);
       }
   }
-  if constexpr (kIsE4M3 && !kCareful)
-    if (E4M3::any_nan(nan)) return false;
 #pragma GCC unroll 2
   for (int v = 0; v < kVecs; ++v)
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) store(c + m * ldc + v * kLanes, sum[v][m]);
-  return true;
 }
 
 template <class T, int M>
@@ -348,11 +340,9 @@ void panels_of(const ThinProduct& p) {
             (p.first_row + first) / kThinScaleBlock * p.scale_stride + k / kThinScaleBlock;
         const float scale = std::is_same_v<T, E4M3> ? p.scale[block] : 1.0f;
         const bool from_zero = k == 0 && p.start == Start::kZero;
-        for (int64_t v = 0; v < kPanelRows; v += 2 * kLanes) {
-          float* c = p.c + first + v;
-          if (!panel_block<T, M, false>(words + 4 * v, p.a + k, p.lda, scale, from_zero, c, p.ldc))
-            panel_block<T, M, true>(words + 4 * v, p.a + k, p.lda, scale, from_zero, c, p.ldc);
-        }
+        for (int64_t v = 0; v < kPanelRows; v += 2 * kLanes)
+          panel_block<T, M>(words + 4 * v, p.a + k, p.lda, scale, from_zero, p.c + first + v,
+                            p.ldc);
       }
     }
   }
