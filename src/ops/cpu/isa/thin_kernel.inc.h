@@ -196,9 +196,10 @@ void rows_of(const ThinProduct& p) {
   }
 }
 
-// kLanes elements that lie one after the other. kCareful: any bytes of e4m3 and any scale.
+// kLanes elements that lie one after the other. kCareful: any bytes of e4m3 and any scale; else
+// factor is the scale times 2^120.
 template <class T, bool kCareful>
-inline Vec load_elements(const std::byte* from, Vec scale) {
+inline Vec load_elements(const std::byte* from, Vec factor) {
   if constexpr (std::is_same_v<T, F32>) {
     return load(reinterpret_cast<const float*>(from));
   } else if constexpr (std::is_same_v<T, BF16>) {
@@ -211,29 +212,26 @@ inline Vec load_elements(const std::byte* from, Vec scale) {
     Bytes b;
     __builtin_memcpy(&b, from, sizeof(b));
     const Words w = __builtin_convertvector(b, Words);
-    return kCareful ? E4M3::decode_byte(w, scale) : E4M3::decode_top(w << 24, scale * 0x1p120f);
+    return kCareful ? E4M3::decode_byte(w, factor) : E4M3::decode_top(w << 24, factor);
   }
 }
 
-constexpr int64_t kStrip = 256;    // columns that are checked at once
 constexpr int64_t kRowsAhead = 8;  // stored rows to ask for before they are read
 
-// Whether load_elements must be careful in kDeep stored rows of a strip.
+// Whether load_elements must be careful in kDeep stored rows of columns [begin, end), which are of
+// one column of blocks.
 template <class T, int kDeep>
-inline bool needs_care(const ThinProduct& p, int64_t k, int64_t n) {
+inline bool needs_care(const ThinProduct& p, int64_t k, int64_t begin, int64_t end) {
   if constexpr (std::is_same_v<T, E4M3>) {
     constexpr auto kStep = static_cast<int64_t>(sizeof(Words));
-    const int64_t count = p.N - n < kStrip ? p.N - n : kStrip;
-    if (count % kStep != 0) return true;
+    if ((end - begin) % kStep != 0) return true;
+    const float* scale = p.scale + (p.first_col + begin) / kThinScaleBlock;
     Words nan = {};
     for (int d = 0; d < kDeep; ++d) {
-      const float* scales = p.scale + (p.first_row + k + d) / kThinScaleBlock * p.scale_stride;
-      const int64_t first = p.first_col + n, last = first + count - 1;
-      for (int64_t b = first / kThinScaleBlock; b <= last / kThinScaleBlock; ++b)
-        if (scales[b] >= 128.0f) return true;
-      for (int64_t i = 0; i < count; i += kStep) {
+      if (scale[(p.first_row + k + d) / kThinScaleBlock * p.scale_stride] >= 128.0f) return true;
+      for (int64_t i = begin; i < end; i += kStep) {
         Words w;
-        __builtin_memcpy(&w, p.data + (k + d) * p.stride_bytes + n + i, sizeof(w));
+        __builtin_memcpy(&w, p.data + (k + d) * p.stride_bytes + i, sizeof(w));
         nan |= E4M3::nan_bits(w);
       }
     }
@@ -242,33 +240,37 @@ inline bool needs_care(const ThinProduct& p, int64_t k, int64_t n) {
   return false;
 }
 
-// kDeep stored rows from k on, for columns [begin, end): each element's chain goes on through them.
+// kDeep stored rows from k on, for columns [begin, end) of one column of blocks: each element's
+// chain goes on through them.
 template <class T, int M, int kDeep, bool kCareful>
 void columns_strip(const ThinProduct& p, int64_t k, int64_t begin, int64_t end) {
   constexpr int64_t kElementBytes = 4 / T::kPerWord;
+  Vec factor[kDeep] = {};
+  if constexpr (std::is_same_v<T, E4M3>)
+    for (int d = 0; d < kDeep; ++d) {
+      const float scale = p.scale[(p.first_row + k + d) / kThinScaleBlock * p.scale_stride +
+                                  (p.first_col + begin) / kThinScaleBlock];
+      factor[d] = (kCareful ? scale : scale * 0x1p120f) - Vec{};
+    }
+  const std::byte* data = p.data + k * p.stride_bytes;
   for (int64_t n = begin; n < end; n += kLanes) {
     Vec w[kDeep];
     std::byte tail[kLanes * kElementBytes];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int d = 0; d < kDeep; ++d) {
-      const std::byte* from = p.data + (k + d) * p.stride_bytes + n * kElementBytes;
+      const std::byte* from = data + d * p.stride_bytes + n * kElementBytes;
       if (p.N - n < kLanes) {
         __builtin_memset(tail, 0, sizeof(tail));
         __builtin_memcpy(tail, from, static_cast<size_t>((p.N - n) * kElementBytes));
         from = tail;
       }
-      Vec scale = {};
-      if constexpr (std::is_same_v<T, E4M3>)
-        scale = p.scale[(p.first_row + k + d) / kThinScaleBlock * p.scale_stride +
-                        (p.first_col + n) / kThinScaleBlock] -
-                Vec{};
-      w[d] = load_elements<T, kCareful>(from, scale);
+      w[d] = load_elements<T, kCareful>(from, factor[d]);
     }
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
       float* c = p.c + m * p.ldc + n;
       Vec sum = k == 0 && p.start == Start::kZero ? Vec{} : load(c);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int d = 0; d < kDeep; ++d) sum = multiply_add(p.a[m * p.lda + k + d] - Vec{}, w[d], sum);
       store(c, sum);
     }
@@ -276,12 +278,14 @@ void columns_strip(const ThinProduct& p, int64_t k, int64_t begin, int64_t end) 
 }
 template <class T, int M, int kDeep>
 void columns_of(const ThinProduct& p, int64_t k) {
-  for (int64_t n = 0; n < p.N; n += kStrip) {
-    const int64_t end = p.N - n < kStrip ? p.N : n + kStrip;
+  for (int64_t n = 0, end = 0; n < p.N; n = end) {
+    const int64_t block_end =
+        (p.first_col + n) / kThinScaleBlock * kThinScaleBlock + kThinScaleBlock - p.first_col;
+    end = p.N < block_end ? p.N : block_end;
     for (int64_t d = 0; d < kDeep; ++d)
       for (int64_t i = n * 4 / T::kPerWord; i < end * 4 / T::kPerWord; i += 64)
         __builtin_prefetch(p.data + (k + kRowsAhead + d) * p.stride_bytes + i, 0, 3);
-    if (needs_care<T, kDeep>(p, k, n))
+    if (needs_care<T, kDeep>(p, k, n, end))
       columns_strip<T, M, kDeep, true>(p, k, n, end);
     else
       columns_strip<T, M, kDeep, false>(p, k, n, end);
@@ -289,8 +293,9 @@ void columns_of(const ThinProduct& p, int64_t k) {
 }
 template <class T, int M>
 void columns_of(const ThinProduct& p) {
+  constexpr int kDeep = 8;
   int64_t k = 0;
-  for (; k + 4 <= p.K; k += 4) columns_of<T, M, 4>(p, k);
+  for (; k + kDeep <= p.K; k += kDeep) columns_of<T, M, kDeep>(p, k);
   for (; k < p.K; ++k) columns_of<T, M, 1>(p, k);
 }
 
