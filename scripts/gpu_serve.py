@@ -4,6 +4,7 @@
   scripts/gpu_serve.py check PROGRAM OUT            answers over HTTP against hadal generate's
   scripts/gpu_serve.py speed PROGRAM OUT [LAYERS]   configs/model_16b.json, of as many layers (27)
   scripts/gpu_serve.py full PROGRAM OUT [LAYERS]    the same with 256 requests of 1,024 in, 1,024 out
+  scripts/gpu_serve.py prefill PROGRAM OUT [LAYERS] prefill alone, in steps of 2,048 to 8,192 tokens
 
 PROGRAM is build/gpu/hadal or build/cuda/hadal. Rows of JSON go to OUT/serve.jsonl. The model of
 `speed` is made once, in build/model_16b_LAYERS. Bandwidth and peak of the card are measured with
@@ -326,29 +327,48 @@ def batch_one(machine, server, model, costs, numerics):
         "--json", "--device", "cuda", "--numerics", numerics))["tokens_per_second"]
 
 
-def prefill_row(machine, server, costs, tflops):
-    tokens = 2048
-    load = server.load(concurrency=8, requests=24, prompt_tokens=tokens, vocab=costs.vocab,
-                       output_tokens=1, seed=5)
+def prefill_row(machine, server, costs, tflops, tokens=2048, requests=24, concurrency=8, **what):
+    load = server.load(concurrency=concurrency, requests=requests, prompt_tokens=tokens,
+                       vocab=costs.vocab, output_tokens=1, seed=tokens)
     rate = load["prompt_tokens"] / load["seconds"]
     flops = rate * (2 * costs.active + tokens / 2 * costs.attention_flops)
-    machine.row("prefill", prompt=tokens, tokens_per_s=rate,
-                share_of_bf16_peak=flops / (tflops * 1e12), goal=0.5)
+    machine.row("prefill", prompt=tokens, requests=requests, tokens_per_s=rate,
+                share_of_bf16_peak=flops / (tflops * 1e12), goal=0.5, **what)
 
 
 def prefix_row(machine, server, costs):
-    rng = random.Random(2)
-    prompt = [rng.randrange(2, costs.vocab) for _ in range(8192)]
-    body = {"prompt": prompt, "max_tokens": 2, "temperature": 0}
-    first = server.first_token_seconds(body)
-    again = server.first_token_seconds(body)
-    machine.row("prefix of 8,192", first_s=first, again_s=again, ratio=again / first, goal=0.05)
+    # Ending with a page, and within one.
+    for tokens in (8192, 8150):
+        rng = random.Random(tokens)
+        prompt = [rng.randrange(2, costs.vocab) for _ in range(tokens)]
+        body = {"prompt": prompt, "max_tokens": 2, "temperature": 0}
+        first = server.first_token_seconds(body)
+        again = sorted(server.first_token_seconds(body) for _ in range(5))[2]
+        machine.row(f"prefix of {tokens}", first_s=first, again_s=again, ratio=again / first,
+                    goal=0.05)
+
+
+def model_16b(machine, layers):
+    model = machine.model(ROOT / f"build/model_16b_{layers}",
+                          {"num_hidden_layers": layers, "max_position_embeddings": 16384})
+    return model, Costs(json.loads((model / "config.json").read_text(encoding="utf-8")))
+
+
+def prefill(machine, layers):
+    model, costs = model_16b(machine, layers)
+    tflops = card()[1]
+    for chunk in (2048, 4096, 8192):
+        with Server(machine, model, "--quiet", "--numerics", "fastest", "--context", 4096,
+                    "--cache-tokens", 400000, "--chunk", chunk) as server:
+            server.load(concurrency=8, requests=16, prompt_tokens=1024, vocab=costs.vocab,
+                        output_tokens=1)
+            for tokens, requests, concurrency in ((1024, 256, 256), (2048, 48, 16)):
+                prefill_row(machine, server, costs, tflops, tokens, requests, concurrency,
+                            chunk=chunk)
 
 
 def speed(machine, layers, full):
-    model = machine.model(ROOT / f"build/model_16b_{layers}",
-                          {"num_hidden_layers": layers, "max_position_embeddings": 16384})
-    costs = Costs(json.loads((model / "config.json").read_text(encoding="utf-8")))
+    model, costs = model_16b(machine, layers)
     gbps, tflops = card()
     machine.row("card", copy_gbps=gbps, bf16_tflops=tflops, layers=layers)
     for numerics in ("fastest",) if full else ("fastest", "invariant"):
@@ -361,6 +381,7 @@ def speed(machine, layers, full):
             if full:
                 decode_row(machine, server, costs, gbps, tflops, 1024, 1024, 256)
                 prefill_row(machine, server, costs, tflops)
+                prefill_row(machine, server, costs, tflops, 1024, 256, 256)
             elif numerics == "invariant":
                 for streams in (8, 64, 256):
                     decode_row(machine, server, costs, gbps, tflops, 128, 128, streams)
@@ -379,7 +400,7 @@ def speed(machine, layers, full):
 
 
 def main():
-    if len(sys.argv) < 4 or sys.argv[1] not in ("check", "speed", "full"):
+    if len(sys.argv) < 4 or sys.argv[1] not in ("check", "speed", "full", "prefill"):
         print(__doc__, file=sys.stderr)
         return 2
     machine = Machine(sys.argv[2], sys.argv[3])
@@ -387,6 +408,8 @@ def main():
     begin = time.time()
     if sys.argv[1] == "check":
         check(machine)
+    elif sys.argv[1] == "prefill":
+        prefill(machine, layers)
     else:
         speed(machine, layers, sys.argv[1] == "full")
     machine.row("end", what=sys.argv[1], seconds=round(time.time() - begin, 1), failed=machine.failed)

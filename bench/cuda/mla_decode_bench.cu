@@ -154,6 +154,7 @@ struct Problem {
     a.num_pages = pages_of_set * sets;
     a.num_seqs = num_seqs;
     a.num_queries = num_queries;
+    a.num_tokens = num_seqs * num_queries;
     a.num_heads = num_heads;
     a.table_stride = stride;
     a.num_sms = num_sms();

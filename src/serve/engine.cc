@@ -27,25 +27,6 @@ int64_t num_scratch_pages(const Context& ctx, const Engine::Options& options) {
   return options.overlap && device::can_record(ctx.device) ? 1 : 0;
 }
 
-// What one call of the model takes of a step: on a GPU neighbours that add as many tokens each,
-// which is what its attention kernel takes; else all.
-struct Group {
-  size_t first, count;              // sequences
-  int64_t first_token, num_tokens;  // of all of them
-};
-std::vector<Group> groups_of(const Context& ctx, const std::vector<int64_t>& counts) {
-  const bool even = ctx.device.kind == DeviceKind::kCuda;
-  std::vector<Group> groups;
-  int64_t token = 0;
-  for (size_t s = 0; s < counts.size(); ++s) {
-    if (groups.empty() || (even && counts[s] != counts[s - 1])) groups.push_back({s, 0, token, 0});
-    ++groups.back().count;
-    groups.back().num_tokens += counts[s];
-    token += counts[s];
-  }
-  return groups;
-}
-
 }  // namespace
 
 // What a step computed.
@@ -299,9 +280,8 @@ void Engine::run_step(const StepPlan& plan, const std::vector<PageCopy>& copies,
     }
     const int64_t T = plan.num_tokens, R = static_cast<int64_t>(f.rows.size());
     f.memory = ctx_.memory.take_tensor(decoder_.act(), {T, decoder_.config().hidden_size}, &f.h);
-    for_groups(ids, starts, counts, pages, [&](const Decoder::Call& call, int64_t row) {
-      decoder_.forward(call, f.h.rows(row, call.step.seq.num_tokens));
-    });
+    with_call(ids, starts, counts, pages,
+              [&](const Decoder::Call& call) { decoder_.forward(call, f.h); });
     ++counters_.num_steps;
     counters_.num_step_tokens += T;
     if (R > 0) {
@@ -328,26 +308,16 @@ void Engine::run_step(const StepPlan& plan, const std::vector<PageCopy>& copies,
   end_step(plan, now + f.timer.seconds());
 }
 
-// Calls fn(call, its first row) for what the model takes at once.
-void Engine::for_groups(const std::vector<int32_t>& ids, const std::vector<int64_t>& starts,
-                        const std::vector<int64_t>& counts,
-                        const std::vector<const std::vector<int64_t>*>& pages,
-                        const std::function<void(const Decoder::Call&, int64_t)>& fn) {
-  const auto slice = [](const auto& from, int64_t first, int64_t count) {
-    return std::decay_t<decltype(from)>(from.begin() + first, from.begin() + first + count);
-  };
-  for (const Group& g : groups_of(ctx_, counts)) {
-    const auto first = static_cast<int64_t>(g.first), count = static_cast<int64_t>(g.count);
-    std::vector<int64_t> slots;
-    for (int64_t s = 0; s < count; ++s) {
-      decoder_.cache().assign(s, *pages[g.first + static_cast<size_t>(s)]);
-      slots.push_back(s);
-    }
-    const Step step =
-        make_step(ctx_, decoder_.config(), slice(ids, g.first_token, g.num_tokens),
-                  slice(starts, first, count), slice(counts, first, count), decoder_.act());
-    fn({.step = step, .seqs = slots}, g.first_token);
-  }
+// Calls fn with one call of the model for all these sequences.
+void Engine::with_call(const std::vector<int32_t>& ids, const std::vector<int64_t>& starts,
+                       const std::vector<int64_t>& counts,
+                       const std::vector<const std::vector<int64_t>*>& pages,
+                       const std::function<void(const Decoder::Call&)>& fn) {
+  std::vector<int64_t> slots(pages.size());
+  std::iota(slots.begin(), slots.end(), 0);
+  for (size_t s = 0; s < pages.size(); ++s) decoder_.cache().assign(slots[s], *pages[s]);
+  const Step step = make_step(ctx_, decoder_.config(), ids, starts, counts, decoder_.act());
+  fn({.step = step, .seqs = slots});
 }
 
 // Rows of h in one piece: h itself where it is all of them in order.
@@ -548,9 +518,8 @@ void Engine::draft(const StepPlan& plan, Forward& f) {
     Rows out;
     out.memory = ctx_.memory.take_tensor(
         decoder_.act(), {states.tensor.dim(0), decoder_.config().hidden_size}, &out.tensor);
-    for_groups(ids, starts, counts, pages, [&](const Decoder::Call& call, int64_t row) {
-      const int64_t count = call.step.seq.num_tokens;
-      decoder_.mtp_forward(0, call, states.tensor.rows(row, count), out.tensor.rows(row, count));
+    with_call(ids, starts, counts, pages, [&](const Decoder::Call& call) {
+      decoder_.mtp_forward(0, call, states.tensor, out.tensor);
     });
     // Drafts of this depth, and the sequences that go one further on their own state.
     std::vector<Item> next;

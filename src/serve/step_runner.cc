@@ -35,12 +35,6 @@ std::vector<int64_t> first_slots(int64_t count) {
   return slots;
 }
 
-template <class T>
-std::vector<T> slice(const std::vector<T>& from, size_t first, size_t count) {
-  const auto begin = from.begin() + static_cast<std::ptrdiff_t>(first);
-  return {begin, begin + static_cast<std::ptrdiff_t>(count)};
-}
-
 }  // namespace
 
 StepRunner::StepRunner(Context& ctx, Decoder& decoder)
@@ -62,7 +56,7 @@ StepRunner::StepRunner(Context& ctx, Decoder& decoder)
                                 .add(DType::kI32, {S})
                                 .add(stat, {S, c.qk_rope_head_dim})
                                 .add(DType::kF64, {c.qk_rope_head_dim / 2})
-                                .add(DType::kI32, {2 * S})
+                                .add(DType::kI32, {S})
                                 .total());
   Fields& f = fields_;
   f.given = memory_.tensor(DType::kI32, {S});
@@ -78,7 +72,7 @@ StepRunner::StepRunner(Context& ctx, Decoder& decoder)
   ids_ = memory_.tensor(DType::kI32, {S});
   rope_ = memory_.tensor(stat, {S, c.qk_rope_head_dim});
   inv_freq_ = memory_.tensor(DType::kF64, {c.qk_rope_head_dim / 2});
-  drawn_ = memory_.tensor(DType::kI32, {2 * S});
+  drawn_ = memory_.tensor(DType::kI32, {S});
   std::vector<int32_t> offsets(static_cast<size_t>(S) + 1);
   std::iota(offsets.begin(), offsets.end(), 0);
   upload(ctx, offsets, offsets_);
@@ -112,45 +106,28 @@ StepRunner::~StepRunner() {
   }
 }
 
-std::vector<StepRunner::Part> StepRunner::parts_of(const Input& input) const {
-  std::vector<Part> parts;
-  size_t token = 0, draw = 0;
-  for (size_t s = 0; s < input.starts.size(); ++s) {
-    if (parts.empty() || parts.back().length != input.lengths[s])
-      parts.push_back({s, 0, token, draw, 0, input.lengths[s]});
-    Part& part = parts.back();
-    ++part.num_seqs;
-    token += static_cast<size_t>(input.lengths[s]);
-    for (; draw < input.draws.size() && input.draws[draw].row < static_cast<int64_t>(token); ++draw)
-      ++part.num_draws;
-  }
-  return parts;
-}
-
 template <class T>
 T* StepRunner::staged(const Slot& slot, const Tensor& field) const {
   const auto offset = field.data<T>() - static_cast<T*>(memory_.data());
   return reinterpret_cast<T*>(slot.staged) + offset;
 }
 
-// What a recorded step of `size` sequences reads. Rows behind the part's fill up: token 0 at
+// What a recorded step of `size` sequences reads. Rows behind the input's fill up: token 0 at
 // position 0 of the scratch page.
-void StepRunner::stage(const Slot& slot, const Input& input, const Part& part, int64_t size) {
+void StepRunner::stage(const Slot& slot, const Input& input, int64_t size) {
   const int64_t P = table_.dim(1);
   auto* const table = reinterpret_cast<int32_t*>(slot.staged + staged_bytes_);
   std::fill(table, table + size * P, -1);
-  const std::vector<size_t>& before = slots_[static_cast<size_t>(num_launched_ + 1) % 2].place;
   for (int64_t s = 0; s < size; ++s) {
     int32_t given = 0;
     int64_t position = 0;
     ops::SampleRule rule;
-    if (s < static_cast<int64_t>(part.num_seqs)) {
+    if (s < static_cast<int64_t>(input.starts.size())) {
       const auto at = static_cast<size_t>(s);
-      given = input.ids[part.first_token + at];
-      if (given < 0) given = -1 - static_cast<int32_t>(before.at(static_cast<size_t>(-1 - given)));
-      position = input.starts[part.first_seq + at];
-      rule = input.draws[part.first_draw + at].rule;
-      const std::vector<int64_t>& pages = *input.pages[part.first_seq + at];
+      given = input.ids[at];
+      position = input.starts[at];
+      rule = input.draws[at].rule;
+      const std::vector<int64_t>& pages = *input.pages[at];
       for (size_t i = 0; i < pages.size(); ++i)
         table[s * P + static_cast<int64_t>(i)] = static_cast<int32_t>(pages[i]);
     } else {
@@ -198,7 +175,7 @@ void StepRunner::record_steps(int64_t scratch_page) {
   scratch_page_ = scratch_page;
   for (int64_t size : recorded_sizes(std::min(max_seqs_, decoder_.limits().max_step_tokens))) {
     decoder_.cache().select(first_slots(size));
-    stage(slots_[0], {}, {}, size);
+    stage(slots_[0], {}, size);
     recorded_work(size);  // leaves in the pool all memory that the recording takes
     device::synchronize(ctx_.device, ctx_.stream);
     device::begin_recording(ctx_.device, ctx_.stream);
@@ -207,59 +184,54 @@ void StepRunner::record_steps(int64_t scratch_page) {
   }
 }
 
-// A step of the most tokens: one sequence as long as it can be, the others of one token.
+// A step of the most tokens and draws: all sequences but the last add one token, and it adds what
+// is left.
 void StepRunner::run_largest() {
   const Decoder::Limits& limits = decoder_.limits();
-  const int64_t most = std::min(limits.max_step_tokens, limits.max_tokens);
+  const int64_t S = std::min(max_seqs_, limits.max_step_tokens);
+  const int64_t most = std::min(limits.max_step_tokens - (S - 1), limits.max_tokens);
   std::vector<int64_t> pages(
       static_cast<size_t>((most + ops::kCachePageTokens - 1) / ops::kCachePageTokens));
   std::iota(pages.begin(), pages.end(), 0);
   Input input;
-  input.ids.assign(static_cast<size_t>(most), 0);
-  input.starts = {0};
-  input.lengths = {most};
-  input.pages = {&pages};
-  input.draws = {{.row = most - 1, .position = most}};
+  input.ids.assign(static_cast<size_t>(S - 1 + most), 0);
+  input.starts.assign(static_cast<size_t>(S), 0);
+  input.lengths.assign(static_cast<size_t>(S), 1);
+  input.lengths.back() = most;
+  input.pages.assign(static_cast<size_t>(S), &pages);
+  for (int64_t s = 0; s + 1 < S; ++s) input.draws.push_back({.row = s, .position = 1});
+  input.draws.push_back({.row = S - 2 + most, .position = most});
   launch(input);
   take();
 }
 
-// A part call by call; `tokens` [R] gets its draws.
-void StepRunner::run_part(const Input& input, const Part& part, const Tensor& tokens) {
+// A step call by call; `tokens` [R] gets its draws.
+void StepRunner::run(const Input& input, const Tensor& tokens) {
   const Config& c = decoder_.config();
-  const auto T = static_cast<int64_t>(part.num_seqs) * part.length;
-  const auto R = static_cast<int64_t>(part.num_draws);
-  std::vector<int32_t> given = slice(input.ids, part.first_token, static_cast<size_t>(T));
-  const bool fills = std::any_of(given.begin(), given.end(), [](int32_t id) { return id < 0; });
-  HADAL_CHECK(!fills || part.first_seq == 0,
-              "internal error: a token that is not known stands behind longer parts of a step");
-  std::vector<int32_t> known = given;
+  const auto T = static_cast<int64_t>(input.ids.size());
+  const auto R = static_cast<int64_t>(input.draws.size());
+  std::vector<int32_t> known = input.ids;
   for (int32_t& id : known) id = std::max(id, 0);
-  Step step = make_step(ctx_, c, known, slice(input.starts, part.first_seq, part.num_seqs),
-                        slice(input.lengths, part.first_seq, part.num_seqs), decoder_.act());
-  if (fills) {
-    const std::vector<size_t>& before = slots_[static_cast<size_t>(num_launched_ + 1) % 2].place;
-    for (int32_t& id : given)
-      if (id < 0) id = -1 - static_cast<int32_t>(before.at(static_cast<size_t>(-1 - id)));
-    Tensor t;
-    const Block memory = ctx_.memory.take_tensor(DType::kI32, {T}, &t);
-    upload(ctx_, given, t);
-    ops::fill_tokens(ctx_, t, drawn_, Tensor(step.ids));
+  Step step = make_step(ctx_, c, known, input.starts, input.lengths, decoder_.act());
+  if (known != input.ids) {
+    Tensor given;
+    const Block memory = ctx_.memory.take_tensor(DType::kI32, {T}, &given);
+    upload(ctx_, input.ids, given);
+    ops::fill_tokens(ctx_, given, drawn_, Tensor(step.ids));
   }
-  for (size_t s = 0; s < part.num_seqs; ++s)
-    decoder_.cache().assign(static_cast<int64_t>(s), *input.pages[part.first_seq + s]);
+  for (size_t s = 0; s < input.pages.size(); ++s)
+    decoder_.cache().assign(static_cast<int64_t>(s), *input.pages[s]);
   Tensor h, logits, last;
   const Block h_memory = ctx_.memory.take_tensor(decoder_.act(), {T, c.hidden_size}, &h);
-  const std::vector<int64_t> slots = first_slots(static_cast<int64_t>(part.num_seqs));
+  const std::vector<int64_t> slots = first_slots(static_cast<int64_t>(input.starts.size()));
   decoder_.forward({.step = step, .seqs = slots}, h);  // [T, D]
   if (R == 0) return;
 
   std::vector<int32_t> rows, where;
   std::vector<double> temperature, top_p;
   std::vector<int64_t> top_k, seed;
-  for (size_t r = part.first_draw; r < part.first_draw + part.num_draws; ++r) {
-    const Draw& draw = input.draws[r];
-    rows.push_back(static_cast<int32_t>(draw.row - static_cast<int64_t>(part.first_token)));
+  for (const Draw& draw : input.draws) {
+    rows.push_back(static_cast<int32_t>(draw.row));
     where.push_back(static_cast<int32_t>(draw.position));
     temperature.push_back(draw.rule.temperature);
     top_p.push_back(draw.rule.top_p);
@@ -288,38 +260,31 @@ void StepRunner::run_part(const Input& input, const Part& part, const Tensor& to
   ops::sample_each(ctx_, rules, logits, put(where), Tensor(tokens));  // [R]
 }
 
+// The recorded step that takes this one, or none: one token of each sequence, each drawn from.
+std::map<int64_t, Graph>::const_iterator StepRunner::recorded(const Input& input) const {
+  const size_t S = input.starts.size();
+  return input.ids.size() == S && input.draws.size() == S
+             ? graphs_.lower_bound(static_cast<int64_t>(S))
+             : graphs_.end();
+}
+
 void StepRunner::launch(const Input& input) {
   HADAL_CHECK(num_under_way() < 2, "internal error: a third step at once");
   Slot& slot = slots_[static_cast<size_t>(num_launched_ % 2)];
   Marks& marks = marks_[static_cast<size_t>(num_launched_ % 4)];
   marks.follows = num_under_way() > 0;
-  bool is_first = true;
-  const auto begin = [&] {
-    if (std::exchange(is_first, false)) device::record(ctx_.device, ctx_.stream, marks.begin);
-  };
-  std::vector<size_t> place;
-  int64_t end = 0;  // of what is drawn so far
-  for (const Part& part : parts_of(input)) {
-    const auto S = static_cast<int64_t>(part.num_seqs);
-    const auto graph = part.first_seq == 0 && part.length == 1 && part.num_draws == part.num_seqs
-                           ? graphs_.lower_bound(S)
-                           : graphs_.end();
-    for (size_t r = 0; r < part.num_draws; ++r) place.push_back(static_cast<size_t>(end) + r);
-    if (graph != graphs_.end()) {
-      stage(slot, input, part, graph->first);
-      begin();
-      device::launch(ctx_.device, ctx_.stream, graph->second);
-      end += graph->first;
-    } else {
-      const auto R = static_cast<int64_t>(part.num_draws);
-      begin();
-      run_part(input, part, drawn_.rows(end, R));
-      end += R;
-    }
+  slot.num_draws = input.draws.size();
+  const auto graph = recorded(input);
+  if (graph != graphs_.end()) {
+    stage(slot, input, graph->first);
+    device::record(ctx_.device, ctx_.stream, marks.begin);
+    device::launch(ctx_.device, ctx_.stream, graph->second);
+  } else {
+    device::record(ctx_.device, ctx_.stream, marks.begin);
+    run(input, drawn_.rows(0, static_cast<int64_t>(slot.num_draws)));
   }
-  slot.place = std::move(place);
   device::copy_to_pinned(ctx_.device, ctx_.stream, drawn_.raw(), slot.drawn,
-                         static_cast<size_t>(end) * sizeof(int32_t));
+                         slot.num_draws * sizeof(int32_t));
   device::record(ctx_.device, ctx_.stream, marks.done);
   ++num_launched_;
 }
@@ -334,9 +299,7 @@ std::vector<int32_t> StepRunner::take() {
   busy_seconds_ += 1e-3 * device::elapsed_ms(ctx_.device, marks.begin, marks.done);
   if (marks.follows)
     idle_seconds_ += 1e-3 * device::elapsed_ms(ctx_.device, before.done, marks.begin);
-  std::vector<int32_t> tokens;
-  for (size_t at : slot.place) tokens.push_back(slot.drawn[at]);
-  return tokens;
+  return {slot.drawn, slot.drawn + slot.num_draws};
 }
 
 }  // namespace hadal::serve

@@ -5,10 +5,10 @@
 //
 // launch() returns before a step is done. A token that it draws can be a token of the next launch
 // before the host has seen it, so the device goes from step to step without waiting for the host.
-// Neighbouring sequences that add the same number of tokens are run at once. Where the device can
-// record work, those that add one token each are recorded for some numbers of sequences and
-// launched whole; fewer sequences than the next such number are filled up with rows that nobody
-// reads.
+// A step is one run of the model over all its tokens, which reads every weight once. Where the
+// device can record work, steps of one token of each sequence are recorded for some numbers of
+// sequences and launched whole; fewer sequences than the next such number are filled up with rows
+// that nobody reads.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -29,10 +29,8 @@ class StepRunner {
     ops::SampleRule rule = {};
   };
   struct Input {
-    // [T] -1-r: what draw r of the launch before brought; only of sequences that add one token and
-    // stand before all that add more.
-    std::vector<int32_t> ids;
-    std::vector<int64_t> starts, lengths;            // [S]
+    std::vector<int32_t> ids;              // [T] -1-r: what draw r of the launch before brought
+    std::vector<int64_t> starts, lengths;  // [S]
     std::vector<const std::vector<int64_t>*> pages;  // [S]
     std::vector<Draw> draws;                         // [R] by row, at most one of a sequence
   };
@@ -72,24 +70,20 @@ class StepRunner {
   };
   struct Slot {
     std::byte* staged = nullptr;  // the fields, pinned
-    int32_t* drawn = nullptr;     // [2S] pinned
-    std::vector<size_t> place;    // of each draw in `drawn`
+    int32_t* drawn = nullptr;     // [S] pinned
+    size_t num_draws = 0;         // of them
   };
   // Of a launch; four, as one is read while two more are under way.
   struct Marks {
     Event begin, done;
     bool follows = false;  // launched while the one before was under way
   };
-  struct Part {
-    size_t first_seq, num_seqs, first_token, first_draw, num_draws;
-    int64_t length;  // of each sequence
-  };
-  std::vector<Part> parts_of(const Input& input) const;
   template <class T>
   T* staged(const Slot& slot, const Tensor& field) const;
-  void stage(const Slot& slot, const Input& input, const Part& part, int64_t size);
+  void stage(const Slot& slot, const Input& input, int64_t size);
   void recorded_work(int64_t size);
-  void run_part(const Input& input, const Part& part, const Tensor& tokens);
+  std::map<int64_t, Graph>::const_iterator recorded(const Input& input) const;
+  void run(const Input& input, const Tensor& tokens);
 
   Context& ctx_;
   Decoder& decoder_;
@@ -98,7 +92,7 @@ class StepRunner {
   Fields fields_;
   size_t staged_bytes_ = 0;
   Tensor offsets_, ids_, rope_, inv_freq_;  // [S+1] i32  [S] i32  [S, Dr]  [Dr/2] f64
-  Tensor drawn_;                            // [2S] i32: filled-up rows included
+  Tensor drawn_;                            // [S] i32: filled-up rows included
   Tensor table_;                            // [S, P] i32   the decoder's
   std::array<Slot, 2> slots_;
   std::array<Marks, 4> marks_;

@@ -181,7 +181,13 @@ TEST(OpsCuda, LatentAttention) {
 }
 
 // DeepSeek-V3's own latent size, which Hopper's kernel takes: a chunk over a split's end, two
-// sequences of one token, few tokens of short contexts, and many splits.
+// sequences of one token, few tokens of short contexts, and many splits; then chunks and decode
+// rows of several sequences in one call, with few and with many rows a sequence.
+std::vector<int32_t> several() {  // 1 to 4 tokens of 70 sequences
+  std::vector<int32_t> lengths;
+  for (int32_t i = 0; i < 70; ++i) lengths.push_back(1 + i * i % 4);
+  return lengths;
+}
 TEST(OpsCuda, LatentAttentionOfV3) {
   const int64_t R = 512, W = 576;
   struct Case {
@@ -192,7 +198,12 @@ TEST(OpsCuda, LatentAttentionOfV3) {
                         {16, {1100, 63}, {1, 1}},
                         {128, {30, 1}, {2, 2}},
                         {64, {127, 128, 5}, {1, 1, 1}},
-                        {128, {1023}, {3}}};
+                        {128, {1023}, {3}},
+                        {16, {980, 5, 1100, 63, 1}, {130, 1, 1, 70, 3}},
+                        {5, {1, 1023, 40}, {300, 1, 2}},
+                        {128, {700, 1, 20}, {3, 130, 1}},
+                        {64, {1, 1060, 640}, {1, 1, 5}},
+                        {16, std::vector<int32_t>(70, 9), several()}};
   for (Numerics numerics : {Numerics::kInvariant, Numerics::kFastest})
     for (const Case& test : cases)
       for (bool fp8 : {false, true}) {
@@ -284,6 +295,43 @@ TEST(OpsCuda, LatentAttentionDoesNotDependOnTheChunk) {
                         want.tensor());
     }
   }
+}
+
+// Nor does it depend on the sequences beside it, whatever their lengths.
+TEST(OpsCuda, LatentAttentionDoesNotDependOnTheOthers) {
+  if (!has_gpu()) GTEST_SKIP() << "no GPU: " << device::why_no_cuda();
+  const int64_t R = 512, W = 576, P = 24;
+  const std::vector<int32_t> old = {1000, 7, 1300, 1, 90, 1020}, added = {60, 1, 1, 500, 2, 8};
+  const auto S = static_cast<int64_t>(old.size());
+  for (int64_t H : {16, 5, 128})
+    for (bool fp8 : {false, true}) {
+      Side s({DeviceKind::kCuda, 0});
+      const CacheCase format{DType::kBF16, fp8};
+      const Tensor table =
+          s.make(DType::kI32, {S, P}, [&](int64_t i) { return (7 * i) % (P * S); });
+      const ops::LatentPages cache = format.make(s, P * S, {R, W - R}, table);
+      const Packed before = packed(s, old, std::vector<int32_t>(old.size(), 0));
+      ops::latent_cache_write(s.ctx, before,
+                              s.random("before", DType::kBF16, {before.num_tokens, W}), cache);
+      const Packed now = packed(s, added, old);
+      const int64_t T = now.num_tokens;
+      ops::latent_cache_write(s.ctx, now, s.random("latent", DType::kBF16, {T, W}), cache);
+      const Tensor q = s.random("q", DType::kBF16, {T, H, W});
+      const Tensor all = s.out(DType::kBF16, {T, H, R});
+      ops::latent_attention(s.ctx, now, 0.03, q, cache, Tensor(all));
+      int64_t begin = 0;
+      for (int64_t i = 0; i < S; begin += added[static_cast<size_t>(i)], ++i) {
+        const auto at = static_cast<size_t>(i);
+        ops::LatentPages own = cache;
+        own.table = table.rows(i, 1);
+        const Tensor one = s.out(DType::kBF16, {added[at], H, R});
+        ops::latent_attention(s.ctx, packed(s, {added[at]}, {old[at]}), 0.03,
+                              q.rows(begin, added[at]), own, Tensor(one));
+        const HostRead want(s.ctx, one), got(s.ctx, all.rows(begin, added[at]));
+        expect_bits_equal(concat("sequence ", i, " of ", H, " heads, ", format.name()),
+                          got.tensor(), want.tensor());
+      }
+    }
 }
 
 TEST(OpsCuda, CacheWithoutAPageIsAnError) {

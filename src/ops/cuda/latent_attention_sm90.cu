@@ -25,9 +25,7 @@ bool latent_attention(Context& ctx, const Packed& seq, double scale, const Tenso
   const bool takes = has_sm90(ctx) && q.dtype() == DType::kBF16 && q.dim(2) == C::kWidth &&
                      out.dim(2) == C::kLatent && out.dtype() == DType::kBF16 &&
                      (!cache.fp8 || cache.fp8->R == C::kLatent);
-  // NOTE: no sequence is longer than max_len, so this says that all are as long.
-  const bool even = seq.max_len * S == T;
-  if (!takes || !even || !q.is_dense() || !cache.pages.is_dense() || !out.is_dense() ||
+  if (!takes || !q.is_dense() || !cache.pages.is_dense() || !out.is_dense() ||
       !cache.table.is_dense() || !is_aligned(q) || !is_aligned(cache.pages) || !is_aligned(out))
     return false;
   const int64_t max_length = cache.table.dim(1) * C::kPage;
@@ -41,7 +39,9 @@ bool latent_attention(Context& ctx, const Packed& seq, double scale, const Tenso
   args.out = out.raw();
   args.num_pages = cache.pages.dim(0);
   args.num_seqs = static_cast<int>(S);
-  args.num_queries = static_cast<int>(seq.max_len);
+  args.num_tokens = static_cast<int>(T);
+  // NOTE: no sequence is longer than max_len, so this says that all are as long.
+  args.num_queries = seq.max_len * S == T ? static_cast<int>(seq.max_len) : 0;
   args.num_heads = static_cast<int>(H);
   args.table_stride = static_cast<int>(cache.table.stride(0));
   args.num_sms = num_sms(ctx);
@@ -51,10 +51,13 @@ bool latent_attention(Context& ctx, const Packed& seq, double scale, const Tenso
       ctx.numerics == Numerics::kFastest ? MlaDecodeSplit::kFastest : MlaDecodeSplit::kInvariant,
       static_cast<int>(max_length));
   if (args.max_splits > C::kMaxSplits) return false;
-  const int64_t rows = args.max_splits > 1 ? S * args.max_splits * seq.max_len * H : 0;
-  Tensor partial_out, partial_lse;
+  const int64_t rows = args.max_splits > 1 ? args.max_splits * T * H : 0;
+  Tensor partial_out, partial_lse, first_tile;
   const Block out_memory = ctx.memory.take_tensor(DType::kF16, {rows, C::kLatent}, &partial_out);
   const Block lse_memory = ctx.memory.take_tensor(DType::kF32, {rows}, &partial_lse);
+  const Block tile_memory =
+      ctx.memory.take_tensor(DType::kI32, {args.num_queries == 0 ? S + 1 : 0}, &first_tile);
+  args.first_tile = first_tile.data<int32_t>();
   args.partial_out = partial_out.raw();
   args.partial_lse = partial_lse.data<float>();
   mla_decode_sm90(args, stream_of(ctx));

@@ -6,8 +6,7 @@
 
 namespace hadal::ops::cuda::sm90 {
 
-// False, having done nothing, unless types and sizes are the kernel's own (ops/cuda/mla_decode) and
-// every sequence has the same number of query tokens.
+// False, having done nothing, unless types and sizes are the kernel's own (ops/cuda/mla_decode).
 bool latent_attention(Context& ctx, const Packed& seq, double scale, const Tensor& q,
                       const LatentPages& cache, const Tensor& out);
 

@@ -29,8 +29,7 @@ __device__ void mla_decode_copy(const MlaDecodeArgs& args, const CUtensorMap& ma
     const int* table =
         args.table + static_cast<int64_t>(tile.seq) * args.table_stride + tile.first_page;
     int row = __ldg(table) * C::kPage;
-    const int q_boxes = (tile.rows() + box_rows - 1) / box_rows;
-    const int q_row = tile.seq * args.num_queries * args.num_heads + tile.row0;
+    const int q_boxes = tile.q_boxes(box_rows), q_row = tile.q_row();
     barrier_wait(s.q_empty, q_parity ^ 1);
     barrier_expect(s.q_full, static_cast<uint32_t>(q_boxes * box_rows * C::kChunks * 128));
     q_parity ^= 1;
@@ -136,12 +135,26 @@ __device__ __forceinline__ void mla_decode_release(uint64_t* bar, int lane) {
   }
 }
 
+// What is needed of a tile once it is computed.
+struct MlaDecodeDone {
+  int first_row, seq_rows, first_query, split, per_split, row0, rows;
+  template <int kCluster>
+  __device__ explicit MlaDecodeDone(const MlaDecodeTiles<kCluster>& tile)
+      : first_row(tile.first_row),
+        seq_rows(tile.seq_rows()),
+        first_query(tile.first_query()),
+        split(tile.split),
+        per_split(tile.per_split),
+        row0(tile.row0),
+        rows(tile.rows()) {}
+};
+
 // Joins the two row sums, normalises, writes the rows of one warpgroup's half.
 template <int kGroup>
 __device__ inline void mla_decode_store(const MlaDecodeArgs& args, const MlaDecodeShared& s,
-                                        int seq, int split, int per_split, int length, int row0,
-                                        int rows, uint32_t tile_parity, float (&out)[128],
-                                        const float (&sum)[2], const float (&top)[2]) {
+                                        const MlaDecodeDone& tile, uint32_t tile_parity,
+                                        float (&out)[128], const float (&sum)[2],
+                                        const float (&top)[2]) {
   using C = MlaDecodeConfig;
   const int warp = static_cast<int>(threadIdx.x) % 128 / 32,
             lane = static_cast<int>(threadIdx.x) % 32;
@@ -155,19 +168,19 @@ __device__ inline void mla_decode_store(const MlaDecodeArgs& args, const MlaDeco
     if (lane % 4 == 0) row_sum[kGroup * C::kRows + my_row + 8 * i] = total;
   }
   named_sync(3, 256);
-  const int seq_rows = args.num_queries * args.num_heads;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int row = my_row + 8 * i;
     const float total = row_sum[row] + row_sum[C::kRows + row];
     const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
-    const bool direct =
-        mla_decode_splits(args, min(row0 + row, seq_rows - 1), length, per_split) == 1;
+    const bool direct = mla_decode_splits(args, min(tile.row0 + row, tile.seq_rows - 1),
+                                          tile.first_query, tile.per_split) == 1;
     // Another split's copy of a row that needs one split only: nobody reads it.
-    const bool wanted = row < rows && !(direct && split > 0);
-    const int64_t at =
-        direct ? static_cast<int64_t>(seq) * seq_rows + row0 + row
-               : (static_cast<int64_t>(seq) * args.max_splits + split) * seq_rows + row0 + row;
+    const bool wanted = row < tile.rows && !(direct && tile.split > 0);
+    const int64_t first_row = tile.first_row;
+    const int64_t at = direct ? first_row + tile.row0 + row
+                              : first_row * args.max_splits + int64_t{tile.split} * tile.seq_rows +
+                                    tile.row0 + row;
     uint4* dst = static_cast<uint4*>(direct ? args.out : args.partial_out) +
                  (at * C::kLatent + kGroup * 256) / 8 + lane % 4;
 #pragma unroll
@@ -182,7 +195,7 @@ __device__ inline void mla_decode_store(const MlaDecodeArgs& args, const MlaDeco
       quad_transpose(v, lane);
       if (wanted) dst[j * 4] = uint4{v[0], v[1], v[2], v[3]};
     }
-    if (!direct && kGroup == 0 && lane % 4 == 0 && row < rows) {
+    if (!direct && kGroup == 0 && lane % 4 == 0 && row < tile.rows) {
       args.partial_lse[at] = total > 0.0f ? top[i] + log2f(total) : -INFINITY;
     }
   }
@@ -215,11 +228,12 @@ __device__ void mla_decode_multiply(const MlaDecodeArgs& args, const MlaDecodeSh
   bool more = tile.next();
   while (more) {
     const int pages = tile.num_pages, first_page = tile.first_page, length = tile.length;
+    const int first_query = tile.first_query();
     int limit[2];  // last visible position of this thread's two rows
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int token = min((tile.row0 + my_row + 8 * i) / args.num_heads, args.num_queries - 1);
-      limit[i] = length - args.num_queries + token;
+      const int token = min((tile.row0 + my_row + 8 * i) / args.num_heads, tile.num_queries - 1);
+      limit[i] = first_query + token;
     }
     float out[128], score[32];
 #pragma unroll
@@ -270,7 +284,7 @@ __device__ void mla_decode_multiply(const MlaDecodeArgs& args, const MlaDecodeSh
     const auto softmax = [&](int p) {
       mma_touch(score);
       const int begin = (first_page + p) * C::kPage;
-      if (begin + C::kPage > length - args.num_queries) {
+      if (begin + C::kPage > first_query) {
 #pragma unroll
         for (int i = 0; i < 32; ++i) {
           const int position = begin + (i / 4) * 8 + (lane % 4) * 2 + (i & 1);
@@ -360,12 +374,10 @@ __device__ void mla_decode_multiply(const MlaDecodeArgs& args, const MlaDecodeSh
 
 #pragma unroll
     for (int i = 0; i < 2; ++i) sum[i] *= exp2_fast(own[i] - now[i]);
-    const int seq = tile.seq, split = tile.split, per_split = tile.per_split, row0 = tile.row0,
-              rows = tile.rows();
+    const MlaDecodeDone done(tile);
     more = tile.next();
     if (!more) let_next_kernel_start();
-    mla_decode_store<kGroup>(args, s, seq, split, per_split, length, row0, rows, tile_parity, out,
-                             sum, now);
+    mla_decode_store<kGroup>(args, s, done, tile_parity, out, sum, now);
     tile_parity ^= 1;
   }
 }
@@ -415,22 +427,57 @@ __global__ void __launch_bounds__(MlaDecodeConfig::kThreads, 1)
   if constexpr (kCluster > 1) cluster_sync();
 }
 
+// Where the tiles of each sequence begin, in groups of a cluster's. One warp.
+template <int kCluster>
+__global__ void __launch_bounds__(32) mla_decode_tiles_kernel(const MlaDecodeArgs args) {
+  using C = MlaDecodeConfig;
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+  const int lane = static_cast<int>(threadIdx.x);
+  int before = 0;
+  if (lane == 0) args.first_tile[0] = 0;
+  for (int seq0 = 0; seq0 < args.num_seqs; seq0 += 32) {
+    const int seq = seq0 + lane;
+    int tiles = 0;
+    if (seq < args.num_seqs) {
+      const int queries = mla_decode_queries(args, seq);
+      if (queries > 0) {
+        const int pages = (mla_decode_length(args, seq) + C::kPage - 1) / C::kPage;
+        const int per_split = mla_decode_per_split(args, pages);
+        tiles = MlaDecodeTiles<kCluster>::row_groups(args, queries) *
+                ((pages + per_split - 1) / per_split);
+      }
+    }
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+      const int other = __shfl_up_sync(0xffffffff, tiles, d);
+      if (lane >= d) tiles += other;
+    }
+    if (seq < args.num_seqs) args.first_tile[seq + 1] = before + tiles;
+    before += __shfl_sync(0xffffffff, tiles, 31);
+  }
+}
+
 // Merges the splits of one row: four sums over splits 0, 4, .. / 1, 5, .. / ..., then their sum.
 // One block a row, eight columns a thread.
 __global__ void __launch_bounds__(256) mla_decode_merge_kernel(const MlaDecodeArgs args) {
   using C = MlaDecodeConfig;
   __shared__ float weight[MlaDecodeConfig::kMaxSplits];
   __shared__ float sums[3][64][8];
-  const int row = static_cast<int>(blockIdx.x), seq = static_cast<int>(blockIdx.y);
-  const int rows = static_cast<int>(gridDim.x);
+  const int token = static_cast<int>(blockIdx.x) / args.num_heads;
+  const int seq = args.num_queries > 0 ? token / args.num_queries
+                                       : mla_decode_seq_of(args.offsets, args.num_seqs, token);
+  const int64_t first_row = static_cast<int64_t>(__ldg(args.offsets + seq)) * args.num_heads;
+  const int row = static_cast<int>(blockIdx.x - first_row);
+  const int queries = mla_decode_queries(args, seq), rows = queries * args.num_heads;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   const int length = mla_decode_length(args, seq);
   const int per_split = mla_decode_per_split(args, (length + C::kPage - 1) / C::kPage);
-  const int splits = mla_decode_splits(args, row, length, per_split);
+  const int splits = mla_decode_splits(args, row, length - queries, per_split);
   // NOTE: wait before any return: who comes after this kernel relies on it to outlast the decode.
   wait_for_previous_kernel();
   if (splits == 1) return;
-  const int64_t first = static_cast<int64_t>(seq) * args.max_splits * rows + row;
+  const int64_t first = first_row * args.max_splits + row;
   const int column = thread % 64, lot = thread / 64;
   const uint4* src =
       static_cast<const uint4*>(args.partial_out) + first * (C::kLatent / 8) + column;
@@ -477,8 +524,7 @@ __global__ void __launch_bounds__(256) mla_decode_merge_kernel(const MlaDecodeAr
 #pragma unroll
     for (int j = 0; j < 8; ++j) sum[j] += sums[i][column][j];
   }
-  uint4* dst =
-      static_cast<uint4*>(args.out) + (static_cast<int64_t>(seq) * rows + row) * (C::kLatent / 8);
+  uint4* dst = static_cast<uint4*>(args.out) + (first_row + row) * (C::kLatent / 8);
   dst[column] = uint4{pack_bf16(sum[0], sum[1]), pack_bf16(sum[2], sum[3]),
                       pack_bf16(sum[4], sum[5]), pack_bf16(sum[6], sum[7])};
 }

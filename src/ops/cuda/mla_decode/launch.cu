@@ -22,10 +22,29 @@ void launch_decode(const MlaDecodeArgs& args, const CUtensorMap& map_q,
     return true;
   }();
   static_cast<void>(ready);
-  const int blocks = std::min(tiles, args.num_sms / kCluster * kCluster);
+  const int blocks =
+      std::min((tiles + kCluster - 1) / kCluster, args.num_sms / kCluster) * kCluster;
   const ProgrammaticLaunch launch(static_cast<unsigned>(blocks), C::kThreads, C::kSharedBytes,
                                   stream, kCluster);
   HADAL_CHECK_CUDA(launch.start(mla_decode_kernel_sm90<kCluster, kFormat>, args, map_q, map_pages));
+}
+
+// Tiles of 64 rows: where sequences differ, at least as many as there are.
+int num_row_tiles(const MlaDecodeArgs& args) {
+  using C = MlaDecodeConfig;
+  if (args.num_queries > 0)
+    return (args.num_queries * args.num_heads + C::kRows - 1) / C::kRows * args.num_seqs;
+  return (args.num_tokens * args.num_heads + C::kRows - 1) / C::kRows + args.num_seqs;
+}
+
+// Two blocks share the pages they bring where every sequence has an even number of tiles; where
+// they differ, where most have several, as one in two of an odd number is idle.
+bool takes_clusters(const MlaDecodeArgs& args) {
+  using C = MlaDecodeConfig;
+  if (args.rows != CacheRows::kBF16) return false;
+  if (args.num_queries > 0)
+    return (args.num_queries * args.num_heads + C::kRows - 1) / C::kRows % 2 == 0;
+  return args.num_tokens * args.num_heads >= 4 * C::kRows * args.num_seqs;
 }
 
 }  // namespace
@@ -36,8 +55,7 @@ void mla_decode_plan(MlaDecodeArgs& args, MlaDecodeSplit split, int max_length) 
   int per_split = mla_decode_pages_per_split(pages);
   args.pages_per_split = 0;
   if (split == MlaDecodeSplit::kFastest) {
-    const int row_tiles = (args.num_queries * args.num_heads + C::kRows - 1) / C::kRows;
-    const int blocks = row_tiles * args.num_seqs;
+    const int blocks = num_row_tiles(args);
     // As many splits as fill the SMs once, of at least two pages; past one wave, none.
     const int splits = std::max(1, args.num_sms / blocks);
     per_split = std::max(2, (pages + splits - 1) / splits);
@@ -51,10 +69,10 @@ void mla_decode_sm90(const MlaDecodeArgs& args, cudaStream_t stream) {
   HADAL_CHECK(args.max_splits >= 1 && args.max_splits <= C::kMaxSplits, "mla_decode takes 1 to ",
               C::kMaxSplits, " splits; got ", args.max_splits);
   if (args.num_seqs == 0) return;
-  const int rows = args.num_queries * args.num_heads;
-  const CUtensorMap map_q = make_tensor_map(
-      CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, args.q, static_cast<int64_t>(args.num_seqs) * rows,
-      C::kWidth, C::kWidth, static_cast<uint32_t>(mla_decode_q_box_rows(args)), 64);
+  const int64_t rows = static_cast<int64_t>(args.num_tokens) * args.num_heads;
+  const CUtensorMap map_q =
+      make_tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, args.q, rows, C::kWidth, C::kWidth,
+                      static_cast<uint32_t>(mla_decode_q_box_rows(args)), 64);
   const bool fp8 = args.rows == CacheRows::kFp8;
   // Of FP8 rows, the keys.
   const CUtensorMap map_pages =
@@ -62,18 +80,22 @@ void mla_decode_sm90(const MlaDecodeArgs& args, cudaStream_t stream) {
                       static_cast<const uint8_t*>(args.pages) + (fp8 ? kV3Fp8Row.key_at() : 0),
                       args.num_pages * C::kPage, fp8 ? C::kRope : C::kWidth,
                       fp8 ? kV3Fp8Row.bytes() / 2 : C::kWidth, C::kPage, 64);
-  const int row_tiles = (rows + C::kRows - 1) / C::kRows;
-  const int tiles = row_tiles * args.max_splits * args.num_seqs;
+  const bool clusters = takes_clusters(args);
+  if (args.num_queries == 0) {
+    const ProgrammaticLaunch launch(1, 32, 0, stream);
+    HADAL_CHECK_CUDA(
+        launch.start(clusters ? mla_decode_tiles_kernel<2> : mla_decode_tiles_kernel<1>, args));
+  }
+  const int tiles = num_row_tiles(args) * args.max_splits;
   if (fp8) {
     launch_decode<1, CacheRows::kFp8>(args, map_q, map_pages, tiles, stream);
-  } else if (row_tiles % 2 == 0) {
+  } else if (clusters) {
     launch_decode<2, CacheRows::kBF16>(args, map_q, map_pages, tiles, stream);
   } else {
     launch_decode<1, CacheRows::kBF16>(args, map_q, map_pages, tiles, stream);
   }
   if (args.max_splits == 1) return;
-  const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(args.num_seqs));
-  const ProgrammaticLaunch launch(grid, 256, 0, stream);
+  const ProgrammaticLaunch launch(static_cast<unsigned>(rows), 256, 0, stream);
   HADAL_CHECK_CUDA(launch.start(mla_decode_merge_kernel, args));
 }
 

@@ -77,8 +77,7 @@ __device__ __forceinline__ void mla_decode_q_copy(const MlaDecodeArgs& args,
                                                   int lane) {
   using C = MlaDecodeConfig;
   const int box_rows = mla_decode_q_box_rows(args);
-  const int boxes = (tile.rows() + box_rows - 1) / box_rows;
-  const int q_row = tile.seq * args.num_queries * args.num_heads + tile.row0;
+  const int boxes = tile.q_boxes(box_rows), q_row = tile.q_row();
   barrier_wait(s.q_empty, parity ^ 1);
   if (lane == 0)
     barrier_expect(s.q_full, static_cast<uint32_t>(boxes * box_rows * C::kChunks * 128));
