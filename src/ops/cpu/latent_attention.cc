@@ -173,8 +173,10 @@ void attend_all(Context& ctx, const Packed& seq, double scale, const Tensor& q,
                      scores.data<T>() + thread * rows * longest, longest,
                      sums.data<T>() + thread * rows * R);
   };
-  // Few tasks are cut into pieces for the threads; else a task is one thread's.
-  constexpr int64_t kPagePiece = 4, kColumnPiece = 64;
+  // Few tasks are cut into pieces for the threads; else a task is one thread's. Each piece of
+  // columns packs all scores anew, so there is one for each thread, of whole register blocks.
+  constexpr int64_t kPagePiece = 4, kColumnStep = 64;
+  const int64_t columns = (R + threads * kColumnStep - 1) / (threads * kColumnStep) * kColumnStep;
   if (static_cast<int64_t>(tasks.size()) < threads) {
     for (const Task& task : tasks) {
       const Attend<T> attend = make(task, 0);
@@ -182,7 +184,7 @@ void attend_all(Context& ctx, const Packed& seq, double scale, const Tensor& q,
                 [&](int64_t begin, int64_t end) { attend.score(begin, end); });
       in_pieces(ctx, attend.num_rows(), std::max<int64_t>(1, attend.num_rows() / threads),
                 [&](int64_t begin, int64_t end) { attend.normalise(begin, end); });
-      in_pieces(ctx, attend.num_columns(), kColumnPiece,
+      in_pieces(ctx, attend.num_columns(), columns,
                 [&](int64_t begin, int64_t end) { attend.mix(begin, end); });
     }
     return;
