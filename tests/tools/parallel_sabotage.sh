@@ -14,7 +14,7 @@ if [ "$status" -ne 1 ]; then
   echo "parallel_sabotage: $fault: exit $status instead of 1"
   exit 1
 fi
-if ! grep -q '^parallel_check: 0 of 10 equal one rank$' <<<"$output"; then
+if ! grep -q '^parallel_check: 0 of 15 equal one rank$' <<<"$output"; then
   echo "parallel_sabotage: $fault was not noticed in every case"
   exit 1
 fi
