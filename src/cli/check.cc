@@ -1,4 +1,5 @@
-// hadal check: this machine, and the links between the ranks that a run would have on it.
+// hadal check: this machine, and the links between the ranks that a run would have on it and
+// others.
 // SPDX-License-Identifier: Apache-2.0
 #include "core/check.h"
 
@@ -10,8 +11,8 @@
 #include <thread>
 
 #include "cli/options.h"
-#include "core/rng.h"
-#include "io/mmap.h"
+#include "cli/others.h"
+#include "core/env.h"
 #include "parallel/comm_host.h"
 #include "parallel/launch.h"
 #include "parallel/link_check.h"
@@ -52,12 +53,6 @@ class Notes {
   std::FILE* file_;
 };
 
-// Tells builds of hadal apart: a hash of the binary.
-uint64_t build_of_this() {
-  const io::MappedFile binary("/proc/self/exe");
-  return stream_id({reinterpret_cast<const char*>(binary.data()), binary.size()});
-}
-
 void print(const Options& o, const LinkReport& report) {
   if (o.json) {
     nlohmann::json links = nlohmann::json::array();
@@ -79,27 +74,39 @@ void run(const Options& o) {
   HADAL_CHECK(o.ranks >= 1 && o.ranks <= 512, "--ranks is ", o.ranks, "; allowed: 1 to 512");
   HADAL_CHECK(o.heartbeat_seconds > 0.0 && o.heartbeat_seconds <= 30.0, "--heartbeat is ",
               o.heartbeat_seconds, "; allowed: more than 0 and at most 30 seconds");
-  if (!o.json)
+  const std::optional<env::Place> place = env::place();
+  const int num_ranks = place ? place->size : o.ranks;
+  const bool is_first = !place || place->rank == 0;
+  const WorldOptions options{.num_ranks = num_ranks, .heartbeat_seconds = o.heartbeat_seconds};
+  if (is_first && !o.json)
     fmt::print("CPU: {} cores, {:.1f} GB of memory\n", std::thread::hardware_concurrency(),
                static_cast<double>(sysconf(_SC_PHYS_PAGES)) *
                    static_cast<double>(sysconf(_SC_PAGESIZE)) * 1e-9);
   const uint64_t build = build_of_this();
   Notes problems;
-  World world({.num_ranks = o.ranks, .heartbeat_seconds = o.heartbeat_seconds});
-  launch(world, [&](int rank) {
+  const auto check = [&](World& world, int rank) {
     Machine machine(1, Device{});
     Context ctx = machine.context();
-    std::vector<int> all;
-    for (int r = 0; r < o.ranks; ++r) all.push_back(r);
+    std::vector<int> all, hosts;
+    for (int r = 0; r < world.size(); ++r) all.push_back(r);
+    for (const int r : all) hosts.push_back(world.host_of(r));
     const std::unique_ptr<Comm> comm = make_comm_host(world, all, "world");
-    const LinkReport report = check_links(ctx, *comm, {.build = build});
+    const LinkReport report = check_links(ctx, *comm, {.build = build, .host_of_rank = hosts});
     if (rank != 0) return;
     print(o, report);
     for (const std::string& problem : report.problems) problems.add(problem);
-  });
+  };
+  if (place) {
+    World world(options, meet_others(*place, "hadal check"));
+    if (is_first && !o.json) fmt::print("{}", describe_hosts(world));
+    take_part(world, [&](int rank) { check(world, rank); });
+  } else {
+    World world(options);
+    launch(world, [&](int rank) { check(world, rank); });
+  }
   const std::string found = problems.read();
   if (!found.empty()) HADAL_FAIL(found);
-  if (!o.json) fmt::print("all pairs of {} ranks are well\n", o.ranks);
+  if (is_first && !o.json) fmt::print("all pairs of {} ranks are well\n", num_ranks);
 }
 
 }  // namespace
@@ -107,11 +114,13 @@ void run(const Options& o) {
 void add_check_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
   auto* command = app.add_subcommand("check", "test this machine and every pair of ranks on it");
-  command->add_option("--ranks", o->ranks, "how many ranks to start (2)");
+  command->add_option("--ranks", o->ranks,
+                      "how many ranks to start where nothing else starts them (2)");
   command->add_option("--heartbeat", o->heartbeat_seconds,
                       "seconds of silence after which a rank counts as hung (20)");
   command->add_flag("--json", o->json, "print JSON");
   command->footer(
+      "Under mpirun or srun it tests the ranks that these started, on all their hosts.\n"
       "Exits 1 and names the rank or the pair where one does not answer, runs another build, is\n"
       "slow, or garbles what it sends.\n"
       "Example: hadal check --ranks 8");

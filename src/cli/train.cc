@@ -9,7 +9,9 @@
 #include <thread>
 
 #include "cli/options.h"
+#include "cli/others.h"
 #include "core/check.h"
+#include "core/env.h"
 #include "parallel/launch.h"
 #include "parallel/team.h"
 #include "train/checkpoint.h"
@@ -47,10 +49,11 @@ int threads_of(const train::RunConfig& config, int ranks) {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / ranks);
 }
 
-// The run as one rank sees it; `team` is none where it is alone. False if it was stopped.
-bool run_rank(const Options& o, const train::RunConfig& config, bool resume, Team* team) {
-  Machine machine(threads_of(config, config.parallel.mesh.num_ranks()),
-                  parse_device(config.train.device, "train.device"));
+// The run as one rank sees it, one of `num_local` of this host; `team` is none where it is alone.
+// False if it was stopped.
+bool run_rank(const Options& o, const train::RunConfig& config, bool resume, int num_local,
+              Team* team) {
+  Machine machine(threads_of(config, num_local), parse_device(config.train.device, "train.device"));
   Context ctx = machine.context();
   const train::TrainReport report =
       train::run_training(ctx, config,
@@ -70,17 +73,35 @@ bool run_rank(const Options& o, const train::RunConfig& config, bool resume, Tea
 
 // False if it was stopped.
 bool run_one(const Options& o, const train::RunConfig& config, bool resume) {
-  fmt::print("{}\n", train::to_json(config).dump(2));
   const ParallelConfig& parallel = config.parallel;
-  if (parallel.mesh.num_ranks() == 1) return run_rank(o, config, resume, nullptr);
-  fmt::print("{} ranks: {}, schedule {}\n", parallel.mesh.num_ranks(), to_string(parallel.mesh),
-             schedule_name(parallel.schedule));
-  World world({.num_ranks = parallel.mesh.num_ranks(),
-               .heartbeat_seconds = parallel.heartbeat_seconds,
-               .timeout_seconds = parallel.timeout_seconds});
+  const int num_ranks = parallel.mesh.num_ranks();
+  const std::string text = train::to_json(config).dump(2);
+  const WorldOptions options{.num_ranks = num_ranks,
+                             .heartbeat_seconds = parallel.heartbeat_seconds,
+                             .timeout_seconds = parallel.timeout_seconds};
+  const std::optional<env::Place> place = env::place();
+  HADAL_CHECK(!place || place->size == num_ranks, "mesh: pp * dp * tp = ", num_ranks, ", but ",
+              place ? place->size : 1, " processes were started; start ", num_ranks,
+              ", or change \"parallel\"");
+  if (!place || place->rank == 0) fmt::print("{}\n", text);
+  if (num_ranks == 1) return run_rank(o, config, resume, 1, nullptr);
+  if (!place || place->rank == 0)
+    fmt::print("{} ranks: {}, schedule {}\n", num_ranks, to_string(parallel.mesh),
+               schedule_name(parallel.schedule));
+  if (place) {
+    World world(options, meet_others(*place, text));
+    if (place->rank == 0) fmt::print("{}", describe_hosts(world));
+    bool finished = false;
+    take_part(world, [&](int) {
+      Team team(parallel, config.model, &world);
+      finished = run_rank(o, config, resume, world.num_local(), &team);
+    });
+    return finished;
+  }
+  World world(options);
   launch(world, [&](int) {
     Team team(parallel, config.model, &world);
-    run_rank(o, config, resume, &team);
+    run_rank(o, config, resume, num_ranks, &team);
   });
   return train::is_finished(config);
 }
@@ -94,11 +115,12 @@ void run(const Options& o) {
     run_one(o, phases[0].run, o.resume);
     return;
   }
+  const std::optional<env::Place> place = env::place();
   bool found = false;
   for (const train::Phase& phase : phases) {
     const bool begun = train::latest_checkpoint(phase.run.train.output).has_value();
     found = found || begun;
-    fmt::print("phase {}\n", phase.name);
+    if (!place || place->rank == 0) fmt::print("phase {}\n", phase.name);
     if (o.resume && train::is_finished(phase.run)) continue;
     HADAL_CHECK(found || !o.resume, phase.run.train.output,
                 " has no checkpoint to resume from; start the run without --resume");

@@ -3,6 +3,8 @@
 #include "core/env.h"
 
 #include <array>
+#include <cctype>
+#include <charconv>
 #include <cstdlib>
 #include <string_view>
 
@@ -11,7 +13,13 @@
 namespace hadal::env {
 namespace {
 
-constexpr std::array<Variable, 8> kTable = {{
+constexpr std::array<Variable, 12> kTable = {{
+    {"HADAL_RANK", "",
+     "this process's rank, where a script starts the ranks; mpirun and srun say it by themselves"},
+    {"HADAL_WORLD_SIZE", "", "how many ranks there are, likewise"},
+    {"HADAL_HOST", "", "ranks with the same name share memory; empty: the host's own name"},
+    {"HADAL_RENDEZVOUS", "",
+     "the file where ranks of several hosts find each other; empty: .hadal-JOB where they start"},
     {"HADAL_ISA", "",
      "CPU kernels to use: portable, avx2 or avx512; empty picks the best that runs"},
     {"HADAL_TRACE", "0", "1 adds source file, line and expression to errors"},
@@ -64,6 +72,51 @@ bool fp8_short_sums() { return read("HADAL_FP8_SHORT_SUMS") == "1"; }
 bool profile() { return read("HADAL_PROFILE") == "1"; }
 std::string api_key() { return read("HADAL_API_KEY"); }
 bool trace() { return read("HADAL_TRACE") == "1"; }
+std::string host() { return read("HADAL_HOST"); }
+std::string rendezvous() { return read("HADAL_RENDEZVOUS"); }
+
+std::optional<Place> place() {
+  // What sets rank, size, and the parts of the job's name.
+  struct Launcher {
+    const char *rank, *size;
+    std::array<const char*, 2> job;
+  };
+  // NOTE: a batch script under Slurm has SLURM_PROCID too, but no step.
+  constexpr Launcher kLaunchers[] = {
+      {"HADAL_RANK", "HADAL_WORLD_SIZE", {"", ""}},
+      {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", {"PMIX_NAMESPACE", ""}},
+      {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", {"SLURM_JOB_ID", "SLURM_STEP_ID"}},
+      {"PMI_RANK", "PMI_SIZE", {"PMI_JOBID", ""}},
+  };
+  const auto text = [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::string(value != nullptr ? value : "");
+  };
+  const auto number = [&](const char* name) {
+    const std::string value = text(name);
+    int n = -1;
+    const auto end = std::from_chars(value.data(), value.data() + value.size(), n);
+    HADAL_CHECK(end.ec == std::errc() && end.ptr == value.data() + value.size() && n >= 0, name,
+                " is '", value, "'; it has to be a number");
+    return n;
+  };
+  for (const Launcher& l : kLaunchers) {
+    if (text(l.rank).empty() || text(l.size).empty()) continue;
+    Place p{.rank = number(l.rank), .size = number(l.size), .job = ""};
+    for (const char* name : l.job)
+      for (const char ch : text(name))
+        p.job += std::isalnum(static_cast<unsigned char>(ch)) != 0 ? ch : '-';
+    HADAL_CHECK(p.rank < p.size, l.rank, " is ", p.rank, " and ", l.size, " is ", p.size,
+                "; ranks count from 0");
+    if (p.size == 1) return std::nullopt;
+    return p;
+  }
+  HADAL_CHECK(text("PMIX_RANK").empty(),
+              "PMIX_RANK is set, but nothing says how many ranks there are; "
+              "set HADAL_RANK and HADAL_WORLD_SIZE");
+  return std::nullopt;
+}
+
 std::string sabotage() {
   return read_one_of(
       "HADAL_SABOTAGE",

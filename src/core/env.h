@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <optional>
 #include <span>
 #include <string>
 
@@ -23,5 +24,15 @@ bool debug_sync();       // HADAL_DEBUG_SYNC: wait after every GPU kernel
 bool fp8_short_sums();   // HADAL_FP8_SHORT_SUMS: sums of FP8 products in 14 bits
 bool profile();          // HADAL_PROFILE: time of each op on the GPU, printed at exit
 std::string sabotage();  // HADAL_SABOTAGE: a named fault for the tests of scripts/resume_check.sh
+
+// This process among those that mpirun, srun or a script with HADAL_RANK started.
+struct Place {
+  int rank = 0, size = 1;
+  std::string job;  // tells runs apart; the same for all processes of one
+};
+// None: it was started alone.
+std::optional<Place> place();
+std::string host();        // HADAL_HOST: name of this host for the ranks' sake; "": its own
+std::string rendezvous();  // HADAL_RENDEZVOUS: file where ranks find each other; "": by the job
 
 }  // namespace hadal::env

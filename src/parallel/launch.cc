@@ -58,21 +58,32 @@ class PassOn {
   struct sigaction before_[std::size(kPassedOn)];
 };
 
-// The life of a rank's process; never returns.
-[[noreturn]] void run_rank(World& world, int rank, const std::function<void(int)>& body) {
-  int status = 1;
+// The life of a rank; what ended it goes to the others and on.
+void live(World& world, int rank, const std::function<void(int)>& body) {
   try {
     world.enter(rank);
     body(rank);
     world.leave(RankState::kDone, "");
-    status = 0;
   } catch (const PeerFailure& e) {
     world.leave(RankState::kStopped, e.what());
+    throw;
   } catch (const Error& e) {
     world.leave(RankState::kFailed,
                 env::trace() ? concat(e.what(), " (", e.where(), ")") : std::string(e.what()));
+    throw;
   } catch (const std::exception& e) {
     world.leave(RankState::kFailed, e.what());
+    throw;
+  }
+}
+
+// The same, to the end of its process; never returns.
+[[noreturn]] void run_rank(World& world, int rank, const std::function<void(int)>& body) {
+  int status = 1;
+  try {
+    live(world, rank, body);
+    status = 0;
+  } catch (const std::exception&) {  // the world knows
   }
   std::fflush(nullptr);
   _exit(status);
@@ -156,6 +167,17 @@ void launch(World& world, const std::function<void(int rank)>& body, const Launc
     if (waited > options.grace_seconds) pass_on(SIGKILL);
   }
   if (!order.empty()) HADAL_FAIL(verdict(world, order));
+}
+
+void take_part(World& world, const std::function<void(int rank)>& body) {
+  const int rank = world.rank();
+  try {
+    live(world, rank, body);
+  } catch (const PeerFailure&) {
+    throw;
+  } catch (const std::exception& e) {
+    HADAL_FAIL("rank ", rank, " at ", world.place_of(rank), ": ", e.what());
+  }
 }
 
 }  // namespace hadal

@@ -1,4 +1,5 @@
-// Launch: a process per rank on this host, and one sentence about the first that fails.
+// Launch: a process per rank on this host, or this process as a rank among others; and one sentence
+// about the first that fails.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -20,5 +21,9 @@ struct LaunchOptions {
 };
 void launch(World& world, const std::function<void(int rank)>& body,
             const LaunchOptions& options = {});
+
+// This process as one rank of a world that something else started: enters, runs body(rank), and
+// leaves with word to the others. What is thrown names the rank that failed.
+void take_part(World& world, const std::function<void(int rank)>& body);
 
 }  // namespace hadal

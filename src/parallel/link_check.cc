@@ -102,16 +102,36 @@ std::string figures(double latency, double rate) {
   return concat(std::round(latency * 1e7) / 10, " us and ", std::round(rate * 1e-7) / 100, " GB/s");
 }
 
-std::vector<std::string> problems_of(const std::vector<Link>& links, int num_ranks, double factor) {
-  std::vector<double> latencies, rates;
-  for (const Link& l : links) {
-    latencies.push_back(l.latency_seconds);
-    rates.push_back(l.bytes_per_second);
+// The typical link of those.
+struct Typical {
+  explicit Typical(const std::vector<Link>& links) {
+    std::vector<double> latencies, rates;
+    for (const Link& l : links) {
+      latencies.push_back(l.latency_seconds);
+      rates.push_back(l.bytes_per_second);
+    }
+    latency = typical(latencies, std::less<>());
+    rate = typical(rates, std::greater<>());
   }
-  const double latency = typical(latencies, std::less<>()), rate = typical(rates, std::greater<>());
-  const auto is_slow = [&](const Link& l) {
-    return l.bytes_per_second * factor < rate || l.latency_seconds > latency * factor;
+  double latency = 0.0, rate = 0.0;
+};
+
+std::vector<std::string> problems_of(const std::vector<Link>& links, int num_ranks,
+                                     const LinkCheckOptions& options) {
+  const double factor = options.slow_factor;
+  const auto is_within = [&](const Link& l) {
+    const std::vector<int>& host = options.host_of_rank;
+    return host.empty() || host[static_cast<size_t>(l.a)] == host[static_cast<size_t>(l.b)];
   };
+  std::vector<Link> within, across;
+  for (const Link& l : links) (is_within(l) ? within : across).push_back(l);
+  const Typical of_within(within), of_across(across);
+  const auto typical_of = [&](const Link& l) { return is_within(l) ? of_within : of_across; };
+  const auto is_slow = [&](const Link& l) {
+    return l.bytes_per_second * factor < typical_of(l).rate ||
+           l.latency_seconds > typical_of(l).latency * factor;
+  };
+  const Typical& usual = within.empty() ? of_across : of_within;
   std::vector<std::string> problems;
   std::vector<bool> slow_rank;
   for (int r = 0; r < num_ranks; ++r) {
@@ -121,7 +141,7 @@ std::vector<std::string> problems_of(const std::vector<Link>& links, int num_ran
                         }));
     if (slow_rank.back())
       problems.push_back(concat("rank ", r, ": all its links are slow; the typical link has ",
-                                figures(latency, rate)));
+                                figures(usual.latency, usual.rate)));
   }
   for (const Link& l : links) {
     const std::string pair = concat("ranks ", l.a, " and ", l.b);
@@ -132,7 +152,8 @@ std::vector<std::string> problems_of(const std::vector<Link>& links, int num_ran
     if (is_slow(l) && !slow_rank[static_cast<size_t>(l.a)] && !slow_rank[static_cast<size_t>(l.b)])
       problems.push_back(concat(pair, ": their link is slow, ",
                                 figures(l.latency_seconds, l.bytes_per_second),
-                                "; the typical link has ", figures(latency, rate)));
+                                "; the typical link ", is_within(l) ? "" : "between hosts ", "has ",
+                                figures(typical_of(l).latency, typical_of(l).rate)));
   }
   return problems;
 }
@@ -197,7 +218,7 @@ LinkReport check_links(Context& ctx, Comm& world, const LinkCheckOptions& option
     report.links[i].wrong_bytes = static_cast<int64_t>(fields[2]);
   }
   report.problems = other_builds(download<int64_t>(ctx, builds));
-  for (std::string& problem : problems_of(report.links, N, options.slow_factor))
+  for (std::string& problem : problems_of(report.links, N, options))
     report.problems.push_back(std::move(problem));
   return report;
 }

@@ -15,7 +15,9 @@ struct LinkCheckOptions {
   uint64_t build = 0;  // of this process's binary; has to be the same everywhere
   int64_t large_bytes = int64_t{1} << 22;  // of the messages whose rate is measured
   int rounds = 5;                          // the best one counts
-  double slow_factor = 4.0;                // slower than the typical link by more is a problem
+  double slow_factor = 4.0;  // slower by more than the typical link of its kind is a problem
+  std::vector<int> host_of_rank =
+      {};  // links within a host and across are two kinds; empty: one host
 };
 
 // Between ranks a < b.

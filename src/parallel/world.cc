@@ -23,14 +23,11 @@ namespace hadal {
 namespace {
 
 constexpr size_t kRingBytes = size_t{1} << 18;
-constexpr size_t kTextBytes = 512;
 constexpr int kMaxRanks = 512;
 constexpr double kSlice = 0.05;     // seconds of one sleep
 constexpr double kBeatEvery = 0.5;  // seconds
+constexpr double kBroken = 2.0;     // seconds of a broken connection to a rank that still beats
 constexpr int kSpins = 2000;
-
-static_assert(std::atomic<uint32_t>::is_always_lock_free);
-static_assert(std::atomic<uint64_t>::is_always_lock_free);
 
 void futex_wake(std::atomic<uint32_t>& word) {
   syscall(SYS_futex, &word, FUTEX_WAKE, INT32_MAX, nullptr, nullptr, 0);
@@ -42,10 +39,6 @@ void futex_wait(std::atomic<uint32_t>& word, uint32_t value, double seconds) {
   syscall(SYS_futex, &word, FUTEX_WAIT, value, &limit, nullptr, 0);
 }
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 // Before the bytes of each message.
 struct Header {
   uint64_t bytes = 0;
@@ -53,15 +46,6 @@ struct Header {
 };
 
 }  // namespace
-
-struct World::Status {
-  alignas(64) std::atomic<uint32_t> doorbell{0};
-  std::atomic<uint32_t> state{0};
-  std::atomic<uint64_t> beat{0}, progress{0};
-  std::atomic<int64_t> step{-1};
-  std::atomic<const char*> what{nullptr}, group{nullptr};
-  char error[kTextBytes] = {};
-};
 
 struct World::Link {
   alignas(64) std::atomic<uint64_t> written{0};
@@ -73,38 +57,70 @@ struct World::Link {
 struct World::Progress {
   Header header;
   size_t header_bytes = 0, bytes = 0;
+  size_t total() const { return header_bytes + bytes; }
   bool done(const Parcel& p) const { return header_bytes == sizeof(Header) && bytes == p.bytes; }
 };
 
 World::World(const WorldOptions& options) : options_(options) {
-  const int N = options.num_ranks;
+  for (int r = 0; r < size(); ++r) local_.push_back(r);
+  local_index_ = local_;
+  host_of_.assign(local_.size(), 0);
+  hosts_ = {"this"};
+  map_memory(-1);
+}
+
+World::World(const WorldOptions& options, Meeting meeting)
+    : options_(options), rank_(meeting.rank), local_(meeting.local) {
+  HADAL_CHECK(static_cast<int>(meeting.members.size()) == size(),
+              "internal error: ", meeting.members.size(), " ranks met in a world of ", size());
+  local_index_.assign(meeting.members.size(), -1);
+  for (size_t i = 0; i < local_.size(); ++i)
+    local_index_[static_cast<size_t>(local_[i])] = static_cast<int>(i);
+  for (const Member& m : meeting.members) {
+    const auto at = std::find(hosts_.begin(), hosts_.end(), m.host);
+    host_of_.push_back(static_cast<int>(at - hosts_.begin()));
+    if (at == hosts_.end()) hosts_.push_back(m.host);
+  }
+  shared_ = std::move(meeting.memory);
+  map_memory(shared_.fd());
+  remote_ = std::make_unique<Remote>(
+      std::move(meeting), [this] { ring(rank_); },
+      [this](int rank) {
+        if (!status(rank).has_ended()) mark_dead(rank, "its process is gone");
+      });
+}
+
+// Zero pages, which is what an empty Link and a status are; touching none of them costs nothing.
+void World::map_memory(int fd) {
+  const int N = num_local();
   HADAL_CHECK(N >= 1 && N <= kMaxRanks, "there are ", N, " ranks on this host; allowed: 1 to ",
               kMaxRanks);
   const auto n = static_cast<size_t>(N);
-  bytes_ = n * sizeof(Status) + n * n * sizeof(Link);
+  bytes_ = n * sizeof(RankStatus) + n * n * sizeof(Link);
+  if (fd >= 0) size_memory(fd, bytes_);
   memory_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
-                 MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+                 MAP_SHARED | MAP_NORESERVE | (fd < 0 ? MAP_ANONYMOUS : 0), fd, 0);
   HADAL_CHECK(memory_ != MAP_FAILED, "cannot map ", bytes_, " bytes that ", N,
               " ranks would share: ", std::strerror(errno));
-  for (int r = 0; r < N; ++r) new (&status(r)) Status;
-  // NOTE: fresh pages are zero, which is what an empty Link is; touching none of them costs
-  // nothing.
 }
 
 World::~World() {
   stop_beating_.store(true);
   if (heart_.joinable()) heart_.join();
+  remote_.reset();
   munmap(memory_, bytes_);
 }
 
-World::Status& World::status(int rank) const {
-  return static_cast<Status*>(memory_)[static_cast<size_t>(rank)];
+RankStatus& World::status(int rank) const {
+  if (!is_local(rank)) return remote_->status(rank);
+  return static_cast<RankStatus*>(memory_)[local_index_[static_cast<size_t>(rank)]];
 }
 
 World::Link& World::link(int from, int to) const {
-  const auto n = static_cast<size_t>(size());
-  auto* links = reinterpret_cast<Link*>(static_cast<std::byte*>(memory_) + n * sizeof(Status));
-  return links[static_cast<size_t>(from) * n + static_cast<size_t>(to)];
+  const auto n = local_.size();
+  auto* links = reinterpret_cast<Link*>(static_cast<std::byte*>(memory_) + n * sizeof(RankStatus));
+  return links[static_cast<size_t>(local_index_[static_cast<size_t>(from)]) * n +
+               static_cast<size_t>(local_index_[static_cast<size_t>(to)])];
 }
 
 void World::ring(int rank) const {
@@ -112,11 +128,15 @@ void World::ring(int rank) const {
   futex_wake(status(rank).doorbell);
 }
 
+void World::ring_all() const {
+  for (const int r : local_) ring(r);
+}
+
 void World::enter(int rank) {
   rank_ = rank;
   seen_.resize(static_cast<size_t>(size()));
   fault_ = env::sabotage();
-  may_spin_ = size() <= static_cast<int>(std::thread::hardware_concurrency());
+  may_spin_ = num_local() <= static_cast<int>(std::thread::hardware_concurrency());
   status(rank).state.store(static_cast<uint32_t>(RankState::kRunning));
   heart_ = std::thread([this] { beat(); });
 }
@@ -124,97 +144,71 @@ void World::enter(int rank) {
 void World::beat() {
   while (!stop_beating_.load()) {
     status(rank_).beat.fetch_add(1);
+    if (remote_) remote_->tell(status(rank_));
     for (double slept = 0.0; slept < kBeatEvery && !stop_beating_.load(); slept += kSlice)
       std::this_thread::sleep_for(std::chrono::duration<double>(kSlice));
   }
 }
 
-void World::maybe_die(const char* fault) const { maybe_die(fault, status(rank_).step.load()); }
+void World::maybe_die(const char* fault) const {
+  maybe_die(fault, status(rank_).steps_begun.load() - 1);
+}
 
 void World::maybe_die(const char* fault, int64_t step) const {
   if (fault_ == fault && rank_ == 1 && step == 4) kill(getpid(), SIGKILL);
 }
 
 void World::at_step(int64_t step) {
-  status(rank_).step.store(step);
+  status(rank_).steps_begun.store(step + 1);
   status(rank_).progress.fetch_add(1);
+  if (remote_) remote_->tell(status(rank_));
 }
 
 void World::at(const char* what, const char* group) {
-  status(rank_).what.store(what);
-  status(rank_).group.store(group);
+  status(rank_).what.set(what);
+  status(rank_).group.set(group);
   status(rank_).progress.fetch_add(1);
 }
 
 void World::leave(RankState state, const std::string& error) {
-  Status& s = status(rank_);
-  std::strncpy(s.error, error.c_str(), kTextBytes - 1);
-  s.state.store(static_cast<uint32_t>(state), std::memory_order_release);
-  for (int r = 0; r < size(); ++r) ring(r);
+  status(rank_).end(state, error);
+  if (remote_) remote_->tell_the_end(status(rank_));
+  ring_all();
 }
 
 void World::mark_dead(int rank, const std::string& how) {
-  Status& s = status(rank);
-  std::strncpy(s.error, how.c_str(), kTextBytes - 1);
-  s.state.store(static_cast<uint32_t>(RankState::kDead), std::memory_order_release);
-  for (int r = 0; r < size(); ++r) ring(r);
+  status(rank).end(RankState::kDead, how);
+  ring_all();
 }
 
-RankState World::state_of(int rank) const {
-  return static_cast<RankState>(status(rank).state.load(std::memory_order_acquire));
-}
+RankState World::state_of(int rank) const { return status(rank).get_state(); }
 
 std::string World::error_of(int rank) const { return status(rank).error; }
 
 std::string World::place_of(int rank) const {
-  const int64_t step = status(rank).step.load();
-  const char* what = status(rank).what.load();
-  const char* group = status(rank).group.load();
+  const int64_t step = status(rank).steps_begun.load() - 1;
+  const std::string what = status(rank).what.get();
   return concat(step < 0 ? "the start" : concat("step ", step),
-                what == nullptr ? "" : concat(", in ", what, " (", group, ")"));
+                what.empty() ? "" : concat(", in ", what, " (", status(rank).group.get(), ")"));
 }
 
-bool World::push(Link& l, const Parcel& p, Progress& progress) const {
-  const uint64_t written = l.written.load(std::memory_order_relaxed);
-  size_t room = kRingBytes - (written - l.read.load(std::memory_order_acquire));
-  uint64_t at = written;
-  const auto put = [&](const std::byte* from, size_t bytes) {
-    const size_t count = std::min(bytes, room), begin = at % kRingBytes;
-    const size_t first = std::min(count, kRingBytes - begin);
-    if (first > 0) std::memcpy(l.ring + begin, from, first);
-    if (count > first) std::memcpy(l.ring, from + first, count - first);
-    at += count;
-    room -= count;
-    return count;
-  };
+// put(data, bytes, whether more follows) takes what it can of the bytes.
+template <class Put>
+void World::send_part(const Parcel& p, Progress& progress, const Put& put) const {
   progress.header.bytes = p.bytes;
   progress.header.tag = p.tag;
   if (progress.header_bytes < sizeof(Header))
     progress.header_bytes +=
         put(reinterpret_cast<const std::byte*>(&progress.header) + progress.header_bytes,
-            sizeof(Header) - progress.header_bytes);
+            sizeof(Header) - progress.header_bytes, p.bytes > 0);
   if (progress.header_bytes == sizeof(Header) && progress.bytes < p.bytes)
-    progress.bytes +=
-        put(static_cast<const std::byte*>(p.data) + progress.bytes, p.bytes - progress.bytes);
-  if (at == written) return false;
-  l.written.store(at, std::memory_order_release);
-  ring(p.peer);
-  return true;
+    progress.bytes += put(static_cast<const std::byte*>(p.data) + progress.bytes,
+                          p.bytes - progress.bytes, false);
 }
 
-bool World::pull(Link& l, const Parcel& p, Progress& progress) const {
-  const uint64_t read = l.read.load(std::memory_order_relaxed);
-  size_t there = l.written.load(std::memory_order_acquire) - read;
-  uint64_t at = read;
-  const auto get = [&](std::byte* to, size_t bytes) {
-    const size_t count = std::min(bytes, there), begin = at % kRingBytes;
-    const size_t first = std::min(count, kRingBytes - begin);
-    if (first > 0) std::memcpy(to, l.ring + begin, first);
-    if (count > first) std::memcpy(to + first, l.ring, count - first);
-    at += count;
-    there -= count;
-    return count;
-  };
+// get(data, bytes) gives what there is of the bytes.
+template <class Get>
+void World::receive_part(const Parcel& p, Progress& progress, const Get& get) const {
   if (progress.header_bytes < sizeof(Header)) {
     progress.header_bytes +=
         get(reinterpret_cast<std::byte*>(&progress.header) + progress.header_bytes,
@@ -230,7 +224,54 @@ bool World::pull(Link& l, const Parcel& p, Progress& progress) const {
   if (progress.header_bytes == sizeof(Header) && progress.bytes < p.bytes)
     progress.bytes +=
         get(static_cast<std::byte*>(p.data) + progress.bytes, p.bytes - progress.bytes);
-  if (at == read) return false;
+}
+
+bool World::push(const Parcel& p, Progress& progress) const {
+  const size_t before = progress.total();
+  if (!is_local(p.peer)) {
+    send_part(p, progress, [&](const std::byte* from, size_t bytes, bool more) {
+      return remote_->send(p.peer, from, bytes, more);
+    });
+    return progress.total() > before;
+  }
+  Link& l = link(rank_, p.peer);
+  uint64_t at = l.written.load(std::memory_order_relaxed);
+  size_t room = kRingBytes - (at - l.read.load(std::memory_order_acquire));
+  send_part(p, progress, [&](const std::byte* from, size_t bytes, bool) {
+    const size_t count = std::min(bytes, room), begin = at % kRingBytes;
+    const size_t first = std::min(count, kRingBytes - begin);
+    if (first > 0) std::memcpy(l.ring + begin, from, first);
+    if (count > first) std::memcpy(l.ring, from + first, count - first);
+    at += count;
+    room -= count;
+    return count;
+  });
+  if (progress.total() == before) return false;
+  l.written.store(at, std::memory_order_release);
+  ring(p.peer);
+  return true;
+}
+
+bool World::pull(const Parcel& p, Progress& progress) const {
+  const size_t before = progress.total();
+  if (!is_local(p.peer)) {
+    receive_part(p, progress,
+                 [&](std::byte* to, size_t bytes) { return remote_->receive(p.peer, to, bytes); });
+    return progress.total() > before;
+  }
+  Link& l = link(p.peer, rank_);
+  uint64_t at = l.read.load(std::memory_order_relaxed);
+  size_t there = l.written.load(std::memory_order_acquire) - at;
+  receive_part(p, progress, [&](std::byte* to, size_t bytes) {
+    const size_t count = std::min(bytes, there), begin = at % kRingBytes;
+    const size_t first = std::min(count, kRingBytes - begin);
+    if (first > 0) std::memcpy(to, l.ring + begin, first);
+    if (count > first) std::memcpy(to + first, l.ring, count - first);
+    at += count;
+    there -= count;
+    return count;
+  });
+  if (progress.total() == before) return false;
   l.read.store(at, std::memory_order_release);
   ring(p.peer);
   return true;
@@ -258,9 +299,15 @@ void World::check_peers(std::span<const Parcel> parcels, const std::vector<bool>
     seen.beat = beat;
     seen.progress = progress;
     // Twice: what it sent at its end may have come between the look at its ring and this one.
-    const bool ended = state_of(peer) == RankState::kDone || state_of(peer) == RankState::kStopped;
+    // What comes from another host may be on its way until its connection is closed.
+    const bool broken = !is_local(peer) && remote_->is_broken(peer);
+    seen.broken = broken ? seen.broken + seconds : 0.0;
+    const bool ended = status(peer).has_ended() && (is_local(peer) || broken);
     if (ended && std::exchange(seen.ended, true))
       fail(concat("rank ", peer, " has ended at ", place_of(peer), "; ", mine));
+    if (seen.broken > kBroken)
+      fail(concat("the connection to rank ", peer, " broke, which was at ", place_of(peer), "; ",
+                  mine));
     if (seen.silent > options_.heartbeat_seconds)
       fail(concat("rank ", peer, " has not beaten for ", options_.heartbeat_seconds,
                   " s and counts as hung; it was at ", place_of(peer), "; ", mine));
@@ -275,7 +322,7 @@ void World::exchange(std::span<Parcel> parcels) {
   std::vector<bool> done(parcels.size());
   std::vector<uint8_t> busy;  // links whose first unfinished parcel was tried, by (peer, direction)
   size_t left = parcels.size();
-  double since = now();
+  double since = monotonic_seconds();
   int spins = 0;
   std::fill(seen_.begin(), seen_.end(), Seen{});
   while (left > 0) {
@@ -287,8 +334,7 @@ void World::exchange(std::span<Parcel> parcels) {
       const Parcel& p = parcels[i];
       uint8_t& taken = busy[2 * static_cast<size_t>(p.peer) + (p.send ? 1 : 0)];
       if (taken != 0) continue;
-      moved |= p.send ? push(link(rank_, p.peer), p, progress[i])
-                      : pull(link(p.peer, rank_), p, progress[i]);
+      moved |= p.send ? push(p, progress[i]) : pull(p, progress[i]);
       if (progress[i].done(p)) {
         done[i] = true;
         --left;
@@ -299,7 +345,7 @@ void World::exchange(std::span<Parcel> parcels) {
     if (moved || left == 0) {
       maybe_die("die_in_collective");
       spins = 0;
-      since = now();
+      since = monotonic_seconds();
       continue;
     }
     if (may_spin_ && ++spins < kSpins) {
@@ -309,7 +355,7 @@ void World::exchange(std::span<Parcel> parcels) {
       continue;
     }
     futex_wait(status(rank_).doorbell, bell, kSlice);
-    const double passed = now() - since;
+    const double passed = monotonic_seconds() - since;
     since += passed;
     check_peers(parcels, done, std::min(passed, 2 * kSlice));
   }

@@ -1,14 +1,17 @@
-// World: the CPU ranks of one host, processes that share a block of memory made before they fork.
+// World: CPU ranks. Those of one host share a block of memory, those of other hosts are behind TCP
+// connections (remote.h).
 //
-//   N ranks
+//   N ranks   n of them on this host
 //
-// Between every two ranks there is a ring of bytes in each direction; a rank that has nothing to do
-// sleeps on its doorbell. Every rank writes down where it is (step, collective) and beats twice a
-// second, so that whoever waits in vain can say for whom, since when, and where that one was.
+// Between every two ranks of a host there is a ring of bytes in each direction; a rank that has
+// nothing to do sleeps on its doorbell. Every rank writes down where it is (step, collective) and
+// beats twice a second, so that whoever waits in vain can say for whom, since when, and where that
+// one was.
 //
-// A rank is given up when its process is gone (the launcher says so), when it has not beaten for
-// `heartbeat_seconds`, or when it beats but does not get on for `timeout_seconds`. Time counts only
-// while the waiting rank itself runs: stopping and continuing all of them is no failure.
+// A rank is given up when its process is gone (the launcher, the host or its closed connection says
+// so), when it has not beaten for `heartbeat_seconds`, or when it beats but does not get on for
+// `timeout_seconds`. Time counts only while the waiting rank itself runs: stopping and continuing
+// all of them is no failure.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -21,6 +24,8 @@
 #include <vector>
 
 #include "core/check.h"
+#include "parallel/rank_status.h"
+#include "parallel/remote.h"
 
 namespace hadal {
 
@@ -36,15 +41,6 @@ class PeerFailure : public Error {
   using Error::Error;
 };
 
-enum class RankState : uint32_t {
-  kStarting,
-  kRunning,
-  kDone,
-  kFailed,   // threw an Error of its own
-  kStopped,  // because of another rank
-  kDead,     // its process is gone
-};
-
 // One end of a message: `bytes` at `data` to or from a rank. `tag` has to be the same at both ends.
 struct Parcel {
   bool send = false;
@@ -56,20 +52,26 @@ struct Parcel {
 
 class World {
  public:
+  // All ranks on this host, in processes that are forked after this.
   explicit World(const WorldOptions& options);
+  // This process as one rank among those that it met; options.num_ranks is their number.
+  World(const WorldOptions& options, Meeting meeting);
   World(const World&) = delete;
   World& operator=(const World&) = delete;
   ~World();
 
   const WorldOptions& options() const { return options_; }
   int size() const { return options_.num_ranks; }
+  int num_local() const { return static_cast<int>(local_.size()); }  // ranks of this host
+  // Which host a rank is on; hosts are numbered by their first ranks.
+  int host_of(int rank) const { return host_of_[static_cast<size_t>(rank)]; }
+  const std::vector<std::string>& hosts() const { return hosts_; }
 
   // In a rank's process: who it is; begins to beat.
   void enter(int rank);
   int rank() const { return rank_; }
 
-  // Where this rank is, for the others' messages. NOTE: string literals alone: the others read them
-  // at the same address.
+  // Where this rank is, for the others' messages; names of a few words.
   void at_step(int64_t step);
   void at(const char* what, const char* group);
   // Sends and receives that progress together. Throws PeerFailure as soon as a rank of the world
@@ -89,32 +91,44 @@ class World {
   std::string place_of(int rank) const;
 
  private:
-  struct Status;
   struct Link;
   struct Progress;
   struct Seen {
     uint64_t beat = 0, progress = 0;
-    double silent = 0.0, idle = 0.0;  // seconds
+    double silent = 0.0, idle = 0.0, broken = 0.0;  // seconds
     bool ended = false;
   };
 
-  Status& status(int rank) const;
+  void map_memory(int fd);
+  bool is_local(int rank) const { return local_index_[static_cast<size_t>(rank)] >= 0; }
+  RankStatus& status(int rank) const;
   Link& link(int from, int to) const;
   void ring(int rank) const;
-  bool push(Link& link, const Parcel& parcel, Progress& progress) const;
-  bool pull(Link& link, const Parcel& parcel, Progress& progress) const;
+  void ring_all() const;
+  template <class Put>
+  void send_part(const Parcel& parcel, Progress& progress, const Put& put) const;
+  template <class Get>
+  void receive_part(const Parcel& parcel, Progress& progress, const Get& get) const;
+  bool push(const Parcel& parcel, Progress& progress) const;
+  bool pull(const Parcel& parcel, Progress& progress) const;
   void check_peers(std::span<const Parcel> parcels, const std::vector<bool>& done, double seconds);
   void beat();
 
   WorldOptions options_;
   void* memory_ = nullptr;
+  Descriptor shared_;  // of the memory; other ranks of the host open it by its number
   size_t bytes_ = 0;
   int rank_ = -1;
   bool may_spin_ = false;
   std::string fault_;
   std::vector<Seen> seen_;
+  std::vector<int> local_;        // ranks of this host, ascending
+  std::vector<int> local_index_;  // [N]   place in local_; -1: another host
+  std::vector<int> host_of_;      // [N]
+  std::vector<std::string> hosts_;
   std::thread heart_;
   std::atomic<bool> stop_beating_{false};
+  std::unique_ptr<Remote> remote_;  // none: all ranks were forked here
 };
 
 }  // namespace hadal

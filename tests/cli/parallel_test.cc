@@ -185,6 +185,64 @@ TEST_F(Parallel, AKillBehindACheckpointCostsNothing) {
   expect_same_files("killed", "straight");
 }
 
+// Processes that a script started, two of them on each of two "hosts": the bits of one host; a rank
+// that is killed is named on both, and the run goes on.
+TEST_F(Parallel, TwoHostsAreOne) {
+  const std::string mesh = "pp=2 dp=2 ep=2 schedule=dualpipe";
+  setenv("HADAL_RENDEZVOUS", (dir_ / "ranks").c_str(), 1);
+  setenv("HADAL_WORLD_SIZE", "4", 1);
+  const auto on_hosts = [&](const Arguments& arguments) {
+    std::vector<std::unique_ptr<Child>> ranks;
+    for (int r = 0; r < 4; ++r) {
+      setenv("HADAL_RANK", std::to_string(r).c_str(), 1);
+      setenv("HADAL_HOST", r < 2 ? "a" : "b", 1);
+      ranks.push_back(std::make_unique<Child>(arguments, dir_ / ("log" + std::to_string(r))));
+    }
+    unsetenv("HADAL_RANK");
+    unsetenv("HADAL_HOST");
+    std::vector<Result> results;
+    for (int r = 0; r < 4; ++r) {
+      const int status = ranks[static_cast<size_t>(r)]->wait();
+      const std::string log = dir_ / ("log" + std::to_string(r));
+      results.push_back({status, read_text(log + ".out"), read_text(log + ".err")});
+    }
+    return results;
+  };
+  ASSERT_EQ(run(on("one host", mesh)).status, 0);
+  const auto good = on_hosts(on("two hosts", mesh));
+  for (const Result& r : good) ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(good[0].out.find("2 hosts: a (ranks 0 1), b (ranks 2 3)\n"), std::string::npos);
+  EXPECT_EQ(good[3].out, "");
+  expect_same_files("two hosts", "one host");
+
+  setenv("HADAL_SABOTAGE", "die_in_step", 1);
+  const auto killed = on_hosts(on("killed", mesh, set("train.background_checkpoints=false")));
+  unsetenv("HADAL_SABOTAGE");
+  EXPECT_EQ(killed[1].status, 128 + SIGKILL);
+  for (const size_t r : {0, 2, 3}) {
+    EXPECT_EQ(killed[r].status, 1);
+    EXPECT_TRUE(killed[r].err.starts_with("hadal: rank 1 failed at step 4, in ")) << killed[r].err;
+  }
+  EXPECT_EQ(fs::read_symlink(path("killed", "latest")), "step_00000002");
+  for (const Result& r : on_hosts(on("killed", mesh, {"--resume"})))
+    ASSERT_EQ(r.status, 0) << r.err;
+  expect_same_files("killed", "one host");
+
+  const auto check = on_hosts({"check", "--heartbeat", "5"});
+  // Four ranks share few cores, so some pair may well be slow.
+  for (const size_t r : {1, 2, 3}) EXPECT_EQ(check[r].status, 0) << check[r].err;
+  EXPECT_NE(check[0].out.find("\n2 - 3 "), std::string::npos) << check[0].out;
+  EXPECT_TRUE(check[0].status == 0 || check[0].err.find(" slow") != std::string::npos)
+      << check[0].err;
+  EXPECT_EQ(check[0].err.find("arrived otherwise"), std::string::npos) << check[0].err;
+  EXPECT_EQ(check[2].out, "");
+  EXPECT_NE(on_hosts(on("x", "dp=2"))[0].err.find(
+                "mesh: pp * dp * tp = 2, but 4 processes were started; start 2, or change"),
+            std::string::npos);
+  unsetenv("HADAL_RENDEZVOUS");
+  unsetenv("HADAL_WORLD_SIZE");
+}
+
 TEST_F(Parallel, CheckNamesWhatIsWrong) {
   const auto check = [&](const std::string& fault, const Arguments& more = {}) {
     Arguments all = {"check", "--ranks", "4", "--heartbeat", "2"};
