@@ -110,8 +110,9 @@ Decoder::Limits limits_of(const Options& o, const Config& c, DType act) {
 }
 
 // Bytes that a step takes beside weights and cache: an upper bound of what modules hold at once.
-double step_bytes(const Options& o, const Config& c, DType act, const Decoder::Limits& limits) {
-  const auto T = static_cast<double>(limits.max_step_tokens);
+double step_bytes(const Options& o, const Config& c, DType act, const Decoder::Limits& limits,
+                  int64_t num_tokens) {
+  const auto T = static_cast<double>(num_tokens);
   const auto size = static_cast<double>(dtype_size(act));
   const auto H = static_cast<double>(c.num_attention_heads);
   const double attention =
@@ -121,15 +122,13 @@ double step_bytes(const Options& o, const Config& c, DType act, const Decoder::L
   const double mlp = 3.0 * static_cast<double>(std::max(
                                c.intermediate_size, c.n_shared_experts * c.moe_intermediate_size));
   // Rows of experts are in pages; x and gate|up of them live in the decoder's own pool.
-  const auto rows =
-      static_cast<double>(experts::max_pages(c, limits.max_step_tokens) * ops::kPageRows);
+  const auto rows = static_cast<double>(experts::max_pages(c, num_tokens) * ops::kPageRows);
   const double moe = rows * static_cast<double>(2 * c.hidden_size + 3 * c.moe_intermediate_size);
   double bytes = (T * (attention + mlp) + moe) * size;
   if (o.model.machine.device == "cuda") {
     // Long contexts are attended to in splits of 16 pages or more, each with a result of its own.
     const double splits = std::clamp(static_cast<double>(limits.max_tokens) / 1024.0, 1.0, 256.0);
     bytes += splits * T * H * (static_cast<double>(c.kv_lora_rank) * 2.0 + 4.0);
-    bytes += 64e6;  // recorded steps
   }
   return bytes;
 }
@@ -170,10 +169,14 @@ void plan_memory(const Options& o, const io::HfCheckpoint& checkpoint, Device wh
   const auto cache =
       static_cast<double>(limits.num_pages * ops::kCachePageTokens *
                           cache_bytes_per_token(c, act, limits.cache, limits.num_mtp));
-  const double logits =
+  double logits =
       static_cast<double>(limits.max_seqs * (1 + o.speculation.speculate) * c.vocab_size) *
       static_cast<double>(dtype_size(stat_dtype(act)));
-  const double step = step_bytes(o, c, act, limits);
+  double step = step_bytes(o, c, act, limits, limits.max_step_tokens);
+  if (where.kind == DeviceKind::kCuda) {  // recorded steps have memory of their own
+    logits *= 2.0;
+    step += step_bytes(o, c, act, limits, limits.max_seqs) + 64e6;
+  }
   if (!o.quiet)
     fmt::print(
         stderr,

@@ -5,7 +5,6 @@
 
 #include "core/check.h"
 #include "core/device.h"
-#include "core/device_memory.h"
 #include "core/pinned.h"
 
 namespace hadal::device {
@@ -31,15 +30,10 @@ Stream make_stream(Device device) {
 }
 void destroy(Device, Stream) {}
 void synchronize(Device device, Stream) { check_cpu(device); }
-size_t memory_in_use(Device) { return 0; }
-size_t memory_free(Device) { return 0; }
-
-void* allocate(Device device, size_t bytes) {
+void* allocate_pinned(Device device, size_t bytes) {
   check_cpu(device);
   return std::malloc(bytes);
 }
-void release(Device, void* data) noexcept { std::free(data); }
-void* allocate_pinned(Device device, size_t bytes) { return allocate(device, bytes); }
 void release_pinned(Device, void* data) noexcept { std::free(data); }
 void set_bytes(Device device, void* data, int value, size_t bytes) {
   check_cpu(device);

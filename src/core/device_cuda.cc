@@ -9,7 +9,6 @@
 
 #include "core/check.h"
 #include "core/device.h"
-#include "core/device_memory.h"
 #include "core/env.h"
 #include "core/pinned.h"
 
@@ -36,7 +35,8 @@ void throw_fault(Device device) {
   Fault* record = fault(device);
   if (record->written == 0) return;
   const Fault found = *record;
-  *record = Fault{};
+  *record = {};
+  record->number = found.number + 1;
   std::string sentence = found.sentence;
   for (int i = 0; i < 3; ++i) replace(sentence, concat("{", i, "}"), found.values[i]);
   HADAL_FAIL(sentence);
@@ -81,45 +81,6 @@ void synchronize(Device device, Stream stream) {
   if (is_cpu(device)) return;
   CHECK_CALL(cudaStreamSynchronize(native(stream)));
   throw_fault(device);
-}
-
-size_t memory_in_use(Device device) {
-  if (is_cpu(device)) return 0;
-  use(device);
-  size_t free_bytes = 0, total = 0;
-  CHECK_CALL(cudaMemGetInfo(&free_bytes, &total));
-  return total - free_bytes;
-}
-
-size_t memory_free(Device device) {
-  if (is_cpu(device)) return 0;
-  use(device);
-  size_t free_bytes = 0, total = 0;
-  CHECK_CALL(cudaMemGetInfo(&free_bytes, &total));
-  return free_bytes;
-}
-
-void* allocate(Device device, size_t bytes) {
-  if (is_cpu(device)) return std::malloc(bytes);
-  use(device);
-  void* data = nullptr;
-  const cudaError_t status = cudaMalloc(&data, bytes);
-  if (status == cudaErrorMemoryAllocation) {
-    static_cast<void>(cudaGetLastError());
-    size_t free_bytes = 0, total = 0;
-    CHECK_CALL(cudaMemGetInfo(&free_bytes, &total));
-    HADAL_FAIL("out of GPU memory: could not get ", bytes >> 20, " MiB, ", free_bytes >> 20, " of ",
-               total >> 20, " MiB are free; use a smaller batch or model");
-  }
-  CHECK_CALL(status);
-  return data;
-}
-
-void release(Device device, void* data) noexcept {
-  if (is_cpu(device))
-    std::free(data);
-  else
-    static_cast<void>(cudaFree(data));
 }
 
 void* allocate_pinned(Device device, size_t bytes) {

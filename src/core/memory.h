@@ -5,15 +5,20 @@
 // see pointers. On CUDA a Block may be given back while kernels that use it still run: whoever
 // takes it next is behind them in the same stream. REQUIRES: a Pool outlives its Blocks and serves
 // one stream.
+//
+// On the CPU blocks come from the system and are kept in lists by size; on a GPU they are pieces of
+// one range of addresses (core/slab.h).
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <vector>
 
 #include "core/device.h"
+#include "core/slab.h"
 #include "core/tensor.h"
 
 namespace hadal {
@@ -37,20 +42,25 @@ class [[nodiscard]] Block {
 
   // Gives out consecutive aligned tensors; an error when the block is used up.
   Tensor tensor(DType dtype, Shape shape);
+  // From the beginning again: the same requests give the same tensors.
+  void rewind() { used_ = 0; }
 
  private:
   friend class Pool;
   Pool* pool_ = nullptr;
+  Slab* slab_ = nullptr;  // that it is a piece of, on a GPU
   void* data_ = nullptr;
   size_t size_ = 0, capacity_ = 0, used_ = 0;
 };
 
 // Bytes that Block::tensor takes for one tensor, alignment included.
 size_t tensor_bytes(DType dtype, const Shape& shape);
+// Bytes that a block counts as in Pool::in_use_bytes.
+size_t block_bytes(size_t bytes);
 
 class Pool {
  public:
-  explicit Pool(Device device = {}) : device_(device) {}
+  explicit Pool(Device device = {});
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
   ~Pool();
@@ -65,13 +75,43 @@ class Pool {
 
  private:
   friend class Block;
+  friend class GraphMemory;
+  void take_from_lists(Block& block);
   void* allocate(size_t capacity);
-  void give_back(void* data, size_t capacity);
 
   Device device_;
-  std::map<size_t, std::vector<void*>> free_;
+  std::unique_ptr<Slab> slab_;                 // on a GPU
+  Slab* current_ = nullptr;                    // slab_, or that of a GraphMemory
+  std::map<size_t, std::vector<void*>> free_;  // on the CPU, by capacity
   size_t in_use_ = 0, peak_ = 0;
   int64_t system_allocations_ = 0;
+};
+
+// The temporaries of recorded work (device::begin_recording), which lie at the same addresses every
+// time it is launched: memory of their own, that nobody else gets. One may serve many graphs that
+// are launched one after the other in one stream. On the CPU, where nothing is recorded, it is
+// empty.
+class GraphMemory {
+ public:
+  explicit GraphMemory(Pool& pool);  // REQUIRES: outlives it and the blocks taken in its scopes
+  GraphMemory(const GraphMemory&) = delete;
+  GraphMemory& operator=(const GraphMemory&) = delete;
+
+  // While one lives, what the pool gives out lies in the memory. They do not nest.
+  class Scope {
+   public:
+    explicit Scope(GraphMemory& memory);
+    ~Scope();
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+
+   private:
+    Pool& pool_;
+  };
+
+ private:
+  Pool& pool_;
+  std::unique_ptr<Slab> slab_;
 };
 
 }  // namespace hadal

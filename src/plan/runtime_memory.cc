@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/size_class.h"
 #include "model/bytes.h"
 #include "plan/chunk.h"
 #include "plan/runtime_mesh.h"
@@ -28,7 +27,7 @@ class Blocks {
         local(c.n_routed_experts / p.mesh.ep),
         act(activation_dtype(p.recipe)) {}
 
-  static double block(size_t bytes) { return static_cast<double>(size_class(bytes)); }
+  static double block(size_t bytes) { return static_cast<double>(block_bytes(bytes)); }
   double tensor(const Shape& shape) const { return block(tensor_bytes(act, shape)); }
 
   double row_pool(int pp) const {

@@ -1,4 +1,5 @@
-// StepGraph: the first run does the work call by call, the second records it.
+// StepGraph: the first run does the work call by call and so finds all memory that it takes, the
+// second records it.
 //
 //   T tokens of the step   D model width   V vocabulary
 // SPDX-License-Identifier: Apache-2.0
@@ -11,7 +12,7 @@ namespace hadal::serve {
 
 StepGraph::StepGraph(Context& ctx, Decoder& decoder, const ops::SampleRule& sampling, int64_t slot,
                      int64_t num_tokens)
-    : ctx_(ctx), decoder_(decoder), sampling_(sampling), slots_{slot} {
+    : ctx_(ctx), decoder_(decoder), sampling_(sampling), slots_{slot}, temporaries_(ctx.memory) {
   const int64_t T = num_tokens, D = decoder.config().hidden_size, V = decoder.config().vocab_size;
   const DType stat = stat_dtype(decoder.act());
   step_ = make_step(ctx, decoder.config(), std::vector<int32_t>(static_cast<size_t>(T), 0), {0},
@@ -42,12 +43,13 @@ std::vector<int32_t> StepGraph::run(const std::vector<int32_t>& ids, int64_t sta
   for (size_t i = 0; i < ids.size(); ++i)
     where.push_back(static_cast<int32_t>(start + static_cast<int64_t>(i)) + 1);
   upload(ctx_, where, where_);
-  // NOTE: the first run leaves in the pool all memory that the recording takes.
   if (num_runs_ == 0) {
     decoder_.prepare({.step = step_, .seqs = slots_});
+    const GraphMemory::Scope scope(temporaries_);
     work();
   } else {
     if (num_runs_ == 1) {
+      const GraphMemory::Scope scope(temporaries_);
       device::begin_recording(ctx_.device, ctx_.stream);
       work();
       graph_ = device::end_recording(ctx_.device, ctx_.stream);

@@ -36,6 +36,7 @@ class StepGraph {
   ops::SampleRule sampling_;
   std::vector<int64_t> slots_;
   Step step_;
+  GraphMemory temporaries_;
   Block memory_;
   Tensor h_, logits_;      // [T, D]  [T, V]
   Tensor where_, tokens_;  // [T] i32  positions drawn for, and what was drawn

@@ -38,7 +38,7 @@ std::vector<int64_t> first_slots(int64_t count) {
 }  // namespace
 
 StepRunner::StepRunner(Context& ctx, Decoder& decoder)
-    : ctx_(ctx), decoder_(decoder), max_seqs_(decoder.limits().max_seqs) {
+    : ctx_(ctx), decoder_(decoder), max_seqs_(decoder.limits().max_seqs), temporaries_(ctx.memory) {
   const Config& c = decoder.config();
   const int64_t S = max_seqs_;
   const DType stat = stat_dtype(decoder.act());
@@ -176,7 +176,8 @@ void StepRunner::record_steps(int64_t scratch_page) {
   for (int64_t size : recorded_sizes(std::min(max_seqs_, decoder_.limits().max_step_tokens))) {
     decoder_.cache().select(first_slots(size));
     stage(slots_[0], {}, size);
-    recorded_work(size);  // leaves in the pool all memory that the recording takes
+    const GraphMemory::Scope scope(temporaries_);
+    recorded_work(size);  // finds all memory that the recording takes
     device::synchronize(ctx_.device, ctx_.stream);
     device::begin_recording(ctx_.device, ctx_.stream);
     recorded_work(size);

@@ -44,8 +44,7 @@ class StepRunner {
   // Runs a step of the most tokens, so that no later one asks the system for memory. Writes to the
   // first pages of the cache.
   void run_largest();
-  // Records steps. Rows that fill up write to this page. REQUIRES: device::can_record(); nobody
-  // takes memory of the context's pool and keeps it over a launch from here on.
+  // Records steps. Rows that fill up write to this page. REQUIRES: device::can_record().
   void record_steps(int64_t scratch_page);
 
   // At most two launches may be under way.
@@ -88,6 +87,7 @@ class StepRunner {
   Context& ctx_;
   Decoder& decoder_;
   int64_t max_seqs_, scratch_page_ = -1;
+  GraphMemory temporaries_;  // of recorded steps
   Block memory_;
   Fields fields_;
   size_t staged_bytes_ = 0;
