@@ -36,12 +36,13 @@ struct Graph {
 namespace device {
 
 // What a kernel found wrong in its data: a sentence with {0}, {1}, {2} for the values. The first
-// one stays until it is reported; the kernel leaves out the work and goes on.
+// one stays until it is reported; the kernel leaves out the work and goes on. The record lies in
+// the host's memory, where a GPU has no atomics: who writes is decided by a counter of its own.
 struct Fault {
-  unsigned int taken;    // 1 once somebody writes
-  unsigned int written;  // 1 once the rest is there
-  const char* sentence;  // static text of the host
-  double values[3];
+  unsigned int number = 1;         // of the fault that comes next, from 1
+  unsigned int written = 0;        // 1 once the rest is there
+  const char* sentence = nullptr;  // static text of the host
+  double values[3] = {};
 };
 
 // Devices of a kind that this build can use here; 1 for the CPU.
@@ -55,9 +56,6 @@ void destroy(Device device, Stream stream);
 // Waits for all work of the stream; throws what its kernels found wrong.
 void synchronize(Device device, Stream stream);
 
-// Device memory; an Error when there is none left.
-void* allocate(Device device, size_t bytes);
-void release(Device device, void* data) noexcept;
 // Sets every byte, in the order of the default stream and after all earlier work.
 void set_bytes(Device device, void* data, int value, size_t bytes);
 
