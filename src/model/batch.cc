@@ -3,6 +3,7 @@
 #include "model/batch.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/transfer.h"
 #include "model/bytes.h"
@@ -104,8 +105,18 @@ void check_sequence(const Sequence& s) {
 
 }  // namespace
 
+Batch Batch::views() const {
+  Batch batch;
+  batch.seq = seq;
+  batch.ids = ids;
+  batch.targets = targets;
+  batch.num_targets = num_targets;
+  batch.mtp = mtp;
+  return batch;
+}
+
 Batch make_batch(Context& ctx, const Config& c, const std::vector<Sequence>& sequences,
-                 int64_t num_mtp, DType act) {
+                 int64_t num_mtp, DType act, Block memory) {
   HADAL_CHECK(!sequences.empty(), "a batch needs at least one sequence");
   size_t num_documents = 0;
   for (const Sequence& s : sequences) {
@@ -123,7 +134,8 @@ Batch make_batch(Context& ctx, const Config& c, const std::vector<Sequence>& seq
     bytes += host_bytes(c, depths.back(), stat);
   }
   Batch batch;
-  batch.memory = ctx.memory.take(bytes);
+  batch.memory = memory.size() == bytes ? std::move(memory) : ctx.memory.take(bytes);
+  batch.memory.rewind();
   for (size_t k = 0; k < depths.size(); ++k) {
     const Host& h = depths[k];
     Batch::Depth d;

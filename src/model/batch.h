@@ -52,11 +52,14 @@ struct Batch {
   Tensor ids, targets;  // [T] i32  [T] i32
   int64_t num_targets = 0;
   std::vector<Depth> mtp;  // mtp[k-1] is depth k; seq.num_tokens may be 0
+
+  Batch views() const;  // of the same tensors, which stay this batch's
 };
 
 // `num_mtp` depths; rope tables in the statistics type of `act`.
+// In `memory` where that has just the right size: what an earlier batch of the same shape leaves.
 Batch make_batch(Context& ctx, const Config& config, const std::vector<Sequence>& sequences,
-                 int64_t num_mtp, DType act);
+                 int64_t num_mtp, DType act, Block memory = {});
 
 // The tokens of a decode step: sequence s adds lengths[s] tokens after its first starts[s].
 struct Step {

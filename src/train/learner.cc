@@ -120,6 +120,9 @@ Learner::Learner(Context& ctx, const Config& config, DType compute, int64_t max_
               ": use \"precision\": \"compute\", or one rank");
   drop_absent_experts(module_grads_);
   make_stages();
+  // A rank alone goes through its micro-batches one by one.
+  if (device::can_record(ctx.device) && team_->mesh().num_ranks() == 1)
+    recorded_ = std::make_unique<RecordedStep>(ctx, config_, compute);
 }
 
 void Learner::make_stages() {
@@ -189,18 +192,30 @@ StepResult Learner::compute_gradients(const std::vector<std::vector<Sequence>>& 
   ops::fill(ctx_, 0.0, grads_.flat());
   if (auto* expert = dynamic_cast<ExpertExchange*>(exchange_.get())) expert->reset_counters();
   const auto first = static_cast<size_t>(team_->data_rank() * count);
-  pipeline_->run(ctx_, {.num_microbatches = count,
-                        .batch =
-                            [&](int i) {
-                              return make_batch(ctx_, config_,
-                                                micro_batches[first + static_cast<size_t>(i)],
-                                                depths, compute_);
-                            },
-                        .scale = [&](int i) -> const stage::LossScale& {
-                          return drop_last && i + 1 == count ? nothing : scale;
-                        },
-                        .meter = meter_,
-                        .grads = module_grads_});
+  const auto sequences = [&](int i) -> const std::vector<Sequence>& {
+    return micro_batches[first + static_cast<size_t>(i)];
+  };
+  const auto scale_of = [&](int i) -> const stage::LossScale& {
+    return drop_last && i + 1 == count ? nothing : scale;
+  };
+  if (recorded_) {
+    const auto one = [&](const Batch& batch, const stage::LossScale& its_scale) {
+      pipeline_->run(ctx_, {.num_microbatches = 1,
+                            .batch = [&](int) { return batch.views(); },
+                            .scale = [&](int) -> const stage::LossScale& { return its_scale; },
+                            .meter = meter_,
+                            .grads = module_grads_});
+    };
+    for (int i = 0; i < count; ++i) recorded_->run(sequences(i), depths, scale_of(i), one);
+  } else {
+    pipeline_->run(
+        ctx_,
+        {.num_microbatches = count,
+         .batch = [&](int i) { return make_batch(ctx_, config_, sequences(i), depths, compute_); },
+         .scale = scale_of,
+         .meter = meter_,
+         .grads = module_grads_});
+  }
   team_->maybe_die("die_in_step");
   reduce_meter(meter_);
   reduce_gradients();
@@ -360,6 +375,8 @@ Learner::Evaluation Learner::evaluate(const std::vector<std::vector<Sequence>>& 
   const auto batch = [&](size_t at) {
     return make_batch(ctx_, config_, micro_batches[at], depths, compute_);
   };
+  std::optional<GraphMemory::Scope> scope;
+  if (recorded_) scope.emplace(recorded_->temporaries());
   pipeline_->measure(
       ctx_, static_cast<int>(rounds),
       [&](int i) { return batch(static_cast<size_t>(i) * dp + me); }, meter);

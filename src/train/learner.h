@@ -28,6 +28,7 @@
 #include "parallel/expert_exchange.h"
 #include "parallel/pipeline.h"
 #include "parallel/team.h"
+#include "train/recorded_step.h"
 
 namespace hadal::train {
 
@@ -136,7 +137,8 @@ class Learner {
   RowPool rows_;
   std::unique_ptr<Exchange> exchange_;
   std::unique_ptr<Pipeline> pipeline_;
-  stage::Meter meter_;  // of the whole model
+  stage::Meter meter_;                      // of the whole model
+  std::unique_ptr<RecordedStep> recorded_;  // alone on a GPU
 };
 
 }  // namespace hadal::train
