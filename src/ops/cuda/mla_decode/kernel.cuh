@@ -82,7 +82,7 @@ struct MlaDecodeRoles<CacheRows::kBF16> {
 };
 template <>
 struct MlaDecodeRoles<CacheRows::kFp8> {
-  static constexpr int kBringRegisters = 72, kMultiplyRegisters = 216;
+  static constexpr int kBringRegisters = 88, kMultiplyRegisters = 208;
   // The four warps that widen; and the copy of the keys, in the half of the non-owner.
   __device__ static uint32_t arrivals(int bar) { return bar == 1 || bar == 2 ? 5 : 4; }
 };
