@@ -7,11 +7,23 @@
 #include <utility>
 
 #include "model/bytes.h"
+#include "model/linear.h"
 #include "ops/copy.h"
 #include "ops/few_tokens.h"
 #include "ops/norm.h"
 
 namespace hadal::block {
+namespace {
+
+// y_tiles: none, or y once more for products in FP8.
+void norm(Context& ctx, const Layer& l, In x, const Operand& gain, Out y, Out rstd,
+          const ops::TileRows& y_tiles) {
+  const double eps = l.config.rms_norm_eps;
+  if (y_tiles.data.empty()) return ops::rmsnorm_forward(ctx, x, gain.data, eps, y, rstd);
+  ops::rmsnorm_forward_tiles(ctx, x, gain.data, eps, y, rstd, y_tiles);
+}
+
+}  // namespace
 
 Saved attn_forward(Context& ctx, const Layer& l, const Packed& seq, In x) {
   const auto [T, D] = HADAL_SHAPE(x, 2);
@@ -23,31 +35,43 @@ Saved attn_forward(Context& ctx, const Layer& l, const Packed& seq, In x) {
   s.h = s.memory.tensor(act, {T, D});
   s.attn_rstd = s.memory.tensor(stat, {T});
   s.ffn_rstd = s.memory.tensor(stat, {T});
-  Tensor x_n;
-  const Block memory = ctx.memory.take_tensor(act, {T, D}, &x_n);
-  ops::rmsnorm_forward(ctx, x, l.w.attn_norm.data, l.config.rms_norm_eps, x_n,
-                       s.attn_rstd);                                        // [T, D]
-  s.attn = mla::forward(ctx, l.config, l.w.attn, seq, x_n, s.h, l.tensor);  // [T, D]
-  ops::add_acc(ctx, x, s.h);                                                // [T, D]
+  const bool fp8 = linear::is_fp8(l.w.attn.wkv_a);
+  ByteCount bytes;
+  bytes.add(act, {T, D});
+  if (fp8) bytes.add_tile_rows(T, D);
+  Block memory = ctx.memory.take(bytes.total());
+  const Tensor x_n = memory.tensor(act, {T, D});
+  const ops::TileRows x_tiles = fp8 ? linear::tile_rows(memory, T, D) : ops::TileRows{};
+  norm(ctx, l, x, l.w.attn_norm, Tensor(x_n), Tensor(s.attn_rstd), x_tiles);         // [T, D]
+  s.attn = mla::forward(ctx, l.config, l.w.attn, seq, x_n, s.h, l.tensor, x_tiles);  // [T, D]
+  ops::add_acc(ctx, x, s.h);                                                         // [T, D]
   return s;
 }
 
 void dispatch_forward(Context& ctx, const Layer& l, Saved& s) {
   const Shape shape = s.h.shape();
   const DType act = s.h.dtype();
-  s.scratch = ctx.memory.take(ByteCount().add(act, shape).add(act, shape).total());
+  // Experts' rows are quantised as they are sent.
+  const Operand& first = l.is_moe ? l.w.moe.shared.w1 : l.w.mlp.w1;
+  const bool fp8 = linear::is_fp8(first);
+  ByteCount bytes;
+  bytes.add(act, shape).add(act, shape);
+  if (fp8) bytes.add_tile_rows(shape[0], shape[1]);
+  s.scratch = ctx.memory.take(bytes.total());
   s.h_n = s.scratch.tensor(act, shape);
   s.y_mlp = s.scratch.tensor(act, shape);
-  ops::rmsnorm_forward(ctx, s.h, l.w.ffn_norm.data, l.config.rms_norm_eps, s.h_n, s.ffn_rstd);
+  if (fp8) s.h_n_tiles = linear::tile_rows(s.scratch, shape[0], shape[1]);
+  norm(ctx, l, s.h, l.w.ffn_norm, Tensor(s.h_n), Tensor(s.ffn_rstd), s.h_n_tiles);
   if (l.is_moe)
     s.moe = moe::dispatch_forward(ctx, l.config, l.w.moe, l.exchange, s.seq, s.h_n, l.tensor);
 }
 
 void mlp_forward(Context& ctx, const Layer& l, Saved& s) {
-  if (l.is_moe) return moe::mlp_forward(ctx, l.config, l.w.moe, l.exchange, s.h_n, s.moe);
+  if (l.is_moe)
+    return moe::mlp_forward(ctx, l.config, l.w.moe, l.exchange, s.h_n, s.moe, s.h_n_tiles);
   const Gathered h_n = gather(ctx, l.tensor, s.seq.num_tokens, {s.h_n});
   PartialSums sum(ctx, l.tensor, s.seq.num_tokens, {s.y_mlp});
-  s.mlp = mlp::forward(ctx, l.w.mlp, h_n.rows[0], sum.all(0), l.config.precision);
+  s.mlp = mlp::forward(ctx, l.w.mlp, h_n.rows[0], sum.all(0), l.config.precision, s.h_n_tiles);
   sum.finish(ctx);  // [T, D]
 }
 

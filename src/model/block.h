@@ -33,10 +33,11 @@ struct [[nodiscard]] Saved {
   Block memory;
   Tensor h, attn_rstd, ffn_rstd;  // [T, D]  [T]  [T]
   mla::Saved attn;
-  mlp::Saved mlp;     // dense layers
-  moe::Saved moe;     // the others
-  Block scratch;      // between dispatch_forward and combine_forward
-  Tensor h_n, y_mlp;  // [T, D]  [T, D]
+  mlp::Saved mlp;           // dense layers
+  moe::Saved moe;           // the others
+  Block scratch;            // between dispatch_forward and combine_forward
+  Tensor h_n, y_mlp;        // [T, D]  [T, D]
+  ops::TileRows h_n_tiles;  // [T, D]   in FP8
 };
 struct [[nodiscard]] Deferred {
   Block memory;

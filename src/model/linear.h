@@ -30,6 +30,10 @@ class Rows {
  public:
   Rows(Context& ctx, In x, bool fp8, ops::TileRule rule = {});
   explicit Rows(const ops::TileRows& tiles) : tiles_(tiles) {}  // made by who computed them
+  // Of x, or of its tiles where there are some already.
+  static Rows of(Context& ctx, In x, bool fp8, const ops::TileRows& tiles) {
+    return fp8 && !tiles.data.empty() ? Rows(tiles) : Rows(ctx, x, fp8);
+  }
   const Tensor& plain() const { return x_; }
   const ops::TileRows& tiles() const { return tiles_; }
 

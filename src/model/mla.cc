@@ -77,7 +77,7 @@ Projected project(Context& ctx, const Config& c, const Weights& w, const Packed&
 }  // namespace
 
 Saved forward(Context& ctx, const Config& c, const Weights& w, const Packed& seq, In x, Out y,
-              const TensorGroup& group) {
+              const TensorGroup& group, const ops::TileRows& x_tiles) {
   const auto [Th, D] = HADAL_SHAPE(x, 2);
   HADAL_CHECK_SHAPE(y, Th, D);
   const int64_t H = c.num_attention_heads, T = seq.num_tokens;
@@ -101,7 +101,7 @@ Saved forward(Context& ctx, const Config& c, const Weights& w, const Packed& seq
   }
   const bool fp8 = linear::is_fp8(w.wkv_a);
 
-  const linear::Rows rows(ctx, x, fp8);
+  const auto rows = linear::Rows::of(ctx, x, fp8, x_tiles);
   Tensor q_n, kv_n;
   Block q_n_memory;
   if (c.q_lora_rank > 0) {

@@ -20,6 +20,7 @@
 #include "model/latent_cache.h"
 #include "model/params.h"
 #include "model/tensor_group.h"
+#include "ops/fp8.h"
 #include "ops/rope.h"
 
 namespace hadal::mla {
@@ -46,9 +47,10 @@ struct [[nodiscard]] Deferred {  // backward_input -> backward_weight
 
 using Weights = Params<Operand>;
 using Grads = Params<Tensor>;
-// config: with the heads of this rank. x, y [Th, D].
+// config: with the heads of this rank. x, y [Th, D]. x_tiles: x for products in FP8, where who made
+// it made them too.
 Saved forward(Context& ctx, const Config& config, const Weights& w, const Packed& seq, In x, Out y,
-              const TensorGroup& group = {});
+              const TensorGroup& group = {}, const ops::TileRows& x_tiles = {});
 Deferred backward_input(Context& ctx, const Config& config, const Weights& w, Saved&& saved, In x,
                         In dy, Out dx);
 void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw);  // dw += ...

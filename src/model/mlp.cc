@@ -15,7 +15,8 @@
 
 namespace hadal::mlp {
 
-Saved forward(Context& ctx, const Weights& w, In x, Out y, const Precision& precision) {
+Saved forward(Context& ctx, const Weights& w, In x, Out y, const Precision& precision,
+              const ops::TileRows& x_tiles) {
   const auto [T, D] = HADAL_SHAPE(x, 2);
   const int64_t F = w.w1.data.dim(0);
   const DType act = x.dtype();
@@ -29,7 +30,7 @@ Saved forward(Context& ctx, const Weights& w, In x, Out y, const Precision& prec
   else
     s.gate_up = gate_up = s.memory.tensor(act, {T, 2 * F});
   {
-    const linear::Rows rows(ctx, x, fp8);
+    const auto rows = linear::Rows::of(ctx, x, fp8, x_tiles);
     linear::forward(ctx, rows, w.w1, gate_up.cols(0, F));  // [T, F]
     linear::forward(ctx, rows, w.w3, gate_up.cols(F, F));  // [T, F]
   }

@@ -30,7 +30,9 @@ struct [[nodiscard]] Deferred {
 
 using Weights = Params<Operand>;
 using Grads = Params<Tensor>;
-Saved forward(Context& ctx, const Weights& w, In x, Out y, const Precision& precision = {});
+// x_tiles: x for products in FP8, where who made it made them too.
+Saved forward(Context& ctx, const Weights& w, In x, Out y, const Precision& precision = {},
+              const ops::TileRows& x_tiles = {});
 void decode(Context& ctx, const Weights& w, In x, Acc y);  // y [T, D] += ..., nothing kept
 Deferred backward_input(Context& ctx, const Weights& w, Saved&& saved, In x, In dy, Out dx,
                         const Precision& precision = {});

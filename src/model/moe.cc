@@ -32,7 +32,7 @@ Saved dispatch_forward(Context& ctx, const Config& c, const Weights& w, Exchange
 }
 
 void mlp_forward(Context& ctx, const Config& c, const Weights& w, Exchange& exchange, In x,
-                 Saved& s) {
+                 Saved& s, const ops::TileRows& x_tiles) {
   const auto [T, D] = HADAL_SHAPE(x, 2);
   const Shape rows_shape{s.ticket.num_pages, ops::kPageRows, D};
   ByteCount bytes;
@@ -42,7 +42,7 @@ void mlp_forward(Context& ctx, const Config& c, const Weights& w, Exchange& exch
   s.y_rows.slab = s.memory.tensor(x.dtype(), rows_shape);
   if (c.n_shared_experts > 0) {
     s.y_shared = s.memory.tensor(x.dtype(), {T, D});
-    s.shared = mlp::forward(ctx, w.shared, x, s.y_shared, c.precision);  // [T, D]
+    s.shared = mlp::forward(ctx, w.shared, x, s.y_shared, c.precision, x_tiles);  // [T, D]
   }
   exchange.dispatch_finish(ctx, s.ticket);
   experts::forward(ctx, c, w.experts, rows_of(s.ticket), s.experts, s.y_rows);  // [rows, D]

@@ -47,7 +47,7 @@ using Grads = Params<Tensor>;
 Saved dispatch_forward(Context& ctx, const Config& config, const Weights& w, Exchange& exchange,
                        const Packed& seq, In x, const TensorGroup& group = {});
 void mlp_forward(Context& ctx, const Config& config, const Weights& w, Exchange& exchange, In x,
-                 Saved& saved);
+                 Saved& saved, const ops::TileRows& x_tiles = {});
 void combine_forward(Context& ctx, Exchange& exchange, Saved& saved, Out y);
 
 Deferred combine_backward(Context& ctx, const Config& config, Exchange& exchange, Saved& saved,

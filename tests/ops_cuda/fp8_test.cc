@@ -5,6 +5,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/fp8.h"
 
+#include "ops/norm.h"
 #include "ops/swiglu_tiles.h"
 #include "tests/ops_cuda/twin.h"
 
@@ -219,6 +220,20 @@ TEST(OpsCuda, Fp8Swiglu) {
           if (keep) all.insert(all.end(), {whole(kept.data), kept.scale});
           return all;
         });
+}
+
+// Widths that the one-pass kernel takes, and others.
+TEST(OpsCuda, Fp8Norm) {
+  for (const auto& [T, D] :
+       {std::pair<int64_t, int64_t>{0, 128}, {1, 8}, {5, 72}, {130, 384}, {3, 7168}, {2, 100}})
+    for (DType type : {DType::kBF16, DType::kF32})
+      expect_twins(concat("fp8 norm ", T, " ", D), [&](Side& s) {
+        const Tensor x = s.random("x", type, {T, D}, 3.0), gain = s.random("gain", type, {D});
+        const Tensor y = s.out(type, {T, D}), rstd = s.out(DType::kF32, {T});
+        const ops::TileRows tiles = tile_rows(s, T, D);
+        ops::rmsnorm_forward_tiles(s.ctx, x, gain, 1e-6, Tensor(y), Tensor(rstd), tiles);
+        return std::vector<Tensor>{y, rstd, whole(tiles.data), tiles.scale};
+      });
 }
 
 TEST(OpsCuda, Fp8GroupedSwiglu) {

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "ops/fp8.h"
+#include "ops/norm.h"
 #include "ops/routing.h"
 #include "ops/swiglu_tiles.h"
 #include "tests/unit/pages.h"
@@ -246,6 +247,31 @@ TEST(Fp8Training, GroupedProductsAreTheDenseOnes) {
       const Array<double> alone = values(want);
       for (int64_t n = 0; n < N; ++n) ASSERT_EQ(at(after, page, r, n), alone(0, n));
     }
+}
+
+TEST(Fp8Training, NormAndItsTiles) {
+  Machine m(2);
+  const int64_t T = 3, D = 160;
+  const Array<double> x = random_in("x", {T, D}, DType::kBF16, 0, 2.0);
+  const Array<double> gain = random_in("gain", {D}, DType::kF32, 0, 1.0);
+  const ops::TileRows tiles = tile_rows(m, T, D);
+  const Tensor y = m.tensor(DType::kBF16, {T, D}), rstd = m.tensor(DType::kF32, {T});
+  const Tensor plain = put_strided(m, x, DType::kBF16), weight = m.put(gain, DType::kF32);
+  ops::rmsnorm_forward_tiles(m.ctx, plain, weight, 1e-6, Tensor(y), Tensor(rstd), tiles);
+  for (int64_t t = 0; t < T; ++t) {
+    double squares = 0.0;
+    for (int64_t k = 0; k < D; ++k) squares += x(t, k) * x(t, k);
+    const double r = 1.0 / std::sqrt(squares / D + 1e-6);
+    ASSERT_NEAR(values(rstd)(t), r, 1e-5 * r);
+    for (int64_t k = 0; k < D; ++k) {
+      const double want = gain(k) * x(t, k) * r, scale = values(tiles.scale)(k / 128, t);
+      ASSERT_NEAR(values(y)(t, k), want, std::fabs(want) / 200.0);
+      ASSERT_NEAR(values(tiles.data)(t, k) * scale, want, std::fabs(want) / 14.0 + scale * 0x1p-9);
+    }
+  }
+  EXPECT_ERROR(ops::rmsnorm_forward_tiles(m.ctx, plain, weight, 1e-6, Tensor(y), Tensor(rstd),
+                                          tile_rows(m, T + 1, D)),
+               "x is bf16 [3, 160]; [4, 160] is needed");
 }
 
 // Tiles of the rows that SwiGLU reads and writes, against loops in f64.

@@ -58,6 +58,11 @@ void rmsnorm_forward(Context& ctx, In x, In gain, double eps, Out y, Out rstd) {
   });
 }
 
+void rmsnorm_forward_tiles(Context& ctx, In x, In gain, double eps, Out y, Out rstd,
+                           const TileRows& y_tiles) {
+  in_steps::rmsnorm_forward_tiles(ctx, x, gain, eps, y, rstd, y_tiles);
+}
+
 void rmsnorm_recompute(Context& ctx, In x, In gain, In rstd, Out y) {
   const int64_t T = x.dim(0), D = x.dim(1);
   with_arithmetic({x.dtype()}, [&]<class R>(R) {

@@ -6,6 +6,7 @@
 #include "ops/cuda/detail/launch.cuh"
 #include "ops/cuda/detail/ptx.cuh"
 #include "ops/cuda/detail/rows.cuh"
+#include "ops/cuda/detail/tiles.cuh"
 #include "ops/norm.h"
 
 namespace hadal::ops::cuda {
@@ -121,9 +122,19 @@ bool with_chunks(int64_t D, const Fn& fn) {
   return true;
 }
 
-template <int kChunks>
+// Where the rows go a second time.
+struct RowTiles {
+  Elements<true> q;
+  int64_t q_stride;
+  float* scale;
+  int64_t scale_stride;
+  FaultSite fault;
+};
+
+template <int kChunks, bool kTiles>
 __global__ void __launch_bounds__(kRowThreads)
-    forward_bf16_kernel(int64_t D, View x, View gain, float eps, View y, Array<float> rstd) {
+    forward_bf16_kernel(int64_t D, View x, View gain, float eps, View y, Array<float> rstd,
+                        RowTiles tiles) {
   hadal::cuda::let_next_kernel_start();
   hadal::cuda::wait_for_previous_kernel();
   __shared__ float shared[kRowThreads / 32];
@@ -140,12 +151,26 @@ __global__ void __launch_bounds__(kRowThreads)
 #pragma unroll
   for (int c = 0; c < kChunks; ++c) {
     const int64_t i = row.column(c);
-    if (i >= D) break;
-    Eight v = Eight::widen(row.eights[c]);
-    const Eight g = load_eight(gain.data, gain.dtype, i);
+    if (c * kChunk >= D) break;  // the threads of a tile stay together
+    PackedEight out{};
+    if (i < D) {
+      Eight v = Eight::widen(row.eights[c]);
+      const Eight g = load_eight(gain.data, gain.dtype, i);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) v.of[j] = (v.of[j] * r) * g.of[j];
-    v.store(to + i);
+      for (int j = 0; j < 8; ++j) v.of[j] = (v.of[j] * r) * g.of[j];
+      out = v.narrow();
+      out.store(to + i);
+    }
+    if constexpr (kTiles) {
+      const float scale =
+          tile_scale(largest_of_tile(largest_of(out), tiles.fault), ScaleFormat::kF32);
+      uint32_t two[2];
+      quantise_eight(out, Divisor(scale), two);
+      if (i >= D) continue;
+      tiles.q.store(t * tiles.q_stride + i, two, D - i);
+      if (threadIdx.x % kTileThreads == 0)
+        tiles.scale[i / kTileSize * tiles.scale_stride + t] = scale;
+    }
   }
 }
 
@@ -239,6 +264,30 @@ bool backward_bf16(Context& ctx, const Tensor& x, const Tensor& gain, const Tens
   return true;
 }
 
+// False where the rows are not of this kind. y_tiles: none, or where y goes a second time.
+template <bool kTiles>
+bool forward_bf16(Context& ctx, const Tensor& x, const Tensor& gain, double eps, const Tensor& y,
+                  const Tensor& rstd, const TileRows& y_tiles) {
+  if (!has_bf16_rows(x) || !has_bf16_rows(y) || !is_gain_of_bf16_rows(gain)) return false;
+  RowTiles tiles{.q = {},
+                 .q_stride = 0,
+                 .scale = nullptr,
+                 .scale_stride = 0,
+                 .fault = FaultSite(ctx, kNotFinite)};
+  if constexpr (kTiles) {
+    if (!has_eights(y_tiles.data)) return false;
+    tiles.q.data = static_cast<uint8_t*>(y_tiles.data.raw());
+    tiles.q_stride = y_tiles.data.stride(0);
+    tiles.scale = y_tiles.scale.data<float>();
+    tiles.scale_stride = y_tiles.scale.stride(0);
+  }
+  return with_chunks(x.dim(1), [&](auto chunks) {
+    launch_programmatic(ctx, forward_bf16_kernel<chunks, kTiles>, static_cast<unsigned>(x.dim(0)),
+                        kRowThreads, 0, x.dim(1), View(x), View(gain), static_cast<float>(eps),
+                        View(y), Array<float>(rstd), tiles);
+  });
+}
+
 unsigned row_blocks(int64_t T) { return static_cast<unsigned>(ceil_div(T, kRowsPerBlock)); }
 
 }  // namespace
@@ -246,18 +295,21 @@ unsigned row_blocks(int64_t T) { return static_cast<unsigned>(ceil_div(T, kRowsP
 void rmsnorm_forward(Context& ctx, In x, In gain, double eps, Out y, Out rstd) {
   const int64_t T = x.dim(0), D = x.dim(1);
   if (T == 0) return;
-  if (has_bf16_rows(x) && has_bf16_rows(y) && is_gain_of_bf16_rows(gain) &&
-      with_chunks(D, [&](auto chunks) {
-        launch_programmatic(ctx, forward_bf16_kernel<chunks>, static_cast<unsigned>(T), kRowThreads,
-                            0, D, View(x), View(gain), static_cast<float>(eps), View(y),
-                            Array<float>(rstd));
-      }))
+  if (forward_bf16<false>(ctx, x, gain, eps, y, rstd, {}))
     return check_launch(ctx, "rmsnorm_forward", x);
   with_arithmetic({x.dtype()}, [&]<class R>(R) {
     forward_kernel<R><<<row_blocks(T), kThreads, 0, stream_of(ctx)>>>(
         T, D, View(x), View(gain), static_cast<R>(eps), View(y), Array<R>(rstd));
   });
   check_launch(ctx, "rmsnorm_forward", x);
+}
+
+void rmsnorm_forward_tiles(Context& ctx, In x, In gain, double eps, Out y, Out rstd,
+                           const TileRows& y_tiles) {
+  if (x.dim(0) == 0) return;
+  if (forward_bf16<true>(ctx, x, gain, eps, y, rstd, y_tiles))
+    return check_launch(ctx, "rmsnorm_forward_tiles", x);
+  in_steps::rmsnorm_forward_tiles(ctx, x, gain, eps, y, rstd, y_tiles);
 }
 
 void rmsnorm_recompute(Context& ctx, In x, In gain, In rstd, Out y) {
