@@ -222,18 +222,29 @@ TEST(OpsCuda, Fp8Swiglu) {
         });
 }
 
-// Widths that the one-pass kernel takes, and others.
-TEST(OpsCuda, Fp8Norm) {
+// Widths that the one-pass kernel takes, and others. NOTE: against the two ops on the same device:
+// the CPU adds a row's squares in another order.
+TEST(OpsCuda, Fp8NormHasTheBitsOfItsSteps) {
+  if (!has_gpu()) GTEST_SKIP() << "no GPU: " << device::why_no_cuda();
+  Side s({DeviceKind::kCuda, 0});
   for (const auto& [T, D] :
        {std::pair<int64_t, int64_t>{0, 128}, {1, 8}, {5, 72}, {130, 384}, {3, 7168}, {2, 100}})
-    for (DType type : {DType::kBF16, DType::kF32})
-      expect_twins(concat("fp8 norm ", T, " ", D), [&](Side& s) {
-        const Tensor x = s.random("x", type, {T, D}, 3.0), gain = s.random("gain", type, {D});
-        const Tensor y = s.out(type, {T, D}), rstd = s.out(DType::kF32, {T});
-        const ops::TileRows tiles = tile_rows(s, T, D);
-        ops::rmsnorm_forward_tiles(s.ctx, x, gain, 1e-6, Tensor(y), Tensor(rstd), tiles);
-        return std::vector<Tensor>{y, rstd, whole(tiles.data), tiles.scale};
-      });
+    for (DType type : {DType::kBF16, DType::kF32}) {
+      const Tensor x = s.random("x", type, {T, D}, 3.0), gain = s.random("gain", type, {D});
+      const Tensor y = s.out(type, {T, D}), want_y = s.out(type, {T, D});
+      const Tensor rstd = s.out(DType::kF32, {T}), want_rstd = s.out(DType::kF32, {T});
+      const ops::TileRows tiles = tile_rows(s, T, D), want = tile_rows(s, T, D);
+      ops::rmsnorm_forward_tiles(s.ctx, x, gain, 1e-6, Tensor(y), Tensor(rstd), tiles);
+      ops::in_steps::rmsnorm_forward_tiles(s.ctx, x, gain, 1e-6, Tensor(want_y), Tensor(want_rstd),
+                                           want);
+      for (const auto& [got, other] : {std::pair(y, want_y),
+                                       {rstd, want_rstd},
+                                       {whole(tiles.data), whole(want.data)},
+                                       {tiles.scale, want.scale}}) {
+        const HostRead a(s.ctx, got), b(s.ctx, other);
+        expect_bits_equal(concat("fp8 norm ", T, " ", D), a.tensor(), b.tensor());
+      }
+    }
 }
 
 TEST(OpsCuda, Fp8GroupedSwiglu) {

@@ -166,7 +166,9 @@ __device__ __forceinline__ MlaPart mla_part(const MlaTask& task, int group) {
   return {block.last - block.first + 1 - steps, steps};
 }
 
+// After all lanes have read what is released.
 __device__ __forceinline__ void mla_release(uint64_t* bar) {
+  __syncwarp();
   if (thread_again() % 32 == 0) barrier_arrive(bar);
 }
 
