@@ -98,12 +98,13 @@ train_as_cpu() {
 }
 # Twice the same bits, and the same again when the second run goes on from its checkpoint of step 15.
 train_exact() {
-  local same=1
-  train_losses first cuda "$1" 30 && train_losses second cuda "$1" 30 &&
+  local same=1 dtype=$1
+  shift
+  train_losses first cuda "$dtype" 30 "$@" && train_losses second cuda "$dtype" 30 "$@" &&
     cmp "$work/first.losses" "$work/second.losses" &&
     rm -r "$work/second/checkpoints/step_00000030" &&
     ln -sfn step_00000015 "$work/second/checkpoints/latest" &&
-    train_losses second cuda "$1" 30 --resume && cmp "$work"/{first,second}.losses &&
+    train_losses second cuda "$dtype" 30 "$@" --resume && cmp "$work"/{first,second}.losses &&
     cmp "$work"/{first,second}/checkpoints/latest/model.safetensors &&
     cmp "$work"/{first,second}/checkpoints/latest/optimizer.safetensors && same=0
   rm -rf "$work"/{first,second}
@@ -124,6 +125,8 @@ for case in base odd v3_heads; do
   golden=$model/golden.safetensors
   run "verify $golden in bf16, --numerics fastest" "$hadal" verify --model "$model" \
     --golden "$golden" --dtype bf16 --device cuda --numerics fastest
+  run "verify $golden in bf16, --kv-cache fp8" "$hadal" verify --model "$model" \
+    --golden "$golden" --dtype bf16 --device cuda --kv-cache fp8
   run "verify $golden in bf16, plain kernels" env HADAL_CUDA_PLAIN=1 "$hadal" verify \
     --model "$model" --golden "$golden" --dtype bf16 --device cuda
   run "generate $case: in bf16 the same tokens with drafts and chunks" invariant_tokens "$model"
@@ -145,6 +148,8 @@ run "training: a text and a tokenizer" make_text
 run "training: 30 steps as on the CPU" train_as_cpu
 run "training: the same bits again and after a stop, f32" train_exact f32
 run "training: the same bits again and after a stop, bf16" train_exact bf16
+run "training: the same bits again and after a stop, fp8" train_exact bf16 \
+  --set 'train.precision="fp8"'
 
 printf '%s\n' "${summary[@]}"
 [ ! -s "$work/as_cpu" ] || cat "$work/as_cpu"

@@ -3,7 +3,8 @@
 #pragma once
 
 #include "ops/cuda/decode_attention/block.cuh"
-#include "ops/cuda/detail/cache_rows.cuh"
+#include "ops/cuda/detail/cache_rows.h"
+#include "ops/cuda/detail/e4m3.cuh"
 #include "ops/cuda/detail/element.cuh"
 
 namespace hadal::cuda {

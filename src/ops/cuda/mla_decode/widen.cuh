@@ -7,7 +7,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "ops/cuda/detail/cache_rows.cuh"
+#include "ops/cuda/detail/cache_rows.h"
+#include "ops/cuda/detail/e4m3.cuh"
 #include "ops/cuda/mla_decode/tiles.cuh"
 
 namespace hadal::cuda {
