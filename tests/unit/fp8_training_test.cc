@@ -262,9 +262,9 @@ TEST(Fp8Training, NormAndItsTiles) {
     double squares = 0.0;
     for (int64_t k = 0; k < D; ++k) squares += x(t, k) * x(t, k);
     const double r = 1.0 / std::sqrt(squares / D + 1e-6);
-    ASSERT_NEAR(values(rstd)(t), r, 1e-5 * r);
+    ASSERT_NEAR(values(rstd)[t], r, 1e-5 * r);
     for (int64_t k = 0; k < D; ++k) {
-      const double want = gain(k) * x(t, k) * r, scale = values(tiles.scale)(k / 128, t);
+      const double want = gain[k] * x(t, k) * r, scale = values(tiles.scale)(k / 128, t);
       ASSERT_NEAR(values(y)(t, k), want, std::fabs(want) / 200.0);
       ASSERT_NEAR(values(tiles.data)(t, k) * scale, want, std::fabs(want) / 14.0 + scale * 0x1p-9);
     }
