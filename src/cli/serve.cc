@@ -358,7 +358,7 @@ void add_serve_command(CLI::App& app) {
   command->callback([o, command] {
     // A GPU is fed with more at once.
     const bool is_cuda = o->model.machine.device == "cuda";
-    if (is_cuda && command->count("--chunk") == 0) o->model.chunk = 2048;
+    if (is_cuda && command->count("--chunk") == 0) o->model.chunk = 8192;
     if (is_cuda && command->count("--max-seqs") == 0) o->max_seqs = 256;
     run(*o);
   });

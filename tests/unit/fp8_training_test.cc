@@ -271,7 +271,7 @@ TEST(Fp8Training, NormAndItsTiles) {
   }
   EXPECT_ERROR(ops::rmsnorm_forward_tiles(m.ctx, plain, weight, 1e-6, Tensor(y), Tensor(rstd),
                                           tile_rows(m, T + 1, D)),
-               "x is bf16 [3, 160]; [4, 160] is needed");
+               "x must have shape [4, 160], has [3, 160]");
 }
 
 // Tiles of the rows that SwiGLU reads and writes, against loops in f64.
