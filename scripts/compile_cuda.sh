@@ -26,5 +26,5 @@ compile() {
 }
 export -f compile
 export nvcc out launcher
-git ls-files '*.cu' src/core/device_cuda.cc | xargs -P "$(nproc)" -I {} bash -euc 'compile {}'
+git ls-files '*.cu' 'src/core/device*_cuda.cc' | xargs -P "$(nproc)" -I {} bash -euc 'compile {}'
 echo "compile_cuda: done"
