@@ -96,6 +96,10 @@ class Client(unittest.TestCase):
             if chunk.choices:
                 text += chunk.choices[0].delta.content or ""
         self.assertEqual(text, whole.choices[0].message.content)
+        # The prompt was run before, so all of it but its last token is found in the cache.
+        self.assertEqual(usage.prompt_tokens_details.cached_tokens, usage.prompt_tokens - 1)
+        for usage_of in (usage, whole.usage):
+            usage_of.prompt_tokens_details.cached_tokens = None
         self.assertEqual(usage, whole.usage)
         with self.client.chat.completions.stream(model="base", messages=MESSAGES, max_tokens=12,
                                                  seed=1) as stream:
