@@ -21,6 +21,17 @@ void check(CUresult status, const char* call) {
 bool is_cpu(Device device) { return device.kind == DeviceKind::kCpu; }
 void use(Device device) { CHECK_CALL(cudaSetDevice(device.index)); }
 
+// Bytes of the device, and those that nobody uses.
+struct Memory {
+  size_t free = 0, total = 0;
+};
+Memory memory_of(Device device) {
+  use(device);
+  Memory memory;
+  CHECK_CALL(cudaMemGetInfo(&memory.free, &memory.total));
+  return memory;
+}
+
 template <class F>
 F find_call(F, const char* name) {
   void* found = nullptr;
@@ -70,27 +81,16 @@ CUdeviceptr address(const Range& range) { return reinterpret_cast<CUdeviceptr>(r
 
 size_t memory_in_use(Device device) {
   if (is_cpu(device)) return 0;
-  use(device);
-  size_t free_bytes = 0, total = 0;
-  CHECK_CALL(cudaMemGetInfo(&free_bytes, &total));
-  return total - free_bytes;
+  const Memory memory = memory_of(device);
+  return memory.total - memory.free;
 }
 
-size_t memory_free(Device device) {
-  if (is_cpu(device)) return 0;
-  use(device);
-  size_t free_bytes = 0, total = 0;
-  CHECK_CALL(cudaMemGetInfo(&free_bytes, &total));
-  return free_bytes;
-}
+size_t memory_free(Device device) { return is_cpu(device) ? 0 : memory_of(device).free; }
 
 Range reserve(Device device) {
   HADAL_CHECK(!is_cpu(device), "internal error: the CPU's memory is no range");
-  use(device);
-  size_t free_bytes = 0, total = 0;
-  CHECK_CALL(cudaMemGetInfo(&free_bytes, &total));
   Range range;
-  range.bytes = whole_granules(device, total);
+  range.bytes = whole_granules(device, memory_of(device).total);
   CUdeviceptr data = 0;
   check(driver().reserve(&data, range.bytes, 0, 0, 0), "cuMemAddressReserve");
   range.data = reinterpret_cast<void*>(data);
@@ -107,10 +107,9 @@ void map(Device device, Range& range, size_t end) {
                               ? CUDA_ERROR_OUT_OF_MEMORY
                               : driver().create(&memory, bytes, &kind, 0);
   if (status == CUDA_ERROR_OUT_OF_MEMORY) {
-    size_t free_bytes = 0, total = 0;
-    CHECK_CALL(cudaMemGetInfo(&free_bytes, &total));
-    HADAL_FAIL("out of GPU memory: could not get ", bytes >> 20, " MiB, ", free_bytes >> 20, " of ",
-               total >> 20, " MiB are free; use a smaller batch or model");
+    const Memory left = memory_of(device);
+    HADAL_FAIL("out of GPU memory: could not get ", bytes >> 20, " MiB, ", left.free >> 20, " of ",
+               left.total >> 20, " MiB are free; use a smaller batch or model");
   }
   check(status, "cuMemCreate");
   const CUdeviceptr at = address(range) + range.mapped;
