@@ -32,28 +32,32 @@ Memory memory_of(Device device) {
   return memory;
 }
 
-template <class F>
-F find_call(F, const char* name) {
-  void* found = nullptr;
-  cudaDriverEntryPointQueryResult result;
-  CHECK_CALL(cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result));
-  HADAL_CHECK(result == cudaDriverEntryPointSuccess, "the driver has no ", name,
-              "; install one for CUDA 12 or later");
-  return reinterpret_cast<F>(found);
-}
+// A call of the driver by its name, looked up when it becomes a pointer to one.
+struct DriverCall {
+  const char* name;
+  template <class F>
+  operator F*() const {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result;
+    CHECK_CALL(cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result));
+    HADAL_CHECK(result == cudaDriverEntryPointSuccess, "the driver has no ", name,
+                "; install one for CUDA 12 or later");
+    return reinterpret_cast<F*>(found);
+  }
+};
 
 // The driver's calls, looked up: a program that links the driver starts only where one is
 // installed.
 struct Driver {
-  decltype(&cuMemAddressReserve) reserve = find_call(reserve, "cuMemAddressReserve");
-  decltype(&cuMemAddressFree) free = find_call(free, "cuMemAddressFree");
-  decltype(&cuMemCreate) create = find_call(create, "cuMemCreate");
-  decltype(&cuMemRelease) release = find_call(release, "cuMemRelease");
-  decltype(&cuMemMap) map = find_call(map, "cuMemMap");
-  decltype(&cuMemUnmap) unmap = find_call(unmap, "cuMemUnmap");
-  decltype(&cuMemSetAccess) set_access = find_call(set_access, "cuMemSetAccess");
+  decltype(&cuMemAddressReserve) reserve = DriverCall{"cuMemAddressReserve"};
+  decltype(&cuMemAddressFree) free = DriverCall{"cuMemAddressFree"};
+  decltype(&cuMemCreate) create = DriverCall{"cuMemCreate"};
+  decltype(&cuMemRelease) release = DriverCall{"cuMemRelease"};
+  decltype(&cuMemMap) map = DriverCall{"cuMemMap"};
+  decltype(&cuMemUnmap) unmap = DriverCall{"cuMemUnmap"};
+  decltype(&cuMemSetAccess) set_access = DriverCall{"cuMemSetAccess"};
   decltype(&cuMemGetAllocationGranularity) granularity =
-      find_call(granularity, "cuMemGetAllocationGranularity");
+      DriverCall{"cuMemGetAllocationGranularity"};
 };
 const Driver& driver() {
   static const Driver calls;
