@@ -87,6 +87,18 @@ void multiply(Context& ctx, const ops::ExpertLayout& layout, const TiledRows& x,
   ops::grouped_gemm_nt(ctx, layout, x.get(), w, y);
 }
 
+// The same rows times two weights.
+void multiply_both(Context& ctx, const ops::ExpertLayout& layout, const TiledRows& x,
+                   const Matrices& w1, const Matrices& w2, const PagedRows& y1,
+                   const PagedRows& y2) {
+  if (is_fp8(w1)) {
+    multiply(ctx, layout, x, w1, y1);
+    return multiply(ctx, layout, x, w2, y2);
+  }
+  const ops::WeightsTo both[] = {{w1, y1}, {w2, y2}};
+  ops::grouped_gemm_nt_all(ctx, layout, x.get(), both);
+}
+
 void multiply_back(Context& ctx, const ops::ExpertLayout& layout, const TiledRows& dy,
                    const Matrices& w, const PagedRows& dx) {
   if (is_fp8(w)) return ops::grouped_fp8_gemm_nn(ctx, layout, dy.get(), w, dx);
@@ -120,8 +132,8 @@ void forward(Context& ctx, const Config& c, const Weights& w, const Rows& r, Sav
         ctx.memory.take_tensor(y.slab.dtype(), {r.num_pages, kPageRows, 2 * F}, &gate_up.slab);
   }
   const TiledRows x(ctx, r.layout, saved.rows.x(), fp8);
-  multiply(ctx, r.layout, x, w.w1, cols(gate_up, 0, F));  // [rows, F]
-  multiply(ctx, r.layout, x, w.w3, cols(gate_up, F, F));  // [rows, F]
+  multiply_both(ctx, r.layout, x, w.w1, w.w3, cols(gate_up, 0, F),
+                cols(gate_up, F, F));  // [rows, F] each
   if (fp8) {
     ByteCount bytes;
     Block memory = ctx.memory.take(add_tile_pages(bytes, r.num_pages, F).total());

@@ -49,6 +49,16 @@ void forward(Context& ctx, const Rows& x, const Operand& w, Out y) {
   ops::gemm_nt(ctx, x.plain(), w, y);
 }
 
+void forward_both(Context& ctx, const Rows& x, const Operand& w1, const Operand& w2, Out y1,
+                  Out y2) {
+  if (is_fp8(w1) || is_fp8(w2)) {
+    forward(ctx, x, w1, y1);
+    return forward(ctx, x, w2, y2);
+  }
+  const ops::WeightTo both[] = {{w1, y1}, {w2, y2}};
+  ops::gemm_nt_all(ctx, x.plain(), both);
+}
+
 void backward_input(Context& ctx, const Rows& dy, const Operand& w, Out dx) {
   if (is_fp8(w)) return ops::fp8_gemm_nn(ctx, dy.tiles(), w, dx);
   ops::gemm_nn(ctx, dy.plain(), w, dx);

@@ -58,6 +58,9 @@ class Columns {
 };
 
 void forward(Context& ctx, const Rows& x, const Operand& w, Out y);  // [T,N] = [T,K] [N,K]^T
+// Two products of the same rows: y1 of w1, y2 of w2.
+void forward_both(Context& ctx, const Rows& x, const Operand& w1, const Operand& w2, Out y1,
+                  Out y2);
 void backward_input(Context& ctx, const Rows& dy, const Operand& w, Out dx);  // [T,K] = [T,N] [N,K]
 void backward_input_acc(Context& ctx, const Rows& dy, const Operand& w, Acc dx);  // [T,K] += ...
 void backward_weight(Context& ctx, const Columns& dy, const Columns& x,

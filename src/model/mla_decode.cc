@@ -22,27 +22,28 @@ void decode(Context& ctx, const Config& c, const Weights& w, const Packed& seq,
   const int64_t Dn = c.qk_nope_head_dim, Dr = c.qk_rope_head_dim, Dv = c.v_head_dim;
   const DType act = x.dtype();
 
-  // Query: down, norm, up.
-  Tensor q, q_lat, q_n, rstd;
+  // Query and latent: down; query: norm, up.
+  Tensor q, q_lat, q_n, rstd, kv_lat;
   const Block q_memory = ctx.memory.take_tensor(act, {T, H, Dn + Dr}, &q);
+  const Block kv_lat_memory = ctx.memory.take_tensor(act, {T, R + Dr}, &kv_lat);
   if (c.q_lora_rank == 0) {
-    ops::gemm_nt(ctx, x, w.wq, q.view({T, H * (Dn + Dr)}));  // [T, H*(Dn+Dr)]
+    const ops::WeightTo down[] = {{w.wq, q.view({T, H * (Dn + Dr)})}, {w.wkv_a, kv_lat}};
+    ops::gemm_nt_all(ctx, x, down);  // [T, H*(Dn+Dr)]  [T, R+Dr]
   } else {
     const Block q_lat_memory = ctx.memory.take_tensor(act, {T, c.q_lora_rank}, &q_lat);
     const Block q_n_memory = ctx.memory.take_tensor(act, {T, c.q_lora_rank}, &q_n);
     const Block rstd_memory = ctx.memory.take_tensor(stat_dtype(act), {T}, &rstd);
-    ops::gemm_nt(ctx, x, w.wq_a, q_lat);                                         // [T, Rq]
+    const ops::WeightTo down[] = {{w.wq_a, q_lat}, {w.wkv_a, kv_lat}};
+    ops::gemm_nt_all(ctx, x, down);  // [T, Rq]  [T, R+Dr]
     ops::rmsnorm_forward(ctx, q_lat, w.q_norm.data, c.rms_norm_eps, q_n, rstd);  // [T, Rq]
     ops::gemm_nt(ctx, q_n, w.wq_b, q.view({T, H * (Dn + Dr)}));                  // [T, H*(Dn+Dr)]
   }
 
   // Latent and key of the new tokens, into the cache; the query, absorbed and turned.
-  Tensor kv_lat, q_abs, o_lat, out;
-  const Block kv_lat_memory = ctx.memory.take_tensor(act, {T, R + Dr}, &kv_lat);
+  Tensor q_abs, o_lat, out;
   const Block q_abs_memory = ctx.memory.take_tensor(act, {T, H, R + Dr}, &q_abs);
   const Block o_lat_memory = ctx.memory.take_tensor(act, {T, H, R}, &o_lat);
   const Block out_memory = ctx.memory.take_tensor(act, {T, H, Dv}, &out);
-  ops::gemm_nt(ctx, x, w.wkv_a, kv_lat);  // [T, R+Dr]
   ops::latent_inputs(ctx, seq,
                      {.layout = rope_layout(c), .eps = c.rms_norm_eps, .gain = w.kv_norm.data},
                      kv_lat, q.cols(Dn, Dr), cache, q_abs.cols(R, Dr));  // [T, H, Dr]

@@ -29,11 +29,8 @@ Saved forward(Context& ctx, const Weights& w, In x, Out y, const Precision& prec
     gate_up_memory = ctx.memory.take_tensor(act, {T, 2 * F}, &gate_up);
   else
     s.gate_up = gate_up = s.memory.tensor(act, {T, 2 * F});
-  {
-    const auto rows = linear::Rows::of(ctx, x, fp8, x_tiles);
-    linear::forward(ctx, rows, w.w1, gate_up.cols(0, F));  // [T, F]
-    linear::forward(ctx, rows, w.w3, gate_up.cols(F, F));  // [T, F]
-  }
+  linear::forward_both(ctx, linear::Rows::of(ctx, x, fp8, x_tiles), w.w1, w.w3, gate_up.cols(0, F),
+                       gate_up.cols(F, F));  // [T, F] each
   if (precision.e4m3_swiglu) s.gate_up_e4m3 = linear::tile_rows(s.memory, T, 2 * F);
   if (fp8) {
     Block memory = ctx.memory.take(ByteCount().add_tile_rows(T, F).total());

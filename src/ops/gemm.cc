@@ -136,6 +136,11 @@ void gemm_nt(Context& ctx, In a, const Operand& b, Out c) {
   check_nt(a, b, c, "gemm_nt");
   HADAL_DISPATCH(ctx, gemm_nt, a, b, c);
 }
+void gemm_nt_all(Context& ctx, In a, std::span<const WeightTo> to) {
+  for (const WeightTo& t : to) check_nt(a, t.b, t.c, "gemm_nt_all");
+  if (ctx.device.kind == DeviceKind::kCpu) return cpu::gemm_nt_all(ctx, a, to);
+  for (const WeightTo& t : to) gemm_nt(ctx, a, t.b, Tensor(t.c));
+}
 void gemm_nt_acc(Context& ctx, In a, const Operand& b, Acc c) {
   check_nt(a, b, c, "gemm_nt_acc");
   HADAL_DISPATCH(ctx, gemm_nt_acc, a, b, c);
@@ -176,6 +181,12 @@ void grouped_gemm_nt(Context& ctx, const ExpertLayout& layout, const PagedRows& 
                      std::span<const Operand> w, const PagedRows& c) {
   check_grouped(layout, a, w, c, false, "grouped_gemm_nt");
   HADAL_DISPATCH(ctx, grouped_gemm_nt, layout, a, w, c);
+}
+void grouped_gemm_nt_all(Context& ctx, const ExpertLayout& layout, const PagedRows& a,
+                         std::span<const WeightsTo> to) {
+  for (const WeightsTo& t : to) check_grouped(layout, a, t.w, t.c, false, "grouped_gemm_nt_all");
+  if (ctx.device.kind == DeviceKind::kCpu) return cpu::grouped_gemm_nt_all(ctx, layout, a, to);
+  for (const WeightsTo& t : to) grouped_gemm_nt(ctx, layout, a, t.w, t.c);
 }
 void grouped_gemm_nn(Context& ctx, const ExpertLayout& layout, const PagedRows& a,
                      std::span<const Operand> w, const PagedRows& c) {

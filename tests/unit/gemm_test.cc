@@ -289,6 +289,66 @@ TEST(Gemm, Grouped) {
           << "expert " << e;
 }
 
+// Several weights times the same rows: each as alone, of whatever widths and types.
+TEST(Gemm, TogetherAsApart) {
+  for (int threads : {1, 2, 3})
+    for (int64_t M : {1, 3, 40}) {
+      Bench bench(threads);
+      const int64_t K = 200;
+      const Tensor a = bench.random(DType::kBF16, {M, K + 3}, 1).cols(0, K);
+      const Operand f32(bench.random(DType::kF32, {70, K}, 2)),
+          bf16(bench.random(DType::kBF16, {1030, K}, 3)),
+          fp8(bench.random(DType::kE4M3, {300, K}, 4), bench.random(DType::kF32, {3, 2}, 5));
+      std::vector<Tensor> apart, together;
+      std::vector<ops::WeightTo> to;
+      for (const Operand* w : {&f32, &bf16, &fp8}) {
+        const Shape shape{M, w->data.dim(0)};
+        apart.push_back(bench.random(DType::kBF16, shape, 6));
+        together.push_back(bench.random(DType::kBF16, shape, 7));
+        ops::gemm_nt(bench.ctx, a, *w, apart.back());
+        to.push_back({*w, together.back()});
+      }
+      ops::gemm_nt_all(bench.ctx, a, to);
+      for (size_t i = 0; i < to.size(); ++i)
+        EXPECT_EQ(0, std::memcmp(apart[i].raw(), together[i].raw(),
+                                 static_cast<size_t>(apart[i].num_bytes())))
+            << "weight " << i << ", " << M << " rows, " << threads << " threads";
+    }
+}
+
+// The same for experts, of which some have equal rows, as one token's are.
+TEST(Gemm, GroupedTogetherAsApart) {
+  Bench bench;
+  const int64_t E = 4, K = 130, N = 70;
+  std::vector<int32_t> counts = {1, 1, 1, 2}, begin = {0, 1, 2, 3, 4};
+  const ops::ExpertLayout layout{Tensor(counts.data(), DType::kI32, {E}),
+                                 Tensor(begin.data(), DType::kI32, {E + 1})};
+  const auto pages = [&](int64_t width, uint64_t seed) {
+    return ops::PagedRows{bench.random(DType::kF32, {E, ops::kPageRows, width}, seed), Tensor()};
+  };
+  const ops::PagedRows x = pages(K, 1);
+  // Experts 0 and 1 see the same row, expert 2 one that differs in its last element.
+  for (int64_t e : {1, 2})
+    std::memcpy(x.slab.row(e).raw(), x.slab.row(0).raw(), static_cast<size_t>(K) * sizeof(float));
+  x.slab.row(2).data<float>()[K - 1] += 1.0f;
+  std::vector<Operand> w1, w2;
+  for (uint64_t e = 0; e < static_cast<uint64_t>(E); ++e) {
+    w1.emplace_back(bench.random(DType::kF32, {N, K}, 10 + e));
+    w2.emplace_back(bench.random(DType::kF32, {N, K}, 20 + e));
+  }
+  const ops::PagedRows apart[] = {pages(N, 2), pages(N, 3)},
+                       together[] = {pages(N, 2), pages(N, 3)};
+  ops::grouped_gemm_nt(bench.ctx, layout, x, w1, apart[0]);
+  ops::grouped_gemm_nt(bench.ctx, layout, x, w2, apart[1]);
+  const ops::WeightsTo to[] = {{w1, together[0]}, {w2, together[1]}};
+  ops::grouped_gemm_nt_all(bench.ctx, layout, x, to);
+  for (size_t i = 0; i < 2; ++i)
+    EXPECT_EQ(0, std::memcmp(apart[i].slab.raw(), together[i].slab.raw(),
+                             static_cast<size_t>(apart[i].slab.num_bytes())));
+  EXPECT_NE(0, std::memcmp(together[0].slab.row(1).raw(), together[0].slab.row(2).raw(),
+                           static_cast<size_t>(N) * sizeof(float)));
+}
+
 // The register kernels of every instruction set that this processor has.
 TEST(Gemm, EveryInstructionSet) {
   const auto check_kernel = [](const ops::cpu::MatmulKernel<float>& kernel) {

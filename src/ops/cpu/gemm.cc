@@ -148,6 +148,12 @@ void grouped(Context& ctx, const ExpertLayout& layout, const PagedRows& a,
 void gemm_nt(Context& ctx, In a, const Operand& b, Out c) {
   dense(ctx, by_weight_rows(a.dim(0), by_rows(a), a.dim(1), b, result(c)), Start::kZero);
 }
+void gemm_nt_all(Context& ctx, In a, std::span<const WeightTo> to) {
+  std::vector<Product> products;
+  for (const WeightTo& t : to)
+    products.push_back(by_weight_rows(a.dim(0), by_rows(a), a.dim(1), t.b, result(t.c)));
+  run(ctx, products, Start::kZero);
+}
 void gemm_nt_acc(Context& ctx, In a, const Operand& b, Acc c) {
   dense(ctx, by_weight_rows(a.dim(0), by_rows(a), a.dim(1), b, result(c)), Start::kOld);
 }
@@ -178,6 +184,19 @@ void gemm_nn_heads(Context& ctx, In a, const Operand& b, HeadRows rows, Out c) {
 void grouped_gemm_nt(Context& ctx, const ExpertLayout& layout, const PagedRows& a,
                      std::span<const Operand> w, const PagedRows& c) {
   grouped(ctx, layout, a, w, c, false, Start::kZero);
+}
+void grouped_gemm_nt_all(Context& ctx, const ExpertLayout& layout, const PagedRows& a,
+                         std::span<const WeightsTo> to) {
+  const std::vector<PageUse> uses = pages_in_use(layout);
+  std::vector<Product> products;
+  for (size_t p = 0; p < uses.size(); ++p) {
+    const auto position = static_cast<int64_t>(p);
+    for (const WeightsTo& t : to)
+      products.push_back(by_weight_rows(uses[p].rows, by_rows(page_at(a, position)), a.slab.dim(2),
+                                        t.w[static_cast<size_t>(uses[p].expert)],
+                                        result(page_at(t.c, position))));
+  }
+  run(ctx, products, Start::kZero);
 }
 void grouped_gemm_nn(Context& ctx, const ExpertLayout& layout, const PagedRows& a,
                      std::span<const Operand> w, const PagedRows& c) {

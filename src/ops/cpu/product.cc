@@ -24,9 +24,10 @@ constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kDepth = 512;
 constexpr int64_t kDepthStep = 64;  // packing reads that many k at once, of one scale
 constexpr int64_t kPackDepth = 64;  // k of columns that are packed at once
-// Columns of a task of few rows: at most, and at least where weights lie in rows or panels and
-// where they are read by columns.
-constexpr int64_t kThinBand = 256, kThinLeast = kPanelRows, kThinLeastWide = 128;
+// Columns of a task of few rows, at most and at least: where weights lie in rows or panels, and
+// where they are read by columns, a part of each stored row.
+constexpr int64_t kThinBand = 256, kThinLeast = kPanelRows;
+constexpr int64_t kThinBandWide = 512, kThinLeastWide = 128;
 constexpr int64_t kThinTasks = 2;  // of what is left, into how many a thread's share is cut
 constexpr int64_t kScaleBlock = 128;
 constexpr int64_t kPageBytes = 4096;
@@ -58,6 +59,20 @@ bool is_thin(const Product& p) {
 }
 // Whether it has few rows: bands of its columns are read once each, at the rate of memory.
 bool is_few(const Product& p) { return is_thin(p) || (is_int(p) && p.M <= kThinRows); }
+
+// Whether the rows of two products look the same packed: they are the same, or a few that are
+// equal, as a token's are for each of its experts.
+bool same_rows(const Product& p, const Product& q) {
+  if (p.M != q.M || p.K != q.K || p.a.dtype != q.a.dtype || is_int(p) != is_int(q) ||
+      is_thin(p) != is_thin(q) || p.a.k_stride != q.a.k_stride)
+    return false;
+  if (p.a.data == q.a.data && p.a.row_stride == q.a.row_stride) return true;
+  if (p.M > kThinRows || p.a.k_stride != 1) return false;
+  const auto bytes = static_cast<size_t>(p.K) * dtype_size(p.a.dtype);
+  for (int64_t m = 0; m < p.M; ++m)
+    if (std::memcmp(p.a.block(m, 0).data, q.a.block(m, 0).data, bytes) != 0) return false;
+  return true;
+}
 
 // The rows of one product, packed: f32 panels of mr rows, or blocks of quantised rows.
 struct PackedRows {
@@ -203,10 +218,13 @@ class Run {
     int64_t bytes = 0, elements = 0;
     const auto aligned = [](int64_t n) { return (n + 63) / 64 * 64; };
     std::vector<int64_t> offsets;
+    std::vector<size_t> packed;  // of each product: the one whose packed rows it reads
     std::vector<PackTask> tasks;
     for (size_t i = 0; i < products_.size(); ++i) {
       const Product& p = products_[i];
       offsets.push_back(bytes);
+      packed.push_back(i > 0 && same_rows(products_[i - 1], p) ? packed[i - 1] : i);
+      if (packed[i] != i) continue;
       const int64_t blocks = ceil_div(p.M, block_rows(p));
       if (is_int(p))
         bytes +=
@@ -224,6 +242,10 @@ class Run {
     rows_.resize(products_.size());
     for (size_t i = 0; i < products_.size(); ++i) {
       const Product& p = products_[i];
+      if (packed[i] != i) {
+        rows_[i] = rows_[packed[i]];
+        continue;
+      }
       char* at = static_cast<char*>(memory_.data()) + offsets[i];
       if (!is_int(p)) {
         rows_[i].f32 = reinterpret_cast<float*>(at);
@@ -275,23 +297,44 @@ class Run {
     }
   }
 
-  // Few rows: wide bands, since each is one run through memory, and narrow ones at the end, so that
-  // no thread waits long for the last.
+  // Few rows: each thread's share is one run through memory, cut into wide bands and narrow ones at
+  // its end, so that no thread waits long for the last. The first bands of all shares come first,
+  // then the second ones: threads that take turns stay in their shares, where each band's end asks
+  // for the beginning of the next.
   void cut_few(int threads) {
-    int64_t left = 0;
-    for (const Product& p : products_) left += p.N;
+    int64_t total = 0;
+    for (const Product& p : products_) total += p.N * column_bits(p);
+    std::vector<std::vector<Band>> shares(static_cast<size_t>(threads));
+    int64_t done = 0;
+    size_t share = 0;
     for (size_t i = 0; i < products_.size(); ++i) {
       const Product& p = products_[i];
       const bool by_columns = !is_int(p) && !p.in_panels && p.b.k_stride != 1;
       const int64_t least = by_columns ? kThinLeastWide : kThinLeast;
+      const int64_t most = by_columns ? kThinBandWide : kThinBand;
       for (int64_t n = 0; n < p.N;) {
-        const int64_t share = threads == 1 ? kThinBand : left / (threads * kThinTasks);
-        const int64_t cols = std::min(std::clamp(share / least * least, least, kThinBand), p.N - n);
-        bands_.push_back({i, 0, p.M, n, cols});
+        const int64_t bits = column_bits(p), last = static_cast<int64_t>(shares.size()) - 1;
+        while (static_cast<int64_t>(share) < last &&
+               done + least * bits / 2 >= total * static_cast<int64_t>(share + 1) / threads)
+          ++share;
+        const int64_t left = total * static_cast<int64_t>(share + 1) / threads - done;
+        const int64_t wanted = threads == 1 ? most : left / bits / kThinTasks;
+        const int64_t cols = std::min(std::clamp(wanted / least * least, least, most), p.N - n);
+        shares[share].push_back({i, 0, p.M, n, cols});
         n += cols;
-        left -= cols;
+        done += cols * bits;
       }
     }
+    size_t most_bands = 0;
+    for (const auto& bands : shares) most_bands = std::max(most_bands, bands.size());
+    for (size_t b = 0; b < most_bands; ++b)
+      for (const auto& bands : shares)
+        if (b < bands.size()) bands_.push_back(bands[b]);
+  }
+  // What a column of a product reads, but for scales.
+  static int64_t column_bits(const Product& p) {
+    if (is_int(p)) return p.K * (bits_of(p) == IntBits::k4 ? 4 : 8);
+    return p.K * 8 * static_cast<int64_t>(dtype_size(p.b.dtype));
   }
 
   // A band's result in f32: in place, or in scratch of whole panels that `finish` stores.
