@@ -10,6 +10,7 @@ namespace hadal::test {
 namespace {
 
 constexpr int64_t kR = 6, kDr = 4, kW = kR + kDr;
+constexpr int64_t kWholeR = 32;  // of whole vectors: a few rows have a way of their own
 constexpr double kScale = 0.41;
 
 // Sequence s adds tokens at positions [start, start + count).
@@ -32,10 +33,10 @@ Packed packed(Machine& machine, const std::vector<Part>& parts) {
 }
 
 // A cache whose pages are given to sequences in a scattered order; unused memory is NaN.
-ops::LatentPages make_cache(Machine& machine, DType dtype, int64_t num_seqs,
-                            int64_t pages_per_seq) {
+ops::LatentPages make_cache(Machine& machine, DType dtype, int64_t num_seqs, int64_t pages_per_seq,
+                            int64_t W = kW) {
   const int64_t num_pages = num_seqs * pages_per_seq + 1;
-  ops::LatentPages cache{machine.tensor(dtype, {num_pages, ops::kCachePageTokens, kW}), Tensor()};
+  ops::LatentPages cache{machine.tensor(dtype, {num_pages, ops::kCachePageTokens, W}), Tensor()};
   for (int64_t i = 0; i < cache.pages.num_elements(); ++i)
     store_element(cache.pages.raw(), dtype, i, NAN);
   std::vector<int32_t> table;
@@ -46,45 +47,45 @@ ops::LatentPages make_cache(Machine& machine, DType dtype, int64_t num_seqs,
 }
 
 // latent [n, W] and q [n, H, W] of a whole sequence.
-Array<double> latent_of(int64_t s, int64_t n, DType dtype) {
-  return random_in(concat("latent", s), {n, kW}, dtype);
+Array<double> latent_of(int64_t s, int64_t n, DType dtype, int64_t W = kW) {
+  return random_in(concat("latent", s), {n, W}, dtype);
 }
-Array<double> query_of(int64_t s, int64_t n, int64_t H, DType dtype) {
-  return random_in(concat("q", s), {n, H, kW}, dtype);
+Array<double> query_of(int64_t s, int64_t n, int64_t H, DType dtype, int64_t W = kW) {
+  return random_in(concat("q", s), {n, H, W}, dtype);
 }
 
 Array<double> reference(const Array<double>& q, const Array<double>& latent) {
-  const int64_t n = q.shape[0], H = q.shape[1];
-  Array<double> out({n, H, kR});
+  const int64_t n = q.shape[0], H = q.shape[1], W = q.shape[2], R = W - kDr;
+  Array<double> out({n, H, R});
   for (int64_t t = 0; t < n; ++t)
     for (int64_t h = 0; h < H; ++h) {
       std::vector<double> p;
       double top = -INFINITY, total = 0;
       for (int64_t k = 0; k <= t; ++k) {
         double score = 0;
-        for (int64_t d = 0; d < kW; ++d) score += q[(t * H + h) * kW + d] * latent(k, d);
+        for (int64_t d = 0; d < W; ++d) score += q[(t * H + h) * W + d] * latent(k, d);
         p.push_back(score * kScale);
         top = std::max(top, p.back());
       }
       for (double& v : p) total += v = std::exp(v - top);
       for (int64_t k = 0; k <= t; ++k)
-        for (int64_t d = 0; d < kR; ++d)
-          out[(t * H + h) * kR + d] += p[static_cast<size_t>(k)] / total * latent(k, d);
+        for (int64_t d = 0; d < R; ++d)
+          out[(t * H + h) * R + d] += p[static_cast<size_t>(k)] / total * latent(k, d);
     }
   return out;
 }
 
 // Runs sequences of the given lengths in steps of at most `chunk` tokens each; out of each [n,H,R].
 std::vector<Tensor> run(Machine& machine, DType dtype, const std::vector<int64_t>& lengths,
-                        int64_t H, int64_t chunk) {
-  const auto S = static_cast<int64_t>(lengths.size());
-  const ops::LatentPages cache = make_cache(machine, dtype, S, 4);
+                        int64_t H, int64_t chunk, int64_t R = kR) {
+  const auto S = static_cast<int64_t>(lengths.size()), W = R + kDr;
+  const ops::LatentPages cache = make_cache(machine, dtype, S, 4, W);
   std::vector<Tensor> out, q, latent;
   for (int64_t s = 0; s < S; ++s) {
     const int64_t n = lengths[static_cast<size_t>(s)];
-    out.push_back(machine.tensor(dtype, {n, H, kR}));
-    q.push_back(machine.put(query_of(s, n, H, dtype), dtype));
-    latent.push_back(machine.put(latent_of(s, n, dtype), dtype));
+    out.push_back(machine.tensor(dtype, {n, H, R}));
+    q.push_back(machine.put(query_of(s, n, H, dtype, W), dtype));
+    latent.push_back(machine.put(latent_of(s, n, dtype, W), dtype));
   }
   const auto copy = [](const Tensor& from, const Tensor& to) {
     if (from.num_bytes() > 0)
@@ -99,8 +100,8 @@ std::vector<Tensor> run(Machine& machine, DType dtype, const std::vector<int64_t
     }
     if (T == 0) break;
     const Packed seq = packed(machine, parts);
-    Tensor step_q = machine.tensor(dtype, {T, H, kW}), step_out = machine.tensor(dtype, {T, H, kR});
-    Tensor step_latent = machine.tensor(dtype, {T, kW});
+    Tensor step_q = machine.tensor(dtype, {T, H, W}), step_out = machine.tensor(dtype, {T, H, R});
+    Tensor step_latent = machine.tensor(dtype, {T, W});
     int64_t at = 0;
     for (size_t s = 0; s < parts.size(); at += parts[s++].count) {
       if (parts[s].count == 0) continue;
@@ -124,13 +125,20 @@ TEST(LatentAttention, MatchesThePlainLoop) {
       if (H == 100 && dtype == DType::kF64) continue;  // more heads than rows of a task: once
       const std::vector<int64_t> lengths =
           H == 100 ? std::vector<int64_t>{3, 66} : std::vector<int64_t>{1, 63, 64, 65, 150, 0};
-      const std::vector<Tensor> out = run(machine, dtype, lengths, H, 256);
-      for (size_t s = 0; s < lengths.size(); ++s) {
-        const auto i = static_cast<int64_t>(s);
-        expect_close(concat("sequence ", i), values(out[s]),
-                     reference(query_of(i, lengths[s], H, dtype), latent_of(i, lengths[s], dtype)),
-                     op_bound(dtype, static_cast<double>(kW + lengths[s]), 4));
-      }
+      // By themselves, tokens of up to 32 heads are a few rows.
+      for (int64_t R : {kR, kWholeR})
+        for (int64_t chunk : {1, 256}) {
+          if (R == kR && chunk == 1) continue;
+          const int64_t W = R + kDr;
+          const std::vector<Tensor> out = run(machine, dtype, lengths, H, chunk, R);
+          for (size_t s = 0; s < lengths.size(); ++s) {
+            const auto i = static_cast<int64_t>(s);
+            expect_close(
+                concat("sequence ", i), values(out[s]),
+                reference(query_of(i, lengths[s], H, dtype, W), latent_of(i, lengths[s], dtype, W)),
+                op_bound(dtype, static_cast<double>(W + lengths[s]), 4));
+          }
+        }
     }
 }
 
@@ -138,15 +146,19 @@ TEST(LatentAttention, MatchesThePlainLoop) {
 TEST(LatentAttention, DoesNotDependOnHowTokensCome) {
   Machine machine(2);
   const std::vector<int64_t> lengths = {130, 7, 64};
-  for (const DType dtype : kOpTypes) {
-    const std::vector<Tensor> want = run(machine, dtype, lengths, 3, 256);
-    for (int64_t chunk : {1, 3, 17, 64, 65}) {
-      const std::vector<Tensor> got = run(machine, dtype, lengths, 3, chunk);
-      for (size_t s = 0; s < lengths.size(); ++s)
-        expect_bits_equal(concat("in steps of ", chunk, ", sequence ", s), got[s], want[s]);
-    }
-    expect_bits_equal("sequence 0 alone", run(machine, dtype, {130}, 3, 256)[0], want[0]);
-  }
+  for (const DType dtype : kOpTypes)
+    for (int64_t R : {kR, kWholeR})
+      for (int64_t H : {3, 17}) {
+        const std::vector<Tensor> want = run(machine, dtype, lengths, H, 256, R);
+        for (int64_t chunk : {1, 3, 17, 64, 65}) {
+          const std::vector<Tensor> got = run(machine, dtype, lengths, H, chunk, R);
+          for (size_t s = 0; s < lengths.size(); ++s)
+            expect_bits_equal(concat("in steps of ", chunk, ", sequence ", s), got[s], want[s]);
+        }
+        for (int64_t chunk : {1, 256})
+          expect_bits_equal("sequence 0 alone", run(machine, dtype, {130}, H, chunk, R)[0],
+                            want[0]);
+      }
 }
 
 TEST(LatentAttention, SameBitsAtAllThreadCounts) {
@@ -154,6 +166,10 @@ TEST(LatentAttention, SameBitsAtAllThreadCounts) {
     expect_same_at_all_thread_counts([&](Machine& machine) {
       return run(machine, dtype, {100, 1, 70}, 2, 256);
     });
+  // One sequence, token by token: the threads share a token's pages and columns.
+  for (const DType dtype : kOpTypes)
+    expect_same_at_all_thread_counts(
+        [&](Machine& machine) { return run(machine, dtype, {140}, 16, 1, kWholeR); });
 }
 
 // A later write to a position replaces what was there, as a rejected draft is replaced.

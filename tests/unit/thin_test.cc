@@ -60,8 +60,11 @@ struct Stored {
   std::vector<float> scales;
 };
 
-void check(Isa isa, DType dtype, bool by_rows, int64_t M, int64_t N, int64_t K, Start start,
+enum class Kernel { kRows, kColumns, kTall };
+
+void check(Isa isa, DType dtype, Kernel kernel, int64_t M, int64_t N, int64_t K, Start start,
            bool with_nan) {
+  const bool by_rows = kernel == Kernel::kRows;
   const Stored w(dtype, by_rows ? N : K, by_rows ? K : N, 5, with_nan);
   const int64_t lda = K + 3, ldc = (N + 31) / 32 * 32;
   std::vector<float> a, c(static_cast<size_t>(M * ldc), 0.5f);
@@ -84,7 +87,8 @@ void check(Isa isa, DType dtype, bool by_rows, int64_t M, int64_t N, int64_t K, 
                       .ldc = ldc,
                       .start = start,
                       .ahead = N % 2 == 0 ? w.bytes.data() : nullptr};
-  by_rows ? kernels_of(isa).rows(p) : kernels_of(isa).columns(p);
+  const ops::cpu::ThinKernels& kernels = kernels_of(isa);
+  (by_rows ? kernels.rows : kernel == Kernel::kTall ? kernels.tall : kernels.columns)(p);
   for (int64_t m = 0; m < M; ++m)
     for (int64_t n = 0; n < N; ++n) {
       float sum = start == Start::kOld ? 0.5f : 0.0f;
@@ -109,18 +113,30 @@ TEST(Thin, KernelsGiveTheChain) {
         for (int64_t M = 1; M <= ops::cpu::kThinRows; ++M)
           for (const int64_t K : {1, 63, 64, 130, 300}) {
             for (const int64_t N : {1, 16, 17, 31, 32})
-              check(isa, dtype, true, M, N, K, start, false);
+              check(isa, dtype, Kernel::kRows, M, N, K, start, false);
             for (const int64_t N : {1, 15, 32, 70, 160})
-              check(isa, dtype, false, M, N, K, start, false);
+              check(isa, dtype, Kernel::kColumns, M, N, K, start, false);
           }
+  }
+}
+
+TEST(Thin, TallKernelGivesTheChain) {
+  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+    if (!isa_available(isa)) continue;
+    for (const DType dtype : {DType::kF32, DType::kBF16})
+      for (const Start start : {Start::kZero, Start::kOld})
+        for (int64_t M = 1; M <= ops::cpu::kTallRows; ++M)
+          for (const int64_t K : {1, 63, 130})
+            for (const int64_t N : {16, 48})
+              check(isa, dtype, Kernel::kTall, M, N, K, start, false);
   }
 }
 
 TEST(Thin, NanOfFp8Shows) {
   for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
     if (!isa_available(isa)) continue;
-    check(isa, DType::kE4M3, true, 2, 32, 300, Start::kOld, true);
-    check(isa, DType::kE4M3, false, 2, 70, 130, Start::kOld, true);
+    check(isa, DType::kE4M3, Kernel::kRows, 2, 32, 300, Start::kOld, true);
+    check(isa, DType::kE4M3, Kernel::kColumns, 2, 70, 130, Start::kOld, true);
   }
 }
 

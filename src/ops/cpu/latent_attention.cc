@@ -5,7 +5,8 @@
 // Per (token, head): scores of positions 0 .. p, each one chain over W; softmax over all of them;
 // the result as one chain over positions in order. Pages that all tokens of a block see are
 // multiplied for the block at once, the rest token by token: the same chains, so the same bits
-// however tokens come.
+// however tokens come. A few (token, head) rows are packed once, and cached rows are multiplied as
+// they lie.
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <vector>
@@ -13,12 +14,16 @@
 #include "ops/attention.h"
 #include "ops/cpu/latent_rows.h"
 #include "ops/cpu/matmul.h"
+#include "ops/cpu/rows.h"
 #include "ops/cpu/softmax.h"
+#include "ops/cpu/thin.h"
 
 namespace hadal::ops::cpu {
 namespace {
 
 constexpr int64_t kRowsWanted = 96;  // (token, head) rows of a task
+constexpr int64_t kFewRows = 32;     // up to that many are packed once
+constexpr int64_t kGroup = 16;       // rows of a packed panel, [W][kGroup]
 
 struct Task {
   int64_t seq, token, count;
@@ -49,9 +54,9 @@ void for_each_page(int64_t begin, int64_t end, Fn fn) {
 template <class T>
 class Attend {
  public:
-  // scores [count * H, width] and sums [count * H, R] are scratch.
+  // scores [count * H, width], sums [count * H, R] and panels [kFewRows * W] are scratch.
   Attend(const Task& task, const LatentRows& cached, const int32_t* positions, T scale,
-         const Tensor& q, const Tensor& out, T* scores, int64_t width, T* sums)
+         const Tensor& q, const Tensor& out, T* scores, int64_t width, T* sums, T* panels)
       : task_(task),
         cached_(cached),
         positions_(positions),
@@ -60,9 +65,15 @@ class Attend {
         out_(out),
         scores_(scores),
         width_(width),
-        sums_(sums) {
+        sums_(sums),
+        panels_(panels) {
     HADAL_CHECK(task.count == 1 || q.stride(0) == H() * q.stride(1),
                 "latent_attention takes a dense q");
+    if constexpr (kCanBeFew)
+      if (is_few())
+        for (int64_t r = 0; r < num_rows(); r += kGroup)
+          pack_panel(q_rows(0), r, std::min(kGroup, num_rows() - r), 0, W(), kGroup, 0,
+                     panels_ + r * W());
   }
 
   int64_t num_rows() const { return task_.count * H(); }
@@ -74,16 +85,11 @@ class Attend {
   // Scores of pages [begin, end).
   void score(int64_t begin, int64_t end) const {
     const int64_t first = begin * kCachePageTokens, last = end * kCachePageTokens;
-    for_each_page(first, std::min(last, shared()), [&](int64_t p, int64_t n) {
-      matmul<T>(num_rows(), n, q_.dim(2), q_rows(0), cached_.keys(p, n, 0, q_.dim(2)),
-                {scores_ + p, kT, width_}, Start::kZero);
-    });
+    for_each_page(first, std::min(last, shared()),
+                  [&](int64_t p, int64_t n) { score_page(0, num_rows(), p, n); });
     for (int64_t t = 0; t < task_.count; ++t)
       for_each_page(std::max(first, shared()), std::min(last, visible(t)),
-                    [&](int64_t p, int64_t n) {
-                      matmul<T>(H(), n, q_.dim(2), q_rows(t), cached_.keys(p, n, 0, q_.dim(2)),
-                                {scores_ + t * H() * width_ + p, kT, width_}, Start::kZero);
-                    });
+                    [&](int64_t p, int64_t n) { score_page(t * H(), H(), p, n); });
   }
 
   // Softmax of rows [begin, end).
@@ -103,14 +109,12 @@ class Attend {
   void mix(int64_t begin, int64_t end) const {
     const int64_t R = num_columns(), count = end - begin;
     for_each_page(0, shared(), [&](int64_t p, int64_t n) {
-      matmul<T>(num_rows(), count, n, {scores_ + p, kT, width_, 1},
-                cached_.values(p, n, begin, count), {sums_ + begin, kT, R}, start(p));
+      mix_page(0, num_rows(), p, cached_.values(p, n, begin, count), n, begin, count);
     });
     for (int64_t t = 0; t < task_.count; ++t) {
       T* mine = sums_ + t * H() * R + begin;
       for_each_page(shared(), visible(t), [&](int64_t p, int64_t n) {
-        matmul<T>(H(), count, n, {scores_ + t * H() * width_ + p, kT, width_, 1},
-                  cached_.values(p, n, begin, count), {mine, kT, R}, start(p));
+        mix_page(t * H(), H(), p, cached_.values(p, n, begin, count), n, begin, count);
       });
       for (int64_t h = 0; h < H(); ++h) {
         const int64_t index = (task_.token + t) * out_.stride(0) + h * out_.stride(1) + begin;
@@ -124,8 +128,11 @@ class Attend {
 
  private:
   static constexpr DType kT = DTypeOf<T>::value;
+  static constexpr bool kCanBeFew = std::is_same_v<T, float>;
 
   int64_t H() const { return q_.dim(1); }
+  int64_t W() const { return q_.dim(2); }
+  bool is_few() const { return kCanBeFew && num_rows() <= kFewRows && num_columns() % kGroup == 0; }
   int64_t visible(int64_t t) const { return positions_[task_.token + t] + 1; }
   // Whole pages that every token of the task sees, in positions.
   int64_t shared() const { return visible(0) / kCachePageTokens * kCachePageTokens; }
@@ -136,6 +143,76 @@ class Attend {
             q_.dtype(), q_.stride(1), 1};
   }
 
+  // Scores of n positions from p on, of one page, for some rows.
+  void score_page(int64_t row, int64_t rows, int64_t p, int64_t n) const {
+    const MatrixView keys = cached_.keys(p, n, 0, W());
+    if constexpr (kCanBeFew)
+      if (is_few()) return score_few(row, rows, p, keys, n);
+    matmul<T>(rows, n, W(), q_rows(0).block(row, 0), keys, {scores_ + row * width_ + p, kT, width_},
+              Start::kZero);
+  }
+  void score_few(int64_t row, int64_t rows, int64_t p, const MatrixView& keys, int64_t n) const {
+    thread_local std::vector<float> wide;
+    wide.resize(static_cast<size_t>(kTallRows * W()));
+    float tile[kTallRows * kGroup];
+    for (int64_t i = 0; i < n; i += kTallRows) {
+      const int64_t count = std::min(kTallRows, n - i);
+      for (int64_t j = 0; j < count; ++j)
+        read_elements(keys.block(i + j, 0).data, keys.dtype, wide.data() + j * W(), W());
+      for (int64_t g = row / kGroup * kGroup; g < row + rows; g += kGroup) {
+        thin_kernels().tall({.M = count,
+                             .N = kGroup,
+                             .K = W(),
+                             .a = wide.data(),
+                             .lda = W(),
+                             .dtype = DType::kF32,
+                             .data = reinterpret_cast<const std::byte*>(panels_ + g * W()),
+                             .stride_bytes = kGroup * static_cast<int64_t>(sizeof(float)),
+                             .scale = nullptr,
+                             .scale_stride = 0,
+                             .first_row = 0,
+                             .first_col = 0,
+                             .c = tile,
+                             .ldc = kGroup,
+                             .start = Start::kZero,
+                             .ahead = nullptr});
+        const int64_t end = std::min(row + rows, g + kGroup);
+        for (int64_t r = std::max(row, g); r < end; ++r)
+          for (int64_t j = 0; j < count; ++j)
+            scores_[r * width_ + p + i + j] = tile[j * kGroup + r - g];
+      }
+    }
+  }
+  // Adds n positions from p on to some rows of the result, columns [begin, begin + count).
+  void mix_page(int64_t row, int64_t rows, int64_t p, const MatrixView& values, int64_t n,
+                int64_t begin, int64_t count) const {
+    const T* scores = scores_ + row * width_ + p;
+    T* to = sums_ + row * num_columns() + begin;
+    if constexpr (kCanBeFew)
+      if (is_few() && count % kGroup == 0) {
+        for (int64_t r = 0; r < rows; r += kTallRows)
+          thin_kernels().tall(
+              {.M = std::min(kTallRows, rows - r),
+               .N = count,
+               .K = n,
+               .a = scores + r * width_,
+               .lda = width_,
+               .dtype = values.dtype,
+               .data = static_cast<const std::byte*>(values.data),
+               .stride_bytes = values.k_stride * static_cast<int64_t>(dtype_size(values.dtype)),
+               .scale = nullptr,
+               .scale_stride = 0,
+               .first_row = 0,
+               .first_col = 0,
+               .c = to + r * num_columns(),
+               .ldc = num_columns(),
+               .start = start(p),
+               .ahead = nullptr});
+        return;
+      }
+    matmul<T>(rows, count, n, {scores, kT, width_, 1}, values, {to, kT, num_columns()}, start(p));
+  }
+
   Task task_;
   LatentRows cached_;
   const int32_t* positions_;
@@ -143,7 +220,7 @@ class Attend {
   const Tensor &q_, &out_;
   T* scores_;
   int64_t width_;
-  T* sums_;
+  T *sums_, *panels_;
 };
 
 // Calls fn(begin, end) for pieces of [0, n), on all threads.
@@ -164,17 +241,20 @@ void attend_all(Context& ctx, const Packed& seq, double scale, const Tensor& q,
     longest = std::max<int64_t>(longest, positions[t] + 1);
   for (const Task& task : tasks) rows = std::max(rows, task.count * H);
   const int threads = ctx.threads.num_threads();
-  Tensor scores, sums;
+  Tensor scores, sums, panels;
   const Block scores_memory =
       ctx.memory.take_tensor(DTypeOf<T>::value, {threads, rows * longest}, &scores);
   const Block sums_memory = ctx.memory.take_tensor(DTypeOf<T>::value, {threads, rows * R}, &sums);
+  const Block panels_memory =
+      ctx.memory.take_tensor(DTypeOf<T>::value, {threads, kFewRows * q.dim(2)}, &panels);
   const auto make = [&](const Task& task, int thread) {
     return Attend<T>(task, LatentRows(cache, task.seq), positions, static_cast<T>(scale), q, out,
                      scores.data<T>() + thread * rows * longest, longest,
-                     sums.data<T>() + thread * rows * R);
+                     sums.data<T>() + thread * rows * R,
+                     panels.data<T>() + thread * kFewRows * q.dim(2));
   };
   // Few tasks are cut into pieces for the threads; else a task is one thread's. Each piece of
-  // columns packs all scores anew, so there is one for each thread, of whole register blocks.
+  // columns reads all scores, so there is one for each thread, of whole register blocks.
   constexpr int64_t kPagePiece = 4, kColumnStep = 64;
   const int64_t columns = (R + threads * kColumnStep - 1) / (threads * kColumnStep) * kColumnStep;
   if (static_cast<int64_t>(tasks.size()) < threads) {

@@ -17,6 +17,7 @@ namespace hadal::ops::cpu {
 inline constexpr int64_t kThinRows = 4;
 inline constexpr int64_t kThinCols = 32;  // columns of a call of `rows`; of any call, a multiple of
                                           // 16 is written
+inline constexpr int64_t kTallRows = 16;
 
 // c[m * ldc + n] (+)= sum over k of a[m * lda + k] w[n, k], for n < N.
 struct ThinProduct {
@@ -42,6 +43,9 @@ struct ThinKernels {
   void (*rows)(const ThinProduct& p);
   // Stored rows are k: w[n, k] at data + k * stride_bytes. e4m3: first_col a multiple of 16.
   void (*columns)(const ThinProduct& p);
+  // The same for up to kTallRows rows of f32 or bf16 and N a multiple of 16: sums stay in registers
+  // through all k.
+  void (*tall)(const ThinProduct& p);
   // Panels (core/panels.h): w[n, k] of the panel at data + n / 32 * stride_bytes. bf16, or e4m3
   // without NaN, scales below 128, first_row a multiple of 32 and first_col 0. N is a multiple of
   // 32, K of 128.

@@ -44,10 +44,9 @@ struct E4M3 {
     out[2] = at(reinterpret_cast<Words>(even));
     out[3] = at(reinterpret_cast<Words>(odd));
   }
-  // One element in the top byte of each word; factor is the scale times 2^120.
-  static Vec decode_top(Words w, Vec factor) {
-    const Ints bits = (reinterpret_cast<Ints>(w) >> 4) & static_cast<int32_t>(0x87f00000u);
-    return reinterpret_cast<Vec>(bits) * factor;
+  // One element in each word, with its sign in all upper bits; factor is the scale times 2^120.
+  static Vec decode_signed(Words w, Vec factor) {
+    return reinterpret_cast<Vec>((w << 20) & 0x87f00000u) * factor;
   }
   // The same for any byte. As if normal, a magnitude is f = (1 + m/8) 2^(e-7); where e is 0 the
   // element is 2 f - 2^-6, which is less than f there and not less elsewhere.

@@ -108,10 +108,8 @@ template <IntBits kBits, int M>
   }
 #pragma GCC unroll 2
   for (int v = 0; v < kVecs; ++v) {
-    typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
-    Halves bits;
-    __builtin_memcpy(&bits, p.scale + g * kPanelRows + (v0 + v) * kLanes, sizeof(bits));
-    const Vec scale = reinterpret_cast<Vec>(__builtin_convertvector(bits, Words) << 16);
+    const bf16* scales = p.scale + g * kPanelRows + (v0 + v) * kLanes;
+    const Vec scale = reinterpret_cast<Vec>(load_halves(scales) << 16);
 #pragma GCC unroll 12
     for (int m = 0; m < M; ++m) {
       float* out = c + (m0 + m) * ldc + (v0 + v) * kLanes;

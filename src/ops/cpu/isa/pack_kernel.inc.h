@@ -137,13 +137,10 @@ void panel(DType dtype, const uint32_t* words, int64_t K, const float* scale, in
 // Whole panels of kWidth rows: a few vector moves each k.
 template <int64_t kWidth>
 void bf16_columns(int64_t K, const bf16* data, int64_t stride, float* panel) {
-  typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
   for (int64_t k = 0; k < K; ++k)
 #pragma GCC unroll 8
     for (int64_t r = 0; r < kWidth; r += kLanes) {
-      Halves h;
-      __builtin_memcpy(&h, data + k * stride + r, sizeof(h));
-      const Words bits = __builtin_convertvector(h, Words) << 16;
+      const Words bits = load_halves(data + k * stride + r) << 16;
       __builtin_memcpy(panel + k * kWidth + r, &bits, sizeof(bits));
     }
 }

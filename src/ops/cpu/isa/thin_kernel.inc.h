@@ -203,20 +203,14 @@ inline Vec load_elements(const std::byte* from, Vec factor) {
   if constexpr (std::is_same_v<T, F32>) {
     return load(reinterpret_cast<const float*>(from));
   } else if constexpr (std::is_same_v<T, BF16>) {
-    typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
-    Halves h;
-    __builtin_memcpy(&h, from, sizeof(h));
-    return reinterpret_cast<Vec>(__builtin_convertvector(h, Words) << 16);
+    return reinterpret_cast<Vec>(load_halves(from) << 16);
   } else {
-    typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
-    Bytes b;
-    __builtin_memcpy(&b, from, sizeof(b));
-    const Words w = __builtin_convertvector(b, Words);
-    return kCareful ? E4M3::decode_byte(w, factor) : E4M3::decode_top(w << 24, factor);
+    const Words w = load_bytes(from);
+    return kCareful ? E4M3::decode_byte(w & 0xffu, factor) : E4M3::decode_signed(w, factor);
   }
 }
 
-constexpr int64_t kRowsAhead = 8;  // stored rows to ask for before they are read
+constexpr int64_t kAheadBytes = 4096;  // of stored rows, to ask for before they are read
 
 // Whether load_elements must be careful in kDeep stored rows of columns [begin, end), which are of
 // one column of blocks.
@@ -241,9 +235,9 @@ inline bool needs_care(const ThinProduct& p, int64_t k, int64_t begin, int64_t e
 }
 
 // kDeep stored rows from k on, for columns [begin, end) of one column of blocks: each element's
-// chain goes on through them.
+// chain goes on through them. Asks for the rows that are `ahead` further, one each vector.
 template <class T, int M, int kDeep, bool kCareful>
-void columns_strip(const ThinProduct& p, int64_t k, int64_t begin, int64_t end) {
+void columns_strip(const ThinProduct& p, int64_t k, int64_t begin, int64_t end, int64_t ahead) {
   constexpr int64_t kElementBytes = 4 / T::kPerWord;
   Vec factor[kDeep] = {};
   if constexpr (std::is_same_v<T, E4M3>)
@@ -252,43 +246,55 @@ void columns_strip(const ThinProduct& p, int64_t k, int64_t begin, int64_t end) 
                                   (p.first_col + begin) / kThinScaleBlock];
       factor[d] = (kCareful ? scale : scale * 0x1p120f) - Vec{};
     }
-  const std::byte* data = p.data + k * p.stride_bytes;
+  const std::byte* const data = p.data + k * p.stride_bytes;
+  const float* const a = p.a + k;
+  const int64_t N = p.N, lda = p.lda, ldc = p.ldc, stride = p.stride_bytes;
+  const bool from_zero = k == 0 && p.start == Start::kZero;
+  float* const first = p.c;
+  const std::byte* asked = data + ahead * stride + begin * kElementBytes;
+  const std::byte* const last_asked = asked + kDeep * stride;
+  const auto ask = [&] {
+    for (int64_t i = 0; i < (end - begin) * kElementBytes; i += 64)
+      __builtin_prefetch(asked + i, 0, 3);
+    asked += stride;
+  };
   for (int64_t n = begin; n < end; n += kLanes) {
+    if (asked != last_asked) ask();
     Vec w[kDeep];
     std::byte tail[kLanes * kElementBytes];
 #pragma GCC unroll 8
     for (int d = 0; d < kDeep; ++d) {
-      const std::byte* from = data + d * p.stride_bytes + n * kElementBytes;
-      if (p.N - n < kLanes) {
+      const std::byte* from = data + d * stride + n * kElementBytes;
+      if (N - n < kLanes) {
         __builtin_memset(tail, 0, sizeof(tail));
-        __builtin_memcpy(tail, from, static_cast<size_t>((p.N - n) * kElementBytes));
+        __builtin_memcpy(tail, from, static_cast<size_t>((N - n) * kElementBytes));
         from = tail;
       }
       w[d] = load_elements<T, kCareful>(from, factor[d]);
     }
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
-      float* c = p.c + m * p.ldc + n;
-      Vec sum = k == 0 && p.start == Start::kZero ? Vec{} : load(c);
+      float* c = first + m * ldc + n;
+      Vec sum = from_zero ? Vec{} : load(c);
 #pragma GCC unroll 8
-      for (int d = 0; d < kDeep; ++d) sum = multiply_add(p.a[m * p.lda + k + d] - Vec{}, w[d], sum);
+      for (int d = 0; d < kDeep; ++d) sum = multiply_add(a[m * lda + d] - Vec{}, w[d], sum);
       store(c, sum);
     }
   }
+  while (asked != last_asked) ask();
 }
 template <class T, int M, int kDeep>
 void columns_of(const ThinProduct& p, int64_t k) {
+  const int64_t row_bytes = p.N * 4 / T::kPerWord;
+  const int64_t ahead = kDeep > kAheadBytes / row_bytes ? kDeep : kAheadBytes / row_bytes;
   for (int64_t n = 0, end = 0; n < p.N; n = end) {
     const int64_t block_end =
         (p.first_col + n) / kThinScaleBlock * kThinScaleBlock + kThinScaleBlock - p.first_col;
     end = p.N < block_end ? p.N : block_end;
-    for (int64_t d = 0; d < kDeep; ++d)
-      for (int64_t i = n * 4 / T::kPerWord; i < end * 4 / T::kPerWord; i += 64)
-        __builtin_prefetch(p.data + (k + kRowsAhead + d) * p.stride_bytes + i, 0, 3);
     if (needs_care<T, kDeep>(p, k, n, end))
-      columns_strip<T, M, kDeep, true>(p, k, n, end);
+      columns_strip<T, M, kDeep, true>(p, k, n, end, ahead);
     else
-      columns_strip<T, M, kDeep, false>(p, k, n, end);
+      columns_strip<T, M, kDeep, false>(p, k, n, end, ahead);
   }
 }
 template <class T, int M>
@@ -297,6 +303,35 @@ void columns_of(const ThinProduct& p) {
   int64_t k = 0;
   for (; k + kDeep <= p.K; k += kDeep) columns_of<T, M, kDeep>(p, k);
   for (; k < p.K; ++k) columns_of<T, M, 1>(p, k);
+}
+
+// M rows from m0 on.
+template <class T, int M>
+void tall_block(const ThinProduct& p, int64_t m0) {
+  constexpr int64_t kElementBytes = 4 / T::kPerWord;
+  const int64_t K = p.K, N = p.N, lda = p.lda, ldc = p.ldc, stride = p.stride_bytes;
+  const bool from_zero = p.start == Start::kZero;
+  const float* const a = p.a + m0 * lda;
+  for (int64_t n = 0; n < N; n += kLanes) {
+    float* const c = p.c + m0 * ldc + n;
+    Vec sum[M];
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) sum[m] = from_zero ? Vec{} : load(c + m * ldc);
+    const std::byte* from = p.data + n * kElementBytes;
+    for (int64_t k = 0; k < K; ++k, from += stride) {
+      const Vec w = load_elements<T, false>(from, Vec{});
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) sum[m] = multiply_add(a[m * lda + k] - Vec{}, w, sum[m]);
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) store(c + m * ldc, sum[m]);
+  }
+}
+// Blocks of M rows while there are that many, then of half as many.
+template <class T, int M>
+void tall_of(const ThinProduct& p, int64_t m) {
+  for (; m + M <= p.M; m += M) tall_block<T, M>(p, m);
+  if constexpr (M > 1) tall_of<T, M / 2>(p, m);
 }
 
 // 128 k of a panel for two vectors of its rows: c goes on from itself, or from zero.
@@ -371,10 +406,15 @@ void of_type(const ThinProduct& p, Order order) {
 void rows(const ThinProduct& p) { of_type(p, Order::kRows); }
 void columns(const ThinProduct& p) { of_type(p, Order::kColumns); }
 void panels(const ThinProduct& p) { of_type(p, Order::kPanels); }
+void tall(const ThinProduct& p) {
+  constexpr int kMost = kLanes;  // sums beside a weight in registers
+  if (p.dtype == DType::kF32) return tall_of<F32, kMost>(p, 0);
+  tall_of<BF16, kMost>(p, 0);
+}
 
 }  // namespace
 
 extern const ThinKernels HADAL_TABLE;
-const ThinKernels HADAL_TABLE = {.rows = rows, .columns = columns, .panels = panels};
+const ThinKernels HADAL_TABLE = {.rows = rows, .columns = columns, .tall = tall, .panels = panels};
 
 }  // namespace hadal::ops::cpu

@@ -1,5 +1,5 @@
-// Vectors of 32-bit words and the transposition of a square of them, for the instruction set that
-// the including file is compiled for.
+// Vectors of 32-bit words, read from narrower integers too, and the transposition of a square of
+// them, for the instruction set that the including file is compiled for.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -26,6 +26,16 @@ inline __m512i high64(__m512i a, __m512i b) { return _mm512_maskz_unpackhi_epi64
 template <int kWhich>
 inline __m512i quarters(__m512i a, __m512i b) {
   return _mm512_maskz_shuffle_i32x4(0xffff, a, b, kWhich);
+}
+
+// NOTE: what __builtin_convertvector makes of bytes moves each by itself with GCC 12.
+inline Words load_bytes(const void* from) {  // with their signs
+  return reinterpret_cast<Words>(
+      _mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128(static_cast<const __m128i*>(from))));
+}
+inline Words load_halves(const void* from) {
+  return reinterpret_cast<Words>(
+      _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(static_cast<const __m256i*>(from))));
 }
 
 template <int kStage>
@@ -66,6 +76,15 @@ template <int kStage>
 constexpr int kLanes = 8;
 typedef uint32_t Words __attribute__((vector_size(32)));
 
+inline Words load_bytes(const void* from) {
+  return reinterpret_cast<Words>(
+      _mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(from))));
+}
+inline Words load_halves(const void* from) {
+  return reinterpret_cast<Words>(
+      _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from))));
+}
+
 template <int kStage>
 [[gnu::always_inline]] inline void transpose_stage(const Words* in, Words* out) {
   const auto at = [&](int i) { return reinterpret_cast<__m256i>(in[i]); };
@@ -97,6 +116,20 @@ template <int kStage>
 
 constexpr int kLanes = 4;
 typedef uint32_t Words __attribute__((vector_size(16)));
+
+inline Words load_bytes(const void* from) {
+  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+  typedef int32_t Ints __attribute__((vector_size(sizeof(Words))));
+  Bytes b;
+  __builtin_memcpy(&b, from, sizeof(b));
+  return reinterpret_cast<Words>(__builtin_convertvector(b, Ints));
+}
+inline Words load_halves(const void* from) {
+  typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
+  Halves h;
+  __builtin_memcpy(&h, from, sizeof(h));
+  return __builtin_convertvector(h, Words);
+}
 
 template <int kStage>
 inline void transpose_stage(const Words* in, Words* out) {
