@@ -60,11 +60,8 @@ struct Stored {
   std::vector<float> scales;
 };
 
-enum class Kernel { kRows, kColumns, kTall };
-
-void check(Isa isa, DType dtype, Kernel kernel, int64_t M, int64_t N, int64_t K, Start start,
+void check(Isa isa, DType dtype, bool by_rows, int64_t M, int64_t N, int64_t K, Start start,
            bool with_nan) {
-  const bool by_rows = kernel == Kernel::kRows;
   const Stored w(dtype, by_rows ? N : K, by_rows ? K : N, 5, with_nan);
   const int64_t lda = K + 3, ldc = (N + 31) / 32 * 32;
   std::vector<float> a, c(static_cast<size_t>(M * ldc), 0.5f);
@@ -87,8 +84,7 @@ void check(Isa isa, DType dtype, Kernel kernel, int64_t M, int64_t N, int64_t K,
                       .ldc = ldc,
                       .start = start,
                       .ahead = N % 2 == 0 ? w.bytes.data() : nullptr};
-  const ops::cpu::ThinKernels& kernels = kernels_of(isa);
-  (by_rows ? kernels.rows : kernel == Kernel::kTall ? kernels.tall : kernels.columns)(p);
+  by_rows ? kernels_of(isa).rows(p) : kernels_of(isa).columns(p);
   for (int64_t m = 0; m < M; ++m)
     for (int64_t n = 0; n < N; ++n) {
       float sum = start == Start::kOld ? 0.5f : 0.0f;
@@ -113,30 +109,63 @@ TEST(Thin, KernelsGiveTheChain) {
         for (int64_t M = 1; M <= ops::cpu::kThinRows; ++M)
           for (const int64_t K : {1, 63, 64, 130, 300}) {
             for (const int64_t N : {1, 16, 17, 31, 32})
-              check(isa, dtype, Kernel::kRows, M, N, K, start, false);
+              check(isa, dtype, true, M, N, K, start, false);
             for (const int64_t N : {1, 15, 32, 70, 160})
-              check(isa, dtype, Kernel::kColumns, M, N, K, start, false);
+              check(isa, dtype, false, M, N, K, start, false);
           }
   }
 }
 
-TEST(Thin, TallKernelGivesTheChain) {
+// The kernels of more rows, whose a lies in rows or in a panel.
+void check_tall(Isa isa, DType dtype, bool in_panel, int64_t M, int64_t N, int64_t K, Start start) {
+  using ops::cpu::kTallDepth, ops::cpu::kTallRows;
+  const Stored w(dtype, K, N, 5, false);
+  std::vector<float> a, c(static_cast<size_t>(M * N), 0.5f);
+  const Rng rng(9, 9);
+  for (int64_t i = 0; i < kTallRows * kTallDepth; ++i)
+    a.push_back(static_cast<float>(rng.normal(static_cast<uint64_t>(i))));
+  const ops::cpu::TallProduct p{.M = M,
+                                .N = N,
+                                .K = K,
+                                .a = a.data(),
+                                .dtype = dtype,
+                                .data = w.bytes.data(),
+                                .stride_bytes = w.stride * static_cast<int64_t>(dtype_size(dtype)),
+                                .c = c.data(),
+                                .ldc = N,
+                                .start = start};
+  in_panel ? kernels_of(isa).tall_panel(p) : kernels_of(isa).tall_rows(p);
+  for (int64_t m = 0; m < M; ++m)
+    for (int64_t n = 0; n < N; ++n) {
+      float sum = start == Start::kOld ? 0.5f : 0.0f;
+      for (int64_t k = 0; k < K; ++k) {
+        const float x = a[static_cast<size_t>(in_panel ? k * kTallRows + m : m * kTallDepth + k)];
+        sum = isa == Isa::kPortable ? sum + x * w.at(k, n) : std::fma(x, w.at(k, n), sum);
+      }
+      ASSERT_EQ(c[static_cast<size_t>(m * N + n)], sum)
+          << isa_name(isa) << " " << dtype_name(dtype) << " " << M << "x" << N << "x" << K << " at "
+          << m << "," << n;
+    }
+}
+
+TEST(Thin, TallKernelsGiveTheChain) {
   for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
     if (!isa_available(isa)) continue;
     for (const DType dtype : {DType::kF32, DType::kBF16})
       for (const Start start : {Start::kZero, Start::kOld})
         for (int64_t M = 1; M <= ops::cpu::kTallRows; ++M)
-          for (const int64_t K : {1, 63, 130})
+          for (const int64_t K : {1, 63, 128})
             for (const int64_t N : {16, 48})
-              check(isa, dtype, Kernel::kTall, M, N, K, start, false);
+              for (const bool in_panel : {false, true})
+                check_tall(isa, dtype, in_panel, M, N, K, start);
   }
 }
 
 TEST(Thin, NanOfFp8Shows) {
   for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
     if (!isa_available(isa)) continue;
-    check(isa, DType::kE4M3, Kernel::kRows, 2, 32, 300, Start::kOld, true);
-    check(isa, DType::kE4M3, Kernel::kColumns, 2, 70, 130, Start::kOld, true);
+    check(isa, DType::kE4M3, true, 2, 32, 300, Start::kOld, true);
+    check(isa, DType::kE4M3, false, 2, 70, 130, Start::kOld, true);
   }
 }
 

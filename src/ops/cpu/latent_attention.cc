@@ -24,6 +24,8 @@ namespace {
 constexpr int64_t kRowsWanted = 96;  // (token, head) rows of a task
 constexpr int64_t kFewRows = 32;     // up to that many are packed once
 constexpr int64_t kGroup = 16;       // rows of a packed panel, [W][kGroup]
+constexpr int64_t kAheadStride =
+    32;  // of the W k of kTallRows rows: all their lines, once or twice
 
 struct Task {
   int64_t seq, token, count;
@@ -108,14 +110,12 @@ class Attend {
   // output's type at the end.
   void mix(int64_t begin, int64_t end) const {
     const int64_t R = num_columns(), count = end - begin;
-    for_each_page(0, shared(), [&](int64_t p, int64_t n) {
-      mix_page(0, num_rows(), p, cached_.values(p, n, begin, count), n, begin, count);
-    });
+    for_each_page(0, shared(),
+                  [&](int64_t p, int64_t n) { mix_page(0, num_rows(), p, n, begin, count); });
     for (int64_t t = 0; t < task_.count; ++t) {
       T* mine = sums_ + t * H() * R + begin;
-      for_each_page(shared(), visible(t), [&](int64_t p, int64_t n) {
-        mix_page(t * H(), H(), p, cached_.values(p, n, begin, count), n, begin, count);
-      });
+      for_each_page(shared(), visible(t),
+                    [&](int64_t p, int64_t n) { mix_page(t * H(), H(), p, n, begin, count); });
       for (int64_t h = 0; h < H(); ++h) {
         const int64_t index = (task_.token + t) * out_.stride(0) + h * out_.stride(1) + begin;
         convert(
@@ -137,6 +137,10 @@ class Attend {
   // Whole pages that every token of the task sees, in positions.
   int64_t shared() const { return visible(0) / kCachePageTokens * kCachePageTokens; }
   static Start start(int64_t position) { return position == 0 ? Start::kZero : Start::kOld; }
+  // The row of a position that will be read soon; null past the last.
+  const std::byte* ahead(int64_t position, int64_t column) const {
+    return position < visible(task_.count - 1) ? cached_.ahead(position, column) : nullptr;
+  }
   MatrixView q_rows(int64_t t) const {
     return {static_cast<const char*>(q_.raw()) +
                 (task_.token + t) * q_.stride(0) * static_cast<int64_t>(dtype_size(q_.dtype())),
@@ -152,65 +156,65 @@ class Attend {
               Start::kZero);
   }
   void score_few(int64_t row, int64_t rows, int64_t p, const MatrixView& keys, int64_t n) const {
-    thread_local std::vector<float> wide;
-    wide.resize(static_cast<size_t>(kTallRows * W()));
-    float tile[kTallRows * kGroup];
+    float wide[kTallRows * kTallDepth], tile[kTallRows * kGroup], turned[kGroup * kTallRows];
     for (int64_t i = 0; i < n; i += kTallRows) {
       const int64_t count = std::min(kTallRows, n - i);
-      for (int64_t j = 0; j < count; ++j)
-        read_elements(keys.block(i + j, 0).data, keys.dtype, wide.data() + j * W(), W());
+      const std::byte* next = ahead(p + i + kTallRows, 0);
       for (int64_t g = row / kGroup * kGroup; g < row + rows; g += kGroup) {
-        thin_kernels().tall({.M = count,
-                             .N = kGroup,
-                             .K = W(),
-                             .a = wide.data(),
-                             .lda = W(),
-                             .dtype = DType::kF32,
-                             .data = reinterpret_cast<const std::byte*>(panels_ + g * W()),
-                             .stride_bytes = kGroup * static_cast<int64_t>(sizeof(float)),
-                             .scale = nullptr,
-                             .scale_stride = 0,
-                             .first_row = 0,
-                             .first_col = 0,
-                             .c = tile,
-                             .ldc = kGroup,
-                             .start = Start::kZero,
-                             .ahead = nullptr});
-        const int64_t end = std::min(row + rows, g + kGroup);
-        for (int64_t r = std::max(row, g); r < end; ++r)
+        for (int64_t k = 0; k < W(); k += kTallDepth) {
+          const int64_t depth = std::min(kTallDepth, W() - k);
           for (int64_t j = 0; j < count; ++j)
-            scores_[r * width_ + p + i + j] = tile[j * kGroup + r - g];
+            read_elements(keys.block(i + j, k).data, keys.dtype, wide + j * kTallDepth, depth);
+          thin_kernels().tall_rows(
+              {.M = count,
+               .N = kGroup,
+               .K = depth,
+               .a = wide,
+               .dtype = DType::kF32,
+               .data = reinterpret_cast<const std::byte*>(panels_ + g * W() + k * kGroup),
+               .stride_bytes = kGroup * static_cast<int64_t>(sizeof(float)),
+               .c = tile,
+               .ldc = kGroup,
+               .start = k == 0 ? Start::kZero : Start::kOld,
+               .ahead = next == nullptr ? nullptr : next + k * kAheadStride,
+               .ahead_stride = kAheadStride});
+        }
+        pack_panel({tile, DType::kF32, kGroup, 1}, 0, count, 0, kGroup, kTallRows, 0, turned);
+        for (int64_t r = std::max(row, g); r < std::min(row + rows, g + kGroup); ++r)
+          std::copy_n(turned + (r - g) * kTallRows, count, scores_ + r * width_ + p + i);
       }
     }
   }
-  // Adds n positions from p on to some rows of the result, columns [begin, begin + count).
-  void mix_page(int64_t row, int64_t rows, int64_t p, const MatrixView& values, int64_t n,
-                int64_t begin, int64_t count) const {
-    const T* scores = scores_ + row * width_ + p;
+  // Adds n positions from p on, of one page, to some rows of the result, columns
+  // [begin, begin + count).
+  void mix_page(int64_t row, int64_t rows, int64_t p, int64_t n, int64_t begin,
+                int64_t count) const {
+    const MatrixView values = cached_.values(p, n, begin, count);
+    const MatrixView scores{scores_ + row * width_ + p, kT, width_, 1};
     T* to = sums_ + row * num_columns() + begin;
     if constexpr (kCanBeFew)
       if (is_few() && count % kGroup == 0) {
-        for (int64_t r = 0; r < rows; r += kTallRows)
-          thin_kernels().tall(
-              {.M = std::min(kTallRows, rows - r),
-               .N = count,
-               .K = n,
-               .a = scores + r * width_,
-               .lda = width_,
-               .dtype = values.dtype,
-               .data = static_cast<const std::byte*>(values.data),
-               .stride_bytes = values.k_stride * static_cast<int64_t>(dtype_size(values.dtype)),
-               .scale = nullptr,
-               .scale_stride = 0,
-               .first_row = 0,
-               .first_col = 0,
-               .c = to + r * num_columns(),
-               .ldc = num_columns(),
-               .start = start(p),
-               .ahead = nullptr});
+        const int64_t stride = values.k_stride * static_cast<int64_t>(dtype_size(values.dtype));
+        float panel[kCachePageTokens * kTallRows];
+        for (int64_t r = 0; r < rows; r += kTallRows) {
+          const int64_t some = std::min(kTallRows, rows - r);
+          pack_panel(scores, r, some, 0, n, kTallRows, 0, panel);
+          thin_kernels().tall_panel({.M = some,
+                                     .N = count,
+                                     .K = n,
+                                     .a = panel,
+                                     .dtype = values.dtype,
+                                     .data = static_cast<const std::byte*>(values.data),
+                                     .stride_bytes = stride,
+                                     .c = to + r * num_columns(),
+                                     .ldc = num_columns(),
+                                     .start = start(p),
+                                     .ahead = ahead(p + kCachePageTokens, begin),
+                                     .ahead_stride = stride});
+        }
         return;
       }
-    matmul<T>(rows, count, n, {scores, kT, width_, 1}, values, {to, kT, num_columns()}, start(p));
+    matmul<T>(rows, count, n, scores, values, {to, kT, num_columns()}, start(p));
   }
 
   Task task_;

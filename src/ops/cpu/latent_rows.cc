@@ -87,6 +87,12 @@ MatrixView LatentRows::keys(int64_t position, int64_t n, int64_t begin, int64_t 
   return {wide.data(), DType::kBF16, count, 1};
 }
 
+const std::byte* LatentRows::ahead(int64_t position, int64_t begin) const {
+  if (cache_.fp8) return nullptr;
+  return reinterpret_cast<const std::byte*>(row(position)) +
+         begin * static_cast<int64_t>(dtype_size(cache_.pages.dtype()));
+}
+
 MatrixView LatentRows::values(int64_t position, int64_t n, int64_t begin, int64_t count) const {
   MatrixView v = keys(position, n, begin, count);
   std::swap(v.row_stride, v.k_stride);

@@ -22,6 +22,8 @@ class LatentRows {
   MatrixView keys(int64_t position, int64_t n, int64_t begin, int64_t count) const;
   // The same, columns as rows.
   MatrixView values(int64_t position, int64_t n, int64_t begin, int64_t count) const;
+  // Where a row lies that will be read soon, from a column on; null for FP8 rows.
+  const std::byte* ahead(int64_t position, int64_t begin) const;
 
  private:
   char* row(int64_t position) const;

@@ -17,7 +17,7 @@ namespace hadal::ops::cpu {
 inline constexpr int64_t kThinRows = 4;
 inline constexpr int64_t kThinCols = 32;  // columns of a call of `rows`; of any call, a multiple of
                                           // 16 is written
-inline constexpr int64_t kTallRows = 16;
+inline constexpr int64_t kTallRows = 16, kTallDepth = 128;  // rows and k of a call of `tall_...`
 
 // c[m * ldc + n] (+)= sum over k of a[m * lda + k] w[n, k], for n < N.
 struct ThinProduct {
@@ -37,15 +37,32 @@ struct ThinProduct {
   const std::byte* ahead;  // what will be read next, as much as this product reads; or null
 };
 
+// c[m * ldc + n] (+)= sum over k of a[m, k] w[n, k]: sums stay in registers through all k.
+struct TallProduct {
+  int64_t M, N, K;  // M at most kTallRows, N a multiple of 16
+  const float* a;
+  DType dtype;            // of w: f32 or bf16
+  const std::byte* data;  // w[n, k] at data + k * stride_bytes
+  int64_t stride_bytes;
+  float* c;
+  int64_t ldc;
+  Start start;
+  // What will be read next: asked for at ahead + k * ahead_stride, and from each 16 n on at as many
+  // elements further; or null.
+  const std::byte* ahead = nullptr;
+  int64_t ahead_stride = 0;
+};
+
 struct ThinKernels {
   // Stored rows are n: w[n, k] at data + n * stride_bytes. e4m3: in one row of blocks, first_col a
   // multiple of 128.
   void (*rows)(const ThinProduct& p);
   // Stored rows are k: w[n, k] at data + k * stride_bytes. e4m3: first_col a multiple of 16.
   void (*columns)(const ThinProduct& p);
-  // The same for up to kTallRows rows of f32 or bf16 and N a multiple of 16: sums stay in registers
-  // through all k.
-  void (*tall)(const ThinProduct& p);
+  // The same for more rows: a[m, k] at a + m * kTallDepth + k, K at most kTallDepth; or at
+  // a + k * kTallRows + m.
+  void (*tall_rows)(const TallProduct& p);
+  void (*tall_panel)(const TallProduct& p);
   // Panels (core/panels.h): w[n, k] of the panel at data + n / 32 * stride_bytes. bf16, or e4m3
   // without NaN, scales below 128, first_row a multiple of 32 and first_col 0. N is a multiple of
   // 32, K of 128.

@@ -305,33 +305,36 @@ void columns_of(const ThinProduct& p) {
   for (; k < p.K; ++k) columns_of<T, M, 1>(p, k);
 }
 
-// M rows from m0 on.
-template <class T, int M>
-void tall_block(const ThinProduct& p, int64_t m0) {
+// M rows from m0 on. Strides of a are constants, so that a few registers hold its addresses.
+template <class T, int M, int64_t kRowStride, int64_t kStride>
+void tall_block(const TallProduct& p, int64_t m0) {
   constexpr int64_t kElementBytes = 4 / T::kPerWord;
-  const int64_t K = p.K, N = p.N, lda = p.lda, ldc = p.ldc, stride = p.stride_bytes;
+  const int64_t K = p.K, N = p.N, ldc = p.ldc, stride = p.stride_bytes;
+  const int64_t ahead_stride = p.ahead == nullptr ? stride : p.ahead_stride;
   const bool from_zero = p.start == Start::kZero;
-  const float* const a = p.a + m0 * lda;
   for (int64_t n = 0; n < N; n += kLanes) {
     float* const c = p.c + m0 * ldc + n;
     Vec sum[M];
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) sum[m] = from_zero ? Vec{} : load(c + m * ldc);
+    const float* a = p.a + m0 * kRowStride;
     const std::byte* from = p.data + n * kElementBytes;
-    for (int64_t k = 0; k < K; ++k, from += stride) {
+    const std::byte* ahead = p.ahead == nullptr ? from : p.ahead + n * kElementBytes;
+    for (int64_t k = 0; k < K; ++k, a += kStride, from += stride, ahead += ahead_stride) {
+      __builtin_prefetch(ahead, 0, 2);
       const Vec w = load_elements<T, false>(from, Vec{});
 #pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) sum[m] = multiply_add(a[m * lda + k] - Vec{}, w, sum[m]);
+      for (int m = 0; m < M; ++m) sum[m] = multiply_add(a[m * kRowStride] - Vec{}, w, sum[m]);
     }
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) store(c + m * ldc, sum[m]);
   }
 }
 // Blocks of M rows while there are that many, then of half as many.
-template <class T, int M>
-void tall_of(const ThinProduct& p, int64_t m) {
-  for (; m + M <= p.M; m += M) tall_block<T, M>(p, m);
-  if constexpr (M > 1) tall_of<T, M / 2>(p, m);
+template <class T, int M, int64_t kRowStride, int64_t kStride>
+void tall_of(const TallProduct& p, int64_t m) {
+  for (; m + M <= p.M; m += M) tall_block<T, M, kRowStride, kStride>(p, m);
+  if constexpr (M > 1) tall_of<T, M / 2, kRowStride, kStride>(p, m);
 }
 
 // 128 k of a panel for two vectors of its rows: c goes on from itself, or from zero.
@@ -406,15 +409,20 @@ void of_type(const ThinProduct& p, Order order) {
 void rows(const ThinProduct& p) { of_type(p, Order::kRows); }
 void columns(const ThinProduct& p) { of_type(p, Order::kColumns); }
 void panels(const ThinProduct& p) { of_type(p, Order::kPanels); }
-void tall(const ThinProduct& p) {
+template <int64_t kRowStride, int64_t kStride>
+void tall(const TallProduct& p) {
   constexpr int kMost = kLanes;  // sums beside a weight in registers
-  if (p.dtype == DType::kF32) return tall_of<F32, kMost>(p, 0);
-  tall_of<BF16, kMost>(p, 0);
+  if (p.dtype == DType::kF32) return tall_of<F32, kMost, kRowStride, kStride>(p, 0);
+  tall_of<BF16, kMost, kRowStride, kStride>(p, 0);
 }
 
 }  // namespace
 
 extern const ThinKernels HADAL_TABLE;
-const ThinKernels HADAL_TABLE = {.rows = rows, .columns = columns, .tall = tall, .panels = panels};
+const ThinKernels HADAL_TABLE = {.rows = rows,
+                                 .columns = columns,
+                                 .tall_rows = tall<kTallDepth, 1>,
+                                 .tall_panel = tall<1, kTallRows>,
+                                 .panels = panels};
 
 }  // namespace hadal::ops::cpu
