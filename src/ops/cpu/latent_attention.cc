@@ -118,10 +118,7 @@ class Attend {
                     [&](int64_t p, int64_t n) { mix_page(t * H(), H(), p, n, begin, count); });
       for (int64_t h = 0; h < H(); ++h) {
         const int64_t index = (task_.token + t) * out_.stride(0) + h * out_.stride(1) + begin;
-        convert(
-            mine + h * R, kT,
-            static_cast<char*>(out_.raw()) + index * static_cast<int64_t>(dtype_size(out_.dtype())),
-            out_.dtype(), count);
+        write_elements(mine + h * R, address(out_, index), out_.dtype(), count);
       }
     }
   }

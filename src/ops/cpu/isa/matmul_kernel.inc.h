@@ -20,7 +20,7 @@ constexpr int kLanes = HADAL_VECTOR_BYTES / static_cast<int>(sizeof(T));
 template <class T>
 constexpr int64_t kWidth = sizeof(T) == 4 ? HADAL_WIDTH : HADAL_ROWS;
 
-// k of a's panel to ask for before they are read.
+// k of both panels to ask for before they are read: a panel of b comes from the second level.
 constexpr int64_t kAhead = 12;
 
 template <class T>
@@ -50,6 +50,9 @@ void block(int64_t K, const T* a, const T* b, T* c, int64_t ldc, Start start, co
     for (int v = 0; v < kVectors; ++v) __builtin_prefetch(next_c + m * ldc + v * kLanes<T>, 1, 2);
   const auto step = [&](int64_t k) __attribute__((always_inline)) {
     __builtin_prefetch(a + (k + kAhead) * kWidth<T>, 0, 3);
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v)
+      __builtin_prefetch(b + (k + kAhead) * kNr + v * kLanes<T>, 0, 3);
     Vector<T> column[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) column[v] = load(b + k * kNr + v * kLanes<T>);
