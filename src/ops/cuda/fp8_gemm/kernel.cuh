@@ -1,7 +1,8 @@
 // Block-scaled FP8 matrix product: copy engine, wgmma, f32 promotion every 128 of K; persistent.
 //
 // A warpgroup copies, two multiply; each of the two owns one page of a 256-row tile. Two blocks of
-// a cluster work on neighbouring columns of the same rows, and each copies one page for both.
+// a cluster work on neighbouring columns of the same rows, and each copies one page for both. Where
+// one column tile is left at the end of N, they take neighbouring rows of it instead.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -12,21 +13,27 @@
 
 namespace hadal::cuda {
 
-// Walks this cluster's share of the tiles; every role of a block walks the same list.
+// Walks this cluster's share of the tiles; every role of a block walks the same list. kOneLeft: the
+// number of column tiles is odd.
+template <bool kOneLeft>
 struct Fp8GemmTiles {
   using C = Fp8GemmConfig;
   const Fp8GemmArgs& args;
-  int unit, stride, column_pairs;
+  int unit, step, other_step;  // clusters take units in turns, there and back
+  int column_pairs;            // of column tiles that the two blocks share rows for
   int expert = 0, expert_units = 0, first_unit = 0, first_page = 0, pages = 0;
   int row_tile = 0, column_tile = 0;  // in the expert; in N
+  bool share_rows = true;             // with the cluster's other block
 
   __device__ Fp8GemmTiles(const Fp8GemmArgs& a)
       : args(a),
         unit(static_cast<int>(blockIdx.x) / C::kCluster),
-        stride(static_cast<int>(gridDim.x) / C::kCluster),
-        column_pairs((a.n + C::kCols * C::kCluster - 1) / (C::kCols * C::kCluster)) {
+        step(2 * (static_cast<int>(gridDim.x) / C::kCluster - unit) - 1),
+        other_step(2 * static_cast<int>(gridDim.x) / C::kCluster - step),
+        column_pairs((a.n + C::kCols - 1) / C::kCols / C::kCluster) {
     load();
   }
+  __device__ int row_tiles() const { return (pages + 1) / 2; }
   __device__ void load() {
     if (args.page_begin == nullptr) {
       pages = (args.rows + C::kPage - 1) / C::kPage;
@@ -35,7 +42,7 @@ struct Fp8GemmTiles {
       pages = min(__ldg(args.page_begin + expert + 1), args.places) - first_page;
     }
     pages = max(pages, 0);
-    expert_units = (pages + 1) / 2 * column_pairs;
+    expert_units = row_tiles() * column_pairs + (kOneLeft ? (row_tiles() + 1) / 2 : 0);
   }
   __device__ bool next(uint32_t rank) {
     while (unit - first_unit >= expert_units) {
@@ -44,17 +51,26 @@ struct Fp8GemmTiles {
       load();
     }
     const int local = unit - first_unit;
-    const int row_tiles = (pages + 1) / 2;
+    unit += step;
+    const int swap = step;
+    step = other_step;
+    other_step = swap;
+    share_rows = !kOneLeft || local < row_tiles() * column_pairs;
+    if (!share_rows) {
+      row_tile = (local - row_tiles() * column_pairs) * C::kCluster + static_cast<int>(rank);
+      column_tile = column_pairs * C::kCluster;
+      return true;
+    }
     const int group = local / (C::kGroup * column_pairs);
     const int in_group = local - group * C::kGroup * column_pairs;
-    const int group_rows = min(C::kGroup, row_tiles - group * C::kGroup);
+    const int group_rows = min(C::kGroup, row_tiles() - group * C::kGroup);
     const int column = in_group / group_rows;
     row_tile = group * C::kGroup + in_group - column * group_rows;
     column_tile = column * C::kCluster + static_cast<int>(rank);
-    unit += stride;
     return true;
   }
-  __device__ int tile_pages() const { return min(2, pages - 2 * row_tile); }
+  // 0 where the other block has the last rows of the last columns.
+  __device__ int tile_pages() const { return max(0, min(2, pages - 2 * row_tile)); }
   __device__ int position() const { return first_page + 2 * row_tile; }
   __device__ int rows_left(int group) const {
     const int rows = args.counts == nullptr ? args.rows : __ldg(args.counts + expert);
@@ -93,17 +109,18 @@ struct Fp8GemmShared {
   }
 };
 
+template <bool kOneLeft>
 __device__ inline void fp8_gemm_copy(const Fp8GemmArgs& args, const CUtensorMap& map_a,
                                      const CUtensorMap& map_w, const Fp8GemmShared& s,
                                      uint32_t rank) {
   using C = Fp8GemmConfig;
   int stage = 0;
   uint32_t parity = 0;
-  Fp8GemmTiles tiles(args);
+  Fp8GemmTiles<kOneLeft> tiles(args);
   while (tiles.next(rank)) {
     const int pages = tiles.tile_pages();
     const int position = tiles.position();
-    const int page0 = tiles.a_page(position);
+    const int page0 = pages > 0 ? tiles.a_page(position) : 0;
     const int page1 = pages == 2 ? tiles.a_page(position + 1) : 0;
     const int my_page = rank == 0 ? page0 : page1;
     const uint32_t bytes = static_cast<uint32_t>(pages * (C::kPage * (C::kDepth + 4)) + C::kBytesW);
@@ -111,15 +128,23 @@ __device__ inline void fp8_gemm_copy(const Fp8GemmArgs& args, const CUtensorMap&
     for (int k = 0; k < args.k_blocks(); ++k) {
       barrier_wait(s.empty + stage, parity ^ 1);
       barrier_expect(s.full + stage, bytes);
-      if (static_cast<int>(rank) < pages) {
-        copy_box_multicast(s.a + stage * C::kBytesA + rank * C::kPage * C::kDepth, &map_a,
-                           k * C::kDepth, my_page * C::kPage, s.full + stage, 3);
+      uint8_t* const a = s.a + stage * C::kBytesA;
+      if (kOneLeft && !tiles.share_rows) {
+        if (pages > 0) copy_box(a, &map_a, k * C::kDepth, page0 * C::kPage, s.full + stage);
+        if (pages == 2)
+          copy_box(a + C::kPage * C::kDepth, &map_a, k * C::kDepth, page1 * C::kPage,
+                   s.full + stage);
+      } else if (static_cast<int>(rank) < pages) {
+        copy_box_multicast(a + rank * C::kPage * C::kDepth, &map_a, k * C::kDepth,
+                           my_page * C::kPage, s.full + stage, 3);
       }
       copy_box3(s.w + stage * C::kBytesW, &map_w, k * C::kDepth, tiles.column_tile * C::kCols,
                 tiles.expert, s.full + stage);
       const float* scale = args.scale_a + k * args.scale_stride;
-      copy_bytes(s.scale + stage * C::kRows, scale + page0 * C::kPage, C::kPage * 4,
-                 s.full + stage);
+      if (pages > 0) {
+        copy_bytes(s.scale + stage * C::kRows, scale + page0 * C::kPage, C::kPage * 4,
+                   s.full + stage);
+      }
       if (pages == 2) {
         copy_bytes(s.scale + stage * C::kRows + C::kPage, scale + page1 * C::kPage, C::kPage * 4,
                    s.full + stage);
@@ -243,13 +268,27 @@ __device__ inline void fp8_gemm_store_any(const Fp8GemmArgs& args, const float (
   }
 }
 
+// A product of 64 rows with 64 or 128 columns over a stage, begun.
+template <int kWidth>
+__device__ inline void fp8_gemm_begin(float (&partial)[kWidth / 2], uint64_t a, uint64_t w) {
+  mma_fence();
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (kWidth == 128)
+      mma_e4m3_n128(partial, advance(a, i * 32), advance(w, i * 32), i > 0);
+    else
+      mma_e4m3_n64(partial, advance(a, i * 32), advance(w, i * 32), i > 0);
+  }
+  mma_commit();
+}
+
 template <bool kShort>
 __device__ inline void fp8_gemm_add(float& sum, float partial, float scale) {
   sum = __fmaf_rn(partial, scale, sum);
   if constexpr (kShort) sum = ops::short_sum(sum);
 }
 
-template <bool kShort>
+template <bool kShort, bool kOneLeft>
 __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmShared& s,
                                          uint32_t rank, int group) {
   using C = Fp8GemmConfig;
@@ -262,7 +301,7 @@ __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmS
                           args.c_page_stride % 8 == 0;
   int stage = 0;
   uint32_t parity = 0;
-  Fp8GemmTiles tiles(args);
+  Fp8GemmTiles<kOneLeft> tiles(args);
   bool more = tiles.next(rank);
   const auto scales_of_tile = [&] {
     return args.scale_w + tiles.expert * args.scale_w_batch_stride +
@@ -300,26 +339,17 @@ __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmS
 #pragma unroll
       for (int i = 0; i < 4; ++i) row_scale[i] = scale[(i / 2) * 64 + (i % 2) * 8] * block_scale;
     };
-    if (works) {
+    const auto products = [&]<int kWidth>() {
       prepare(0);
       for (int k = 0; k < k_blocks; ++k) {
-        float partial[64];
-        mma_fence();
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          mma_e4m3_n128(partial, advance(a, i * 32), advance(w, i * 32), i > 0);
-        mma_commit();
+        float partial[kWidth / 2];
+        fp8_gemm_begin<kWidth>(partial, a, w);
         mma_wait<0>();
         mma_touch(partial);
 #pragma unroll
-        for (int i = 0; i < 64; ++i)
+        for (int i = 0; i < kWidth / 2; ++i)
           fp8_gemm_add<kShort>(acc[0][i], partial[i], row_scale[(i / 2) % 2]);
-        mma_fence();
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          mma_e4m3_n128(partial, advance(a, 8192 + i * 32), advance(w, i * 32), i > 0);
-        }
-        mma_commit();
+        fp8_gemm_begin<kWidth>(partial, advance(a, 8192), w);
         // The next stage's overhead runs under these products.
         const float lo = row_scale[2], hi = row_scale[3];
         uint64_t* const empty = s.empty + stage;
@@ -329,9 +359,15 @@ __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmS
         mma_touch(partial);
         if (lane < C::kCluster) barrier_arrive_at(empty, static_cast<uint32_t>(lane));
 #pragma unroll
-        for (int i = 0; i < 64; ++i)
+        for (int i = 0; i < kWidth / 2; ++i)
           fp8_gemm_add<kShort>(acc[1][i], partial[i], (i / 2) % 2 ? hi : lo);
       }
+    };
+    if (works) {
+      if (kOneLeft && args.n - column <= 64)
+        products.template operator()<64>();
+      else
+        products.template operator()<128>();
     } else {
       for (int k = 0; k < k_blocks; ++k) {
         barrier_wait(s.full + stage, parity);
@@ -361,7 +397,7 @@ __device__ inline void fp8_gemm_multiply(const Fp8GemmArgs& args, const Fp8GemmS
   }
 }
 
-template <bool kShort>
+template <bool kShort, bool kOneLeft>
 __global__ void __launch_bounds__(Fp8GemmConfig::kThreads, 1)
     fp8_gemm_kernel_sm90(const __grid_constant__ Fp8GemmArgs args,
                          const __grid_constant__ CUtensorMap map_a,
@@ -385,10 +421,10 @@ __global__ void __launch_bounds__(Fp8GemmConfig::kThreads, 1)
   const int group = uniform(static_cast<int>(threadIdx.x) / 128);
   if (group == 0) {
     registers_shrink<40>();
-    if (threadIdx.x == 0) fp8_gemm_copy(args, map_a, map_w, s, rank);
+    if (threadIdx.x == 0) fp8_gemm_copy<kOneLeft>(args, map_a, map_w, s, rank);
   } else {
     registers_grow<232>();
-    fp8_gemm_multiply<kShort>(args, s, rank, group - 1);
+    fp8_gemm_multiply<kShort, kOneLeft>(args, s, rank, group - 1);
   }
   // A block may not leave while the other still writes or signals into its shared memory.
   cluster_sync();

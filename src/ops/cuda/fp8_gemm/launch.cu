@@ -49,12 +49,12 @@ bool launch_thin(const Fp8GemmArgs& args, cudaStream_t stream, bool anyway) {
   return true;
 }
 
-template <bool kShort>
+template <bool kShort, bool kOneLeft>
 void launch_general(const Fp8GemmArgs& args, const CUtensorMap& map_a, const CUtensorMap& map_w,
                     cudaStream_t stream) {
   using C = Fp8GemmConfig;
   static const bool ready = [] {
-    HADAL_CHECK_CUDA(cudaFuncSetAttribute(fp8_gemm_kernel_sm90<kShort>,
+    HADAL_CHECK_CUDA(cudaFuncSetAttribute(fp8_gemm_kernel_sm90<kShort, kOneLeft>,
                                           cudaFuncAttributeMaxDynamicSharedMemorySize,
                                           C::kSharedBytes));
     return true;
@@ -63,7 +63,7 @@ void launch_general(const Fp8GemmArgs& args, const CUtensorMap& map_a, const CUt
   const int blocks = args.num_sms / C::kCluster * C::kCluster;
   const ProgrammaticLaunch launch(static_cast<unsigned>(blocks), C::kThreads, C::kSharedBytes,
                                   stream, C::kCluster);
-  HADAL_CHECK_CUDA(launch.start(fp8_gemm_kernel_sm90<kShort>, args, map_a, map_w));
+  HADAL_CHECK_CUDA(launch.start(fp8_gemm_kernel_sm90<kShort, kOneLeft>, args, map_a, map_w));
 }
 
 }  // namespace
@@ -99,10 +99,11 @@ void fp8_gemm_sm90(const Fp8GemmArgs& args, cudaStream_t stream) {
                                                      .box_cols = C::kDepth,
                                                      .batches = args.num_experts,
                                                      .batch_stride = args.w_batch_stride});
-  if (args.short_sums)
-    launch_general<true>(args, map_a, map_w, stream);
-  else
-    launch_general<false>(args, map_a, map_w, stream);
+  const bool one_left = (args.n + C::kCols - 1) / C::kCols % C::kCluster != 0;
+  const auto launch = args.short_sums
+                          ? (one_left ? launch_general<true, true> : launch_general<true, false>)
+                          : (one_left ? launch_general<false, true> : launch_general<false, false>);
+  launch(args, map_a, map_w, stream);
 }
 
 }  // namespace hadal::cuda
