@@ -198,6 +198,33 @@ TEST(OpsCuda, Fp8GroupedProducts) {
         fp8_roundings(DType::kF32));
 }
 
+// More tiles than a device has SMs, so that a block goes from tile to tile, of no pages to three.
+TEST(OpsCuda, Fp8GradientsOfManyExperts) {
+  const int64_t E = 36, N = 260, K = 276;
+  std::vector<int32_t> counts, begin = {0};
+  for (int32_t e = 0; e < E; ++e) {
+    counts.push_back(e % 4 * 128 - (e % 4 == 2 ? 5 : 0));
+    begin.push_back(begin.back() + e % 4);
+  }
+  const int64_t P = begin.back();
+  expect_twins(
+      "fp8 gradients of many experts",
+      [&](Side& s) {
+        const ops::ExpertLayout layout{s.list(counts), s.list(begin)};
+        const ops::PagedRows x{s.random("x", DType::kBF16, {P, kPageRows, K}), Tensor()};
+        const ops::PagedRows dy{s.random("dy", DType::kBF16, {P, kPageRows, N}), Tensor()};
+        const ops::TileColumns x_c = tile_columns(s, P, K), dy_c = tile_columns(s, P, N);
+        ops::grouped_quantise_columns(s.ctx, layout, x, x_c);
+        ops::grouped_quantise_columns(s.ctx, layout, dy, dy_c);
+        const Tensor grads = s.random("dw", DType::kF32, {E, N, K});
+        std::vector<Tensor> dw;
+        for (int64_t e = 0; e < E; ++e) dw.push_back(grads.row(e));
+        ops::grouped_fp8_gemm_tn_acc(s.ctx, layout, dy_c, x_c, dw);
+        return std::vector<Tensor>{grads};
+      },
+      fp8_roundings(DType::kF32));
+}
+
 // Widths that the one-pass kernels take, and others; gate and up from tiles and as they are.
 TEST(OpsCuda, Fp8Swiglu) {
   for (const auto& [T, F] :

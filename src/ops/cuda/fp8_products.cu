@@ -275,9 +275,7 @@ bool gradient_reads(const TileColumns& a, const TileColumns& b) {
   return is_aligned(a.data) && is_aligned(b.data) && is_aligned(a.scale) && is_aligned(b.scale) &&
          a.data.dim(1) % 4 == 0 && b.data.dim(1) % 4 == 0;
 }
-bool gradient_writes(const Tensor& c) {
-  return reinterpret_cast<uintptr_t>(c.raw()) % 8 == 0 && c.stride(0) % 2 == 0;
-}
+bool gradient_writes(const Tensor& c) { return is_aligned(c) && c.stride(0) % 4 == 0; }
 
 Fp8WgradArgs gradient_args(Context& ctx, const TileColumns& a, const TileColumns& b,
                            const Tensor& c) {
@@ -364,7 +362,7 @@ void grouped_fp8_gemm_tn_acc(Context& ctx, const ExpertLayout& layout, const Til
   if (dw.empty() || dw[0].num_elements() == 0 || a.data.dim(0) == 0) return;
   const int64_t next = distance_between(dw, [](const Tensor& t) -> const Tensor& { return t; });
   if (has_sm90(ctx) && gradient_reads(a, b) && gradient_writes(dw[0]) && next >= 0 &&
-      next % 2 == 0) {
+      next % 4 == 0) {
     Fp8WgradArgs args = gradient_args(ctx, a, b, dw[0]);
     args.c_batch_stride = next;
     args.batches = static_cast<int>(dw.size());

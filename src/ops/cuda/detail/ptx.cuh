@@ -177,6 +177,37 @@ __device__ __forceinline__ void copy_bytes_multicast(void* dst, const void* src,
       : "memory");
 }
 
+// ---- bulk copies, shared to global; a thread waits for its own
+
+// Adds a box in shared memory to matrix z where that lies, in lines of the L2 that are the first to
+// go; what lies outside the matrix is left out. Below f32's normal numbers operands and sums may
+// count as zero.
+__device__ __forceinline__ void add_box3(const CUtensorMap* map, int x, int y, int z,
+                                         const void* src) {
+  constexpr uint64_t kEvictFirst = 0x12F0000000000000;
+  asm volatile(
+      "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group.L2::cache_hint "
+      "[%0, {%2, %3, %4}], [%1], %5;" ::"l"(map),
+      "r"(smem_addr(src)), "r"(x), "r"(y), "r"(z), "l"(kEvictFirst)
+      : "memory");
+}
+__device__ __forceinline__ void store_box3(const CUtensorMap* map, int x, int y, int z,
+                                           const void* src) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(
+          map),
+      "r"(smem_addr(src)), "r"(x), "r"(y), "r"(z)
+      : "memory");
+}
+__device__ __forceinline__ void bulk_commit() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+// Until all but the last kPending groups of this thread have read their shared memory.
+template <int kPending>
+__device__ __forceinline__ void bulk_wait_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
+}
+
 // ---- matrix fragments
 
 // Four 8 x 8 matrices of 16-bit elements, one a register; lane l gives the address of row l % 8 of

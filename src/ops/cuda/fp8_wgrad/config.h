@@ -19,15 +19,20 @@ struct Fp8WgradConfig {
   static constexpr int kRows = 256;   // of a tile: 128 for each matrix warpgroup
   static constexpr int kCols = 128;   // of a tile
   static constexpr int kDepth = 128;  // tokens of a stage: a page
-  static constexpr int kStages = 4;
+  static constexpr int kStages = 3;
   static constexpr int kCluster = 2;    // blocks of neighbouring columns share their rows
+  static constexpr int kGroup = 8;      // row tiles whose columns are walked together, for the L2
   static constexpr int kThreads = 384;  // a copy warpgroup and two matrix warpgroups
 
   static constexpr int kBytesA = kRows * kDepth;
   static constexpr int kBytesB = kCols * kDepth;
   static constexpr int kScales = kRows + kCols;
+  // Sums on their way out: boxes of 16 rows x 32 columns, four for each matrix warp.
+  static constexpr int kBoxRows = 16, kBoxCols = 32, kBoxes = 4;
+  static constexpr int kBytesBox = kBoxRows * kBoxCols * 4;
+  static constexpr int kBytesOut = 8 * kBoxes * kBytesBox;
   static constexpr int kSharedBytes =
-      1024 + kStages * (kBytesA + kBytesB + kScales * 4) + 2 * kStages * 8;
+      1024 + kStages * (kBytesA + kBytesB + kScales * 4) + kBytesOut + 2 * kStages * 8;
 };
 
 struct Fp8WgradArgs {
@@ -46,7 +51,7 @@ struct Fp8WgradArgs {
   int short_sums;  // 14 bits of the sum after every page (ops/fp8_format.h)
 };
 
-// REQUIRES: N and K multiples of 4; a, b and scales aligned to 16 bytes, c to 8; strides of c even.
+// REQUIRES: N, K and the strides of c multiples of 4; a, b, scales and c aligned to 16 bytes.
 void fp8_wgrad_sm90(const Fp8WgradArgs& args, cudaStream_t stream);
 
 }  // namespace hadal::cuda

@@ -23,6 +23,20 @@ CUtensorMap map_of(const void* data, int width, int pages) {
                                   .batch_stride = int64_t{width} * Fp8WgradConfig::kDepth});
 }
 
+CUtensorMap map_of_sums(const Fp8WgradArgs& args) {
+  using C = Fp8WgradConfig;
+  return make_batched_tensor_map({.type = CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+                                  .elem_bytes = 4,
+                                  .data = args.c,
+                                  .rows = args.n,
+                                  .cols = args.k,
+                                  .row_stride = args.c_row_stride,
+                                  .box_rows = C::kBoxRows,
+                                  .box_cols = C::kBoxCols,
+                                  .batches = args.batches,
+                                  .batch_stride = args.c_batch_stride});
+}
+
 template <bool kShort>
 void launch_wgrad(const Fp8WgradArgs& args, cudaStream_t stream) {
   using C = Fp8WgradConfig;
@@ -42,15 +56,15 @@ void launch_wgrad(const Fp8WgradArgs& args, cudaStream_t stream) {
                                   C::kSharedBytes, stream, C::kCluster);
   HADAL_CHECK_CUDA(launch.start(fp8_wgrad_kernel_sm90<kShort>, args,
                                 map_of(args.a, args.n, args.pages),
-                                map_of(args.b, args.k, args.pages)));
+                                map_of(args.b, args.k, args.pages), map_of_sums(args)));
 }
 
 }  // namespace
 
 void fp8_wgrad_sm90(const Fp8WgradArgs& args, cudaStream_t stream) {
-  HADAL_CHECK(args.n % 4 == 0 && args.k % 4 == 0 && args.c_row_stride % 2 == 0 &&
-                  args.c_batch_stride % 2 == 0,
-              "fp8_wgrad needs N and K multiples of 4 and even strides; got N ", args.n, ", K ",
+  HADAL_CHECK(args.n % 4 == 0 && args.k % 4 == 0 && args.c_row_stride % 4 == 0 &&
+                  args.c_batch_stride % 4 == 0,
+              "fp8_wgrad needs N, K and strides that are multiples of 4; got N ", args.n, ", K ",
               args.k, ", strides ", args.c_row_stride, " and ", args.c_batch_stride);
   if (args.n == 0 || args.k == 0 || args.pages == 0 || args.batches == 0) return;
   if (args.short_sums)
