@@ -31,10 +31,11 @@ SMALL = {"hidden_size": 512, "intermediate_size": 1024, "moe_intermediate_size":
 
 
 class Machine:
-    def __init__(self, program, out):
+    def __init__(self, program, out, device="cuda"):
         self.program = str(pathlib.Path(program).resolve())
         self.out = pathlib.Path(out)
         self.out.mkdir(parents=True, exist_ok=True)
+        self.device = device
         self.failed = 0
 
     def hadal(self, *arguments, env=None):
@@ -78,7 +79,7 @@ class Server:
         begin = time.time()
         self.process = subprocess.Popen(
             [self.machine.program, "serve", "--model", str(self.model), "--port", "0", "--device",
-             "cuda", *map(str, self.options)], stdout=subprocess.PIPE, stderr=self.log, text=True,
+             self.machine.device, *map(str, self.options)], stdout=subprocess.PIPE, stderr=self.log, text=True,
             env={**os.environ, **(self.env or {})})
         line = self.process.stdout.readline()
         match = re.search(r"http://127.0.0.1:(\d+)", line)
@@ -255,7 +256,9 @@ class Costs:
                          c["v_head_dim"])
         L, dense = c["num_hidden_layers"], c["first_k_dense_replace"]
         E, K, shared = c["n_routed_experts"], c["num_experts_per_tok"], c["n_shared_experts"]
-        attention = D * H * (Dn + Dr) + D * (R + Dr) + H * (Dn + Dv) * R + H * Dv * D
+        Rq = c.get("q_lora_rank") or 0
+        query = (D + H * (Dn + Dr)) * Rq if Rq else D * H * (Dn + Dr)
+        attention = query + D * (R + Dr) + H * (Dn + Dv) * R + H * Dv * D
         expert = 3 * D * c["moe_intermediate_size"]
         common = L * attention + dense * 3 * D * c["intermediate_size"] + (L - dense) * (
             shared * expert + E * D)
@@ -352,9 +355,9 @@ def host_rows(machine, server, costs):
                         share_of_plain=rate / plain)
 
 
-def prefix_row(machine, server, costs):
+def prefix_row(machine, server, costs, sizes=(8192, 8150)):
     # Ending with a page, and within one.
-    for tokens in (8192, 8150):
+    for tokens in sizes:
         rng = random.Random(tokens)
         prompt = [rng.randrange(2, costs.vocab) for _ in range(tokens)]
         body = {"prompt": prompt, "max_tokens": 2, "temperature": 0}
