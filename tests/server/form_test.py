@@ -265,8 +265,8 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         Server.model = harness.make_model(folder)
         with Server() as probe:
-            error = probe.post(COMPLETIONS, {"prompt": "x", "guided_regex": "a"})[2].get("error")
-        if error and "this build has no structured output" in error["message"]:
-            print(error["message"])
+            missing = harness.why_no_forms(probe)
+        if missing:
+            print(missing)
             sys.exit(77)
         unittest.main()

@@ -132,6 +132,13 @@ class Server:
         return values
 
 
+def why_no_forms(server):
+    """What a build without structured output says to a form; None where it has it."""
+    error = server.post("/v1/completions", {"prompt": "x", "guided_regex": "a"})[2].get("error")
+    says = error["message"] if error else ""
+    return says if "this build has no structured output" in says else None
+
+
 def events(response):
     done = False
     for block in blocks(response):

@@ -27,8 +27,8 @@ DRAIN_SECONDS = 20
 WORDS = "the quick brown fox jumps over the lazy dog; some more words are here".split()
 
 
-def make_request(rng):
-    """A route and a body: whole or streamed, one choice or two, free or held to a form."""
+def make_request(rng, forms):
+    """A route and a body: whole or streamed, one choice or two, free or (forms) held to a form."""
     text = " ".join(rng.choices(WORDS, k=rng.randint(1, 60)))
     if rng.random() < 0.3:  # a prefix that many share
         text = "some more words are here " * 12 + text
@@ -39,7 +39,7 @@ def make_request(rng):
     if rng.random() < 0.1:
         body["logprobs"] = 2
     kind = rng.random()
-    if kind < 0.15:
+    if kind < 0.15 and forms:
         body["guided_regex"] = "[a-z ]{4,120}"
         body.pop("ignore_eos")
     elif kind < 0.3:
@@ -52,8 +52,8 @@ def make_request(rng):
 
 
 class Load:
-    def __init__(self, server):
-        self.server = server
+    def __init__(self, server, forms):
+        self.server, self.forms = server, forms
         self.outcomes = collections.Counter()
         self.wrong = []
         self.finished_ids, self.rejected_ids = [], []
@@ -70,7 +70,7 @@ class Load:
                 self.rejected_ids.append(request_id)
 
     def one(self, rng, may_leave=True):
-        path, body = make_request(rng)
+        path, body = make_request(rng, self.forms)
         leaves = may_leave and rng.random() < 0.25
         connection = self.server.connect()
         try:
@@ -143,9 +143,9 @@ def wait_idle(server):
     raise AssertionError("the server does not become idle")
 
 
-def capacity(server, seconds=10.0):
+def capacity(server, forms, seconds=10.0):
     """Requests per second of a closed loop that keeps all sequences busy."""
-    load, end = Load(server), time.monotonic() + seconds
+    load, end = Load(server, forms), time.monotonic() + seconds
 
     def client(seed):
         rng = random.Random(seed)
@@ -180,11 +180,14 @@ def log_lines(server):
 def main(seconds):
     with Server("--max-seqs", "4", "--max-queue", "8", "--context", "1024", "--cache-tokens", "2048",
                 "--speculate", "1", "--drain-seconds", str(DRAIN_SECONDS)) as server:
-        rate = 2 * capacity(server)
+        missing = harness.why_no_forms(server)
+        if missing:
+            print(f"soak: without forms: {missing}", flush=True)
+        rate = 2 * capacity(server, forms=missing is None)
         before, base = totals(wait_idle(server)), resident(server)
         print(f"soak: {rate:.1f} requests/s for {seconds} s, twice the capacity; {base:.0f} MiB",
               flush=True)
-        load = Load(server)
+        load = Load(server, forms=missing is None)
         load.open_loop(rate, seconds, seed=1)
         load.join()
         after, memory = totals(wait_idle(server)), resident(server)
@@ -200,7 +203,7 @@ def main(seconds):
         assert metrics["kv_cache_usage_perc"] == 0
 
         # The drain, in the middle of the same load.
-        last = Load(server)
+        last = Load(server, forms=missing is None)
         feeder = threading.Thread(target=last.open_loop, args=(rate, 8, 2))
         feeder.start()
         time.sleep(4)
