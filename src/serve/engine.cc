@@ -256,19 +256,18 @@ void Engine::run_step(const StepPlan& plan, const std::vector<PageCopy>& copies,
   f.now = now;
   try {
     copy_pages(copies);
-    std::vector<int32_t> ids;
-    std::vector<int64_t> starts, counts;
-    std::vector<const std::vector<int64_t>*> pages;
+    PagedTokens tokens;
     for (const StepPlan::Run& run : plan.runs) {
       Live& live = *live_.at(run.id);
       const Sequence& s = *live.sequence;
-      f.offset.push_back(static_cast<int64_t>(ids.size()));
-      starts.push_back(run.start);
-      counts.push_back(run.count);
+      f.offset.push_back(static_cast<int64_t>(tokens.ids.size()));
+      tokens.starts.push_back(run.start);
+      tokens.counts.push_back(run.count);
       for (int64_t p = run.start; p < run.start + run.count; ++p)
-        ids.push_back(p < s.num_tokens() ? s.tokens[static_cast<size_t>(p)]
-                                         : s.drafts[static_cast<size_t>(p - s.num_tokens())]);
-      pages.push_back(&s.pages);
+        tokens.ids.push_back(p < s.num_tokens()
+                                 ? s.tokens[static_cast<size_t>(p)]
+                                 : s.drafts[static_cast<size_t>(p - s.num_tokens())]);
+      tokens.pages.push_back(&s.pages);
       live.done = std::min(run.start + run.count, s.num_tokens());
       live.ready = live.done == s.num_tokens();
       // Logits of the prompt's rows that are to be scored, then of those to draw from.
@@ -280,8 +279,7 @@ void Engine::run_step(const StepPlan& plan, const std::vector<PageCopy>& copies,
     }
     const int64_t T = plan.num_tokens, R = static_cast<int64_t>(f.rows.size());
     f.memory = ctx_.memory.take_tensor(decoder_.act(), {T, decoder_.config().hidden_size}, &f.h);
-    with_call(ids, starts, counts, pages,
-              [&](const Decoder::Call& call) { decoder_.forward(call, f.h); });
+    decoder_.forward(make_paged_step(ctx_, decoder_, tokens).call(), f.h);
     ++counters_.num_steps;
     counters_.num_step_tokens += T;
     if (R > 0) {
@@ -306,18 +304,6 @@ void Engine::run_step(const StepPlan& plan, const std::vector<PageCopy>& copies,
     }
   }
   end_step(plan, now + f.timer.seconds());
-}
-
-// Calls fn with one call of the model for all these sequences.
-void Engine::with_call(const std::vector<int32_t>& ids, const std::vector<int64_t>& starts,
-                       const std::vector<int64_t>& counts,
-                       const std::vector<const std::vector<int64_t>*>& pages,
-                       const std::function<void(const Decoder::Call&)>& fn) {
-  std::vector<int64_t> slots(pages.size());
-  std::iota(slots.begin(), slots.end(), 0);
-  for (size_t s = 0; s < pages.size(); ++s) decoder_.cache().assign(slots[s], *pages[s]);
-  const Step step = make_step(ctx_, decoder_.config(), ids, starts, counts, decoder_.act());
-  fn({.step = step, .seqs = slots});
 }
 
 // Rows of h in one piece: h itself where it is all of them in order.
@@ -502,25 +488,23 @@ void Engine::draft(const StepPlan& plan, Forward& f) {
   if (items.empty()) return;
   Rows states = take_rows(f.h, rows);
   for (int64_t d = 0; !items.empty(); ++d) {
-    std::vector<int32_t> ids;
-    std::vector<int64_t> starts, counts;
-    std::vector<const std::vector<int64_t>*> pages;
+    PagedTokens tokens;
     for (const Item& item : items) {
       const Sequence& s = *item.live->sequence;
       // Position i is run with the token at i + 1; behind the last token stand the drafts.
       for (int64_t p = item.start + 1; p <= item.start + item.count; ++p)
-        ids.push_back(p < s.num_tokens() ? s.tokens[static_cast<size_t>(p)]
-                                         : s.drafts[static_cast<size_t>(p - s.num_tokens())]);
-      pages.push_back(&s.pages);
-      starts.push_back(item.start);
-      counts.push_back(item.count);
+        tokens.ids.push_back(p < s.num_tokens()
+                                 ? s.tokens[static_cast<size_t>(p)]
+                                 : s.drafts[static_cast<size_t>(p - s.num_tokens())]);
+      tokens.pages.push_back(&s.pages);
+      tokens.starts.push_back(item.start);
+      tokens.counts.push_back(item.count);
     }
     Rows out;
     out.memory = ctx_.memory.take_tensor(
         decoder_.act(), {states.tensor.dim(0), decoder_.config().hidden_size}, &out.tensor);
-    with_call(ids, starts, counts, pages, [&](const Decoder::Call& call) {
-      decoder_.mtp_forward(0, call, states.tensor, out.tensor);
-    });
+    decoder_.mtp_forward(0, make_paged_step(ctx_, decoder_, tokens).call(), states.tensor,
+                         out.tensor);
     // Drafts of this depth, and the sequences that go one further on their own state.
     std::vector<Item> next;
     rows.clear();

@@ -96,10 +96,6 @@ class Engine {
   void fail(const std::vector<uint64_t>& ids, const std::string& error, double now);
   void run_step(const StepPlan& plan, const std::vector<PageCopy>& copies, double now);
   void copy_pages(const std::vector<PageCopy>& copies);
-  void with_call(const std::vector<int32_t>& ids, const std::vector<int64_t>& starts,
-                 const std::vector<int64_t>& counts,
-                 const std::vector<const std::vector<int64_t>*>& pages,
-                 const std::function<void(const Decoder::Call&)>& fn);
   Rows take_rows(const Tensor& h, const std::vector<int32_t>& rows);
   std::vector<int32_t> sample(const ops::SampleRule& rule, const Tensor& logits,
                               const std::vector<int32_t>& positions);

@@ -40,15 +40,16 @@ void Engine::launch_step(const StepPlan& plan, const std::vector<PageCopy>& copi
     live.speculates = false;
     s.num_ahead = 0;
     for (int64_t p = run.start; p < run.start + run.count; ++p)
-      input.ids.push_back(p < s.num_known() ? s.tokens[static_cast<size_t>(p)]
-                                            : static_cast<int32_t>(-1 - drawn_before.at(run.id)));
-    input.starts.push_back(run.start);
-    input.lengths.push_back(run.count);
-    input.pages.push_back(&s.pages);
+      input.tokens.ids.push_back(p < s.num_known()
+                                     ? s.tokens[static_cast<size_t>(p)]
+                                     : static_cast<int32_t>(-1 - drawn_before.at(run.id)));
+    input.tokens.starts.push_back(run.start);
+    input.tokens.counts.push_back(run.count);
+    input.tokens.pages.push_back(&s.pages);
     const bool draws = run.start + run.count == s.num_tokens();
     flight.items.push_back({run.id, draws ? static_cast<int64_t>(input.draws.size()) : -1});
     if (draws)
-      input.draws.push_back({.row = static_cast<int64_t>(input.ids.size()) - 1,
+      input.draws.push_back({.row = static_cast<int64_t>(input.tokens.ids.size()) - 1,
                              .position = s.num_tokens(),
                              .rule = live.sampler.rule()});
   }

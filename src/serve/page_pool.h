@@ -42,6 +42,7 @@ class PagePool {
     Chain chain = kNoPages;    // with them
     int64_t partial = -1;      // its first partial_rows rows, fewer than a page; -1: none
     int64_t partial_rows = 0;  // to be copied: the page is another's
+    void drop_partial() { partial = -1, partial_rows = 0; }
     bool operator==(const Match&) const = default;
   };
   // At most max_rows rows. with_mtp: only where the rows of MTP layers are there as well.

@@ -34,7 +34,7 @@ PagePool::Match Scheduler::find(const Sequence& s) const {
   if (!limits_.prefix_cache || !s.use_cache) return {};
   PagePool::Match match = pool_.find(s.tokens, s.num_tokens() - 1, keeps_mtp(s));
   const int64_t left = s.num_tokens() - num_found(match);
-  if (match.partial_rows < kLeastCopied && left > 1) match.partial = -1, match.partial_rows = 0;
+  if (match.partial_rows < kLeastCopied && left > 1) match.drop_partial();
   return match;
 }
 
@@ -124,8 +124,7 @@ class Scheduler::Planner {
       int64_t needed = s_.num_wanted(*q) - static_cast<int64_t>(match.pages.size());
       for (int64_t page : match.pages) needed += taken(page);
       // A page to copy from is kept until the copy is on its way; where there is no room, it goes.
-      if (match.partial >= 0 && needed + taken(match.partial) > available_)
-        match.partial = -1, match.partial_rows = 0;
+      if (match.partial >= 0 && needed + taken(match.partial) > available_) match.drop_partial();
       if (match.partial >= 0) needed += taken(match.partial);
       if (needed > available_) return;
       available_ -= needed;

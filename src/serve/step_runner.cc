@@ -122,12 +122,12 @@ void StepRunner::stage(const Slot& slot, const Input& input, int64_t size) {
     int32_t given = 0;
     int64_t position = 0;
     ops::SampleRule rule;
-    if (s < static_cast<int64_t>(input.starts.size())) {
+    if (s < static_cast<int64_t>(input.tokens.starts.size())) {
       const auto at = static_cast<size_t>(s);
-      given = input.ids[at];
-      position = input.starts[at];
+      given = input.tokens.ids[at];
+      position = input.tokens.starts[at];
       rule = input.draws[at].rule;
-      const std::vector<int64_t>& pages = *input.pages[at];
+      const std::vector<int64_t>& pages = *input.tokens.pages[at];
       for (size_t i = 0; i < pages.size(); ++i)
         table[s * P + static_cast<int64_t>(i)] = static_cast<int32_t>(pages[i]);
     } else {
@@ -195,11 +195,11 @@ void StepRunner::run_largest() {
       static_cast<size_t>((most + ops::kCachePageTokens - 1) / ops::kCachePageTokens));
   std::iota(pages.begin(), pages.end(), 0);
   Input input;
-  input.ids.assign(static_cast<size_t>(S - 1 + most), 0);
-  input.starts.assign(static_cast<size_t>(S), 0);
-  input.lengths.assign(static_cast<size_t>(S), 1);
-  input.lengths.back() = most;
-  input.pages.assign(static_cast<size_t>(S), &pages);
+  input.tokens.ids.assign(static_cast<size_t>(S - 1 + most), 0);
+  input.tokens.starts.assign(static_cast<size_t>(S), 0);
+  input.tokens.counts.assign(static_cast<size_t>(S), 1);
+  input.tokens.counts.back() = most;
+  input.tokens.pages.assign(static_cast<size_t>(S), &pages);
   for (int64_t s = 0; s + 1 < S; ++s) input.draws.push_back({.row = s, .position = 1});
   input.draws.push_back({.row = S - 2 + most, .position = most});
   launch(input);
@@ -209,23 +209,20 @@ void StepRunner::run_largest() {
 // A step call by call; `tokens` [R] gets its draws.
 void StepRunner::run(const Input& input, const Tensor& tokens) {
   const Config& c = decoder_.config();
-  const auto T = static_cast<int64_t>(input.ids.size());
+  const auto T = static_cast<int64_t>(input.tokens.ids.size());
   const auto R = static_cast<int64_t>(input.draws.size());
-  std::vector<int32_t> known = input.ids;
-  for (int32_t& id : known) id = std::max(id, 0);
-  Step step = make_step(ctx_, c, known, input.starts, input.lengths, decoder_.act());
-  if (known != input.ids) {
+  PagedTokens known = input.tokens;
+  for (int32_t& id : known.ids) id = std::max(id, 0);
+  const PagedStep paged = make_paged_step(ctx_, decoder_, known);
+  if (known.ids != input.tokens.ids) {
     Tensor given;
     const Block memory = ctx_.memory.take_tensor(DType::kI32, {T}, &given);
-    upload(ctx_, input.ids, given);
-    ops::fill_tokens(ctx_, given, drawn_, Tensor(step.ids));
+    upload(ctx_, input.tokens.ids, given);
+    ops::fill_tokens(ctx_, given, drawn_, Tensor(paged.step.ids));
   }
-  for (size_t s = 0; s < input.pages.size(); ++s)
-    decoder_.cache().assign(static_cast<int64_t>(s), *input.pages[s]);
   Tensor h, logits, last;
   const Block h_memory = ctx_.memory.take_tensor(decoder_.act(), {T, c.hidden_size}, &h);
-  const std::vector<int64_t> slots = first_slots(static_cast<int64_t>(input.starts.size()));
-  decoder_.forward({.step = step, .seqs = slots}, h);  // [T, D]
+  decoder_.forward(paged.call(), h);  // [T, D]
   if (R == 0) return;
 
   std::vector<int32_t> rows, where;
@@ -263,8 +260,8 @@ void StepRunner::run(const Input& input, const Tensor& tokens) {
 
 // The recorded step that takes this one, or none: one token of each sequence, each drawn from.
 std::map<int64_t, Graph>::const_iterator StepRunner::recorded(const Input& input) const {
-  const size_t S = input.starts.size();
-  return input.ids.size() == S && input.draws.size() == S
+  const size_t S = input.tokens.starts.size();
+  return input.tokens.ids.size() == S && input.draws.size() == S
              ? graphs_.lower_bound(static_cast<int64_t>(S))
              : graphs_.end();
 }

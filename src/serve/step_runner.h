@@ -16,8 +16,8 @@
 #include <map>
 #include <vector>
 
-#include "model/decoder.h"
 #include "ops/draw.h"
+#include "serve/paged_step.h"
 
 namespace hadal::serve {
 
@@ -29,10 +29,8 @@ class StepRunner {
     ops::SampleRule rule = {};
   };
   struct Input {
-    std::vector<int32_t> ids;              // [T] -1-r: what draw r of the launch before brought
-    std::vector<int64_t> starts, lengths;  // [S]
-    std::vector<const std::vector<int64_t>*> pages;  // [S]
-    std::vector<Draw> draws;                         // [R] by row, at most one of a sequence
+    PagedTokens tokens;       // id -1-r: what draw r of the launch before brought
+    std::vector<Draw> draws;  // [R] by row, at most one of a sequence
   };
 
   // REQUIRES: ctx and decoder outlive it; the decoder's pages are lent and all its sequences open.
