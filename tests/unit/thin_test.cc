@@ -106,7 +106,7 @@ TEST(Thin, KernelsGiveTheChain) {
     if (!isa_available(isa)) continue;
     for (const DType dtype : {DType::kF32, DType::kBF16, DType::kE4M3})
       for (const Start start : {Start::kZero, Start::kOld})
-        for (int64_t M = 1; M <= ops::cpu::kThinRows; ++M)
+        for (int64_t M = 1; M <= kernels_of(isa).most_rows; ++M)
           for (const int64_t K : {1, 63, 64, 130, 300}) {
             for (const int64_t N : {1, 16, 17, 31, 32})
               check(isa, dtype, true, M, N, K, start, false);

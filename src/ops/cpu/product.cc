@@ -48,7 +48,7 @@ IntBits bits_of(const Product& p) {
 
 // Whether the kernels of thin products read its operands as they lie.
 bool is_thin(const Product& p) {
-  if (is_int(p) || p.M > kThinRows || p.a.k_stride != 1) return false;
+  if (is_int(p) || p.M > thin_kernels().most_rows || p.a.k_stride != 1) return false;
   if (p.in_panels) return true;
   if (p.b.dtype == DType::kF32 || p.b.dtype == DType::kBF16) return true;
   if (p.b.dtype != DType::kE4M3 || p.b.scale == nullptr) return false;
@@ -58,7 +58,9 @@ bool is_thin(const Product& p) {
                   : p.b.stored_col % kThinCols == 0);
 }
 // Whether it has few rows: bands of its columns are read once each, at the rate of memory.
-bool is_few(const Product& p) { return is_thin(p) || (is_int(p) && p.M <= kThinRows); }
+bool is_few(const Product& p) {
+  return is_thin(p) || (is_int(p) && p.M <= thin_kernels().most_rows);
+}
 
 // Whether the rows of two products look the same packed: they are the same, or a few that are
 // equal, as a token's are for each of its experts.
@@ -67,7 +69,7 @@ bool same_rows(const Product& p, const Product& q) {
       is_thin(p) != is_thin(q) || p.a.k_stride != q.a.k_stride)
     return false;
   if (p.a.data == q.a.data && p.a.row_stride == q.a.row_stride) return true;
-  if (p.M > kThinRows || p.a.k_stride != 1) return false;
+  if (p.M > thin_kernels().most_rows || p.a.k_stride != 1) return false;
   const auto bytes = static_cast<size_t>(p.K) * dtype_size(p.a.dtype);
   for (int64_t m = 0; m < p.M; ++m)
     if (std::memcmp(p.a.block(m, 0).data, q.a.block(m, 0).data, bytes) != 0) return false;
@@ -475,7 +477,7 @@ class Run {
         std::fill(r.data + m * r.ld,
                   r.data + m * r.ld + ceil_div(band.cols, kPanelRows) * kPanelRows, 0.0f);
     // A few rows go through a panel at once; of more, each group stays in L1 for all of them.
-    const int64_t step = band.rows <= kThinRows ? groups : 1;
+    const int64_t step = band.rows <= thin_kernels().most_rows ? groups : 1;
     for (int64_t n = 0; n < band.cols; n += kPanelRows) {
       const int64_t row = band.n + n;
       const auto* panel = static_cast<const uint32_t*>(p.b.data) + row * groups * words;

@@ -14,7 +14,7 @@
 
 namespace hadal::ops::cpu {
 
-inline constexpr int64_t kThinRows = 4;
+inline constexpr int64_t kThinRows = 8;   // the most of any kernels
 inline constexpr int64_t kThinCols = 32;  // columns of a call of `rows`; of any call, a multiple of
                                           // 16 is written
 inline constexpr int64_t kTallRows = 16, kTallDepth = 128;  // rows and k of a call of `tall_...`
@@ -54,6 +54,7 @@ struct TallProduct {
 };
 
 struct ThinKernels {
+  int64_t most_rows;  // M: as many sums as registers hold
   // Stored rows are n: w[n, k] at data + n * stride_bytes. e4m3: in one row of blocks, first_col a
   // multiple of 128.
   void (*rows)(const ThinProduct& p);

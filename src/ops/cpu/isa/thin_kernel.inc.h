@@ -346,7 +346,7 @@ void panel_block(const std::byte* words, const float* a, int64_t lda, float scal
   Vec sum[kVecs][M];
 #pragma GCC unroll 2
   for (int v = 0; v < kVecs; ++v)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m) sum[v][m] = from_zero ? Vec{} : load(c + m * ldc + v * kLanes);
   for (int64_t k = 0; k < kThinScaleBlock; k += T::kPerWord, words += kPanelRows * 4) {
     Vec real[kVecs][T::kPerWord];
@@ -357,9 +357,9 @@ void panel_block(const std::byte* words, const float* a, int64_t lda, float scal
       __builtin_prefetch(words + v * sizeof(Words) + kPanelAhead, 0, 3);
       T::decode(w, factor, real[v]);
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int e = 0; e < T::kPerWord; ++e)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
         const Vec x = a[m * lda + k + e] - Vec{};
 #pragma GCC unroll 2
@@ -368,7 +368,7 @@ void panel_block(const std::byte* words, const float* a, int64_t lda, float scal
   }
 #pragma GCC unroll 2
   for (int v = 0; v < kVecs; ++v)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m) store(c + m * ldc + v * kLanes, sum[v][m]);
 }
 
@@ -393,6 +393,8 @@ void panels_of(const ThinProduct& p) {
 
 enum class Order : uint8_t { kRows, kColumns, kPanels };
 
+constexpr int kMostRows = kLanes == 16 ? kThinRows : 4;  // with 32 registers, with 16
+
 template <class T, int M>
 void of_rows(const ThinProduct& p, Order order) {
   if (p.M == M) {
@@ -402,9 +404,9 @@ void of_rows(const ThinProduct& p, Order order) {
   if constexpr (M > 1) of_rows<T, M - 1>(p, order);
 }
 void of_type(const ThinProduct& p, Order order) {
-  if (p.dtype == DType::kF32) return of_rows<F32, kThinRows>(p, order);
-  if (p.dtype == DType::kBF16) return of_rows<BF16, kThinRows>(p, order);
-  of_rows<E4M3, kThinRows>(p, order);
+  if (p.dtype == DType::kF32) return of_rows<F32, kMostRows>(p, order);
+  if (p.dtype == DType::kBF16) return of_rows<BF16, kMostRows>(p, order);
+  of_rows<E4M3, kMostRows>(p, order);
 }
 void rows(const ThinProduct& p) { of_type(p, Order::kRows); }
 void columns(const ThinProduct& p) { of_type(p, Order::kColumns); }
@@ -419,7 +421,8 @@ void tall(const TallProduct& p) {
 }  // namespace
 
 extern const ThinKernels HADAL_TABLE;
-const ThinKernels HADAL_TABLE = {.rows = rows,
+const ThinKernels HADAL_TABLE = {.most_rows = kMostRows,
+                                 .rows = rows,
                                  .columns = columns,
                                  .tall_rows = tall<kTallDepth, 1>,
                                  .tall_panel = tall<1, kTallRows>,
