@@ -124,13 +124,16 @@ def drive(browser, server, folder):
     check(browser.run("texts()") == first, "regenerating changed the text")
     if folder:
         browser.screenshot(folder / "page-chat-light.png")
-    # A long reply, stopped with Escape.
+    # A long reply, which its model may not end by itself, stopped with Escape.
+    browser.run("window.plain = fetch; window.fetch = (url, how) => plain(url, how?.body ? {...how, "
+                "body: JSON.stringify({...JSON.parse(how.body), ignore_eos: true})} : how)")
     browser.run("$('max_tokens').value = 3000; $('input').focus()")
     browser.send("Input.insertText", text="go on")
     browser.key("Enter", "\r")
     browser.wait("texts().length === 2 && texts()[1].length > 5")
     browser.key("Escape")
     browser.wait("running === null && status_text() === 'stopped'")
+    browser.run("window.fetch = plain")
     limit = time.monotonic() + 10
     while server.metrics()["num_requests_running"] > 0:
         check(time.monotonic() < limit, "a stopped reply goes on in the engine")
