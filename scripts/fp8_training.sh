@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.."
 
 hadal=${HADAL:-build/cuda/hadal} steps=${STEPS:-1500} first=${FIRST:-500}
 usage() {
-  sed -n '3,10s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 
