@@ -8,6 +8,7 @@
 #include "ops/cuda/bf16_gemm/thin.cuh"
 #include "ops/cuda/bf16_gemm/thin_e4m3.cuh"
 #include "ops/cuda/detail/programmatic_launch.h"
+#include "ops/cuda/detail/shared_bytes.h"
 #include "ops/cuda/detail/tensor_map.h"
 
 namespace hadal::cuda {
@@ -39,12 +40,7 @@ template <Bf16Layout kLayout, Bf16Work kWork, int kCols>
 void launch_wide(const Bf16GemmArgs& args, cudaStream_t stream) {
   using C = Bf16GemmConfig<kCols>;
   const auto kernel = bf16_gemm_kernel_sm90<kLayout, kWork, kCols>;
-  static const bool ready = [kernel] {
-    HADAL_CHECK_CUDA(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes));
-    return true;
-  }();
-  static_cast<void>(ready);
+  allow_shared_bytes<bf16_gemm_kernel_sm90<kLayout, kWork, kCols>, C::kSharedBytes>();
   const CUtensorMap map_a = map_of(args.a, kLayout == Bf16Layout::kTn ? 64 : C::kRows);
   const CUtensorMap map_b = map_of(args.b, kLayout == Bf16Layout::kNt ? C::kCols : 64);
   const int64_t tiles = most_tiles<kWork, C>(args);
@@ -70,12 +66,7 @@ void choose(const Bf16GemmArgs& args, cudaStream_t stream) {
 // One of the kernels for few rows: C its shapes, map_w how it reads b.
 template <class C, Bf16Work kWork, int kFew, auto kKernel>
 void start_thin(const Bf16GemmArgs& args, const CUtensorMap& map_w, cudaStream_t stream) {
-  static const bool ready = [] {
-    HADAL_CHECK_CUDA(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                          C::kSharedBytes));
-    return true;
-  }();
-  static_cast<void>(ready);
+  allow_shared_bytes<kKernel, C::kSharedBytes>();
   const int batches = kWork == Bf16Work::kPages ? args.places : args.batches;
   const dim3 grid(static_cast<unsigned>((args.n + C::kCols - 1) / C::kCols),
                   static_cast<unsigned>(batches));

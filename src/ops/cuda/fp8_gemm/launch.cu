@@ -4,6 +4,7 @@
 
 #include "core/check.h"
 #include "ops/cuda/detail/programmatic_launch.h"
+#include "ops/cuda/detail/shared_bytes.h"
 #include "ops/cuda/detail/tensor_map.h"
 #include "ops/cuda/fp8_gemm/kernel.cuh"
 #include "ops/cuda/fp8_gemm/thin.cuh"
@@ -53,13 +54,7 @@ template <bool kShort, bool kOneLeft>
 void launch_general(const Fp8GemmArgs& args, const CUtensorMap& map_a, const CUtensorMap& map_w,
                     cudaStream_t stream) {
   using C = Fp8GemmConfig;
-  static const bool ready = [] {
-    HADAL_CHECK_CUDA(cudaFuncSetAttribute(fp8_gemm_kernel_sm90<kShort, kOneLeft>,
-                                          cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                          C::kSharedBytes));
-    return true;
-  }();
-  static_cast<void>(ready);
+  allow_shared_bytes<fp8_gemm_kernel_sm90<kShort, kOneLeft>, C::kSharedBytes>();
   const int blocks = args.num_sms / C::kCluster * C::kCluster;
   const ProgrammaticLaunch launch(static_cast<unsigned>(blocks), C::kThreads, C::kSharedBytes,
                                   stream, C::kCluster);

@@ -4,6 +4,7 @@
 
 #include "core/check.h"
 #include "ops/cuda/detail/programmatic_launch.h"
+#include "ops/cuda/detail/shared_bytes.h"
 #include "ops/cuda/detail/tensor_map.h"
 #include "ops/cuda/fp8_wgrad/kernel.cuh"
 
@@ -40,13 +41,7 @@ CUtensorMap map_of_sums(const Fp8WgradArgs& args) {
 template <bool kShort>
 void launch_wgrad(const Fp8WgradArgs& args, cudaStream_t stream) {
   using C = Fp8WgradConfig;
-  static const bool ready = [] {
-    HADAL_CHECK_CUDA(cudaFuncSetAttribute(fp8_wgrad_kernel_sm90<kShort>,
-                                          cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                          C::kSharedBytes));
-    return true;
-  }();
-  static_cast<void>(ready);
+  allow_shared_bytes<fp8_wgrad_kernel_sm90<kShort>, C::kSharedBytes>();
   constexpr int kClusterCols = C::kCols * C::kCluster;
   const int64_t tiles = static_cast<int64_t>(args.batches) * ((args.n + C::kRows - 1) / C::kRows) *
                         ((args.k + kClusterCols - 1) / kClusterCols);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "ops/cuda/detail/shared_bytes.h"
 #include "ops/cuda/detail/tensor_map.h"
 #include "ops/cuda/mla_attention/backward_kernels.cuh"
 #include "ops/cuda/mla_attention/forward.cuh"
@@ -35,12 +36,6 @@ CUtensorMap map_rows(const MlaRows& rows, const MlaAttentionCall& call, int head
                          static_cast<uint32_t>(box_rows), 64);
 }
 
-template <class Kernel>
-void allow_shared(Kernel* kernel, int bytes) {
-  HADAL_CHECK_CUDA(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-}
-
 void clear_counters(const MlaAttentionCall& call, cudaStream_t stream) {
   HADAL_CHECK_CUDA(cudaMemsetAsync(call.counters, 0, C::kNumCounters * sizeof(int), stream));
 }
@@ -56,8 +51,7 @@ template <class D>
 void launch_forward(const MlaForwardArgs& args, cudaStream_t stream) {
   using S = MlaForwardShared<D>;
   const auto kernel = mla_forward_kernel_sm90<D>;
-  static const bool ready = (allow_shared(kernel, S::kBytes), true);
-  static_cast<void>(ready);
+  allow_shared_bytes<mla_forward_kernel_sm90<D>, S::kBytes>();
   const MlaAttentionCall& call = args.call;
   const int heads = call.num_heads;
   const CUtensorMap q = map_rows(args.q, call, heads, D::kNope + D::kRope, C::kRows / 2),
@@ -70,8 +64,8 @@ template <class D>
 void launch_backward(const MlaBackwardArgs& args, cudaStream_t stream) {
   using S = MlaBackwardShared<D>;
   const auto queries = mla_backward_kernel_sm90<D, false>, keys = mla_backward_kernel_sm90<D, true>;
-  static const bool ready = (allow_shared(queries, S::kBytes), allow_shared(keys, S::kBytes), true);
-  static_cast<void>(ready);
+  allow_shared_bytes<mla_backward_kernel_sm90<D, false>, S::kBytes>();
+  allow_shared_bytes<mla_backward_kernel_sm90<D, true>, S::kBytes>();
   const MlaAttentionCall& call = args.call;
   const int heads = call.num_heads;
   const MlaBackwardMaps maps{

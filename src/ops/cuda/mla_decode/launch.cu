@@ -4,6 +4,7 @@
 
 #include "core/check.h"
 #include "ops/cuda/detail/programmatic_launch.h"
+#include "ops/cuda/detail/shared_bytes.h"
 #include "ops/cuda/detail/tensor_map.h"
 #include "ops/cuda/mla_decode/kernel.cuh"
 
@@ -15,13 +16,7 @@ template <int kCluster, CacheRows kFormat>
 void launch_decode(const MlaDecodeArgs& args, const CUtensorMap& map_q,
                    const CUtensorMap& map_pages, int tiles, cudaStream_t stream) {
   using C = MlaDecodeConfig;
-  static const bool ready = [] {
-    HADAL_CHECK_CUDA(cudaFuncSetAttribute(mla_decode_kernel_sm90<kCluster, kFormat>,
-                                          cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                          C::kSharedBytes));
-    return true;
-  }();
-  static_cast<void>(ready);
+  allow_shared_bytes<mla_decode_kernel_sm90<kCluster, kFormat>, C::kSharedBytes>();
   const int blocks =
       std::min((tiles + kCluster - 1) / kCluster, args.num_sms / kCluster) * kCluster;
   const ProgrammaticLaunch launch(static_cast<unsigned>(blocks), C::kThreads, C::kSharedBytes,
