@@ -46,6 +46,7 @@ inline constexpr size_t kErrorBytes = 512;
 struct RankStatus {
   alignas(64) std::atomic<uint32_t> doorbell{0};  // of the ranks of one host
   std::atomic<uint32_t> state{0};
+  std::atomic<uint32_t> has_met{0};  // 1: it needs no other process any more to reach this memory
   std::atomic<uint64_t> beat{0}, progress{0};
   std::atomic<int64_t> steps_begun{0};
   Label what, group;

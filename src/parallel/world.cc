@@ -83,11 +83,29 @@ World::World(const WorldOptions& options, Meeting meeting)
   }
   shared_ = std::move(meeting.memory);
   map_memory(shared_.fd());
+  const double seconds = meeting.seconds;
   remote_ = std::make_unique<Remote>(
       std::move(meeting), [this] { ring(rank_); },
       [this](int rank) {
         if (!status(rank).has_ended()) mark_dead(rank, "its process is gone");
       });
+  meet_local_ranks(seconds);
+}
+
+// Until all ranks of this host have mapped the memory and watch each other's processes: one that
+// fails before that would be gone with the memory in which the others read why.
+void World::meet_local_ranks(double seconds) {
+  status(rank_).has_met.store(1, std::memory_order_release);
+  ring_all();
+  const double end = monotonic_seconds() + seconds;
+  for (const int r : local_)
+    for (;;) {
+      const uint32_t bell = status(rank_).doorbell.load(std::memory_order_acquire);
+      if (status(r).has_met.load(std::memory_order_acquire) == 1 || status(r).has_ended()) break;
+      HADAL_CHECK(monotonic_seconds() < end, "rank ", rank_, " waited in vain for rank ", r,
+                  " of its host to begin");
+      futex_wait(status(rank_).doorbell, bell, kSlice);
+    }
 }
 
 // Zero pages, which is what an empty Link and a status are; touching none of them costs nothing.

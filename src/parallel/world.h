@@ -100,6 +100,7 @@ class World {
   };
 
   void map_memory(int fd);
+  void meet_local_ranks(double seconds);
   bool is_local(int rank) const { return local_index_[static_cast<size_t>(rank)] >= 0; }
   RankStatus& status(int rank) const;
   Link& link(int from, int to) const;
