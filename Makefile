@@ -33,7 +33,7 @@ sanitize: setup  ## the tests under ASan and UBSan, then the thread pool's under
 	@ctest --preset tsan -R 'thread_pool|invariance|gemm' -j 1
 
 SECONDS_EACH ?= 1200
-fuzz:  ## libFuzzer on every reader of files, SECONDS_EACH=1200 each
+fuzz:  ## libFuzzer on every reader of files and requests, SECONDS_EACH=1200 each
 	@scripts/setup.sh --full
 	@scripts/fuzz.sh $(SECONDS_EACH)
 

@@ -9,20 +9,6 @@
 
 namespace hadal::serve {
 
-const char* finish_name(Finish finish) {
-  switch (finish) {
-    case Finish::kStop:
-      return "stop";
-    case Finish::kLength:
-      return "length";
-    case Finish::kCancelled:
-      return "cancelled";
-    case Finish::kError:
-      return "error";
-  }
-  HADAL_UNREACHABLE("unknown finish reason");
-}
-
 Sampler::Sampler(const SamplingParams& p, const std::vector<int32_t>& prompt, int64_t vocab_size)
     : params_(p),
       rule_{.temperature = p.temperature, .top_k = p.top_k, .top_p = p.top_p, .seed = p.seed},
