@@ -45,8 +45,8 @@ arguments straight
 "$hadal" "${args[@]}" >"$dir/straight.log" 2>&1 &
 straight=$!
 : >"$dir/killed.log"
-kill_after ${KILL_FIRST:-210}
-kill_after ${KILL_SECOND:-420} --resume
+kill_after ${KILL_FIRST:-1300}
+kill_after ${KILL_SECOND:-2700} --resume
 arguments killed
 "$hadal" "${args[@]}" --resume >>"$dir/killed.log" 2>&1 || fail "the resumed run; see $dir/killed.log"
 wait $straight || fail "the undisturbed run; see $dir/straight.log"
