@@ -6,6 +6,7 @@
 #include "core/check.h"
 #include "core/device.h"
 #include "core/pinned.h"
+#include "core/stream_state.h"
 
 namespace hadal::device {
 namespace {
@@ -30,6 +31,8 @@ Stream make_stream(Device device) {
 }
 void destroy(Device, Stream) {}
 void synchronize(Device device, Stream) { check_cpu(device); }
+bool is_idle(Device, Stream) { return true; }
+bool is_recording(Device, Stream) { return false; }
 void* allocate_pinned(Device device, size_t bytes) {
   check_cpu(device);
   return std::malloc(bytes);

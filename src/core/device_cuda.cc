@@ -11,6 +11,7 @@
 #include "core/device.h"
 #include "core/env.h"
 #include "core/pinned.h"
+#include "core/stream_state.h"
 
 namespace hadal::device {
 namespace {
@@ -81,6 +82,20 @@ void synchronize(Device device, Stream stream) {
   if (is_cpu(device)) return;
   CHECK_CALL(cudaStreamSynchronize(native(stream)));
   throw_fault(device);
+}
+
+bool is_idle(Device device, Stream stream) {
+  if (is_cpu(device)) return true;
+  use(device);  // this may be a thread of its own
+  return cudaStreamQuery(native(stream)) != cudaErrorNotReady;
+}
+
+bool is_recording(Device device, Stream stream) {
+  if (is_cpu(device)) return false;
+  use(device);
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  CHECK_CALL(cudaStreamIsCapturing(native(stream), &status));
+  return status != cudaStreamCaptureStatusNone;
 }
 
 void* allocate_pinned(Device device, size_t bytes) {

@@ -50,7 +50,7 @@ HADAL_OP(bias_update, Context& ctx, In counts, double gamma, Acc bias)
 
 // Groups the T*K (token, choice) pairs by expert: fills the layout and row_of_choice [T,K] i32.
 // Rows of an expert are in token order. In this and the next four, expert -1 and its row -1 are a
-// choice that is left out (on CUDA there must be none); gather_choices makes it 0.
+// choice that is left out; gather_choices makes it 0.
 HADAL_OP(expert_layout, Context& ctx, In topk_idx, const ExpertLayout& layout, Out row_of_choice)
 // rows[row_of_choice[t,k]] = x[t]                                         x [T,D]
 HADAL_OP(scatter_rows, Context& ctx, In x, In row_of_choice, const PagedRows& rows)

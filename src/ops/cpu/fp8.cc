@@ -177,6 +177,7 @@ void scatter_quantised_rows(Context& ctx, In x, In row_of_choice, const PagedRow
         for (int64_t i = 0; i < count; ++i) tile[i] = to_e4m3(v[i] / scale);
         for (int64_t k = 0; k < K; ++k) {
           const int64_t row = choices[k];
+          if (row == -1) continue;
           std::copy(tile, tile + count, rows.slab.data<e4m3>() + row_offset(rows, row) + w0);
           rows.scale.data<float>()[w0 / kTileSize * rows.scale.stride(0) +
                                    page_of(rows, row / kPageRows) * kPageRows + row % kPageRows] =

@@ -24,10 +24,11 @@ struct Choices {
 };
 
 // Adds the number of choices of each expert to counts: a histogram a block, then one addition an
-// expert. Whole numbers, so exact in any order.
+// expert. Whole numbers, so exact in any order. Where rows are wanted (`row_of_choice` has data), a
+// choice may be left out: its row is -1.
 template <class Count>
 __global__ void count_kernel(Choices choices, int64_t E, Count* counts, int64_t stride,
-                             FaultSite fault) {
+                             int32_t* row_of_choice, int64_t row_stride, FaultSite fault) {
   extern __shared__ int32_t histogram[];
   for (int64_t e = threadIdx.x; e < E; e += blockDim.x) histogram[e] = 0;
   __syncthreads();
@@ -37,6 +38,8 @@ __global__ void count_kernel(Choices choices, int64_t E, Count* counts, int64_t 
     const int32_t choice = choices[i];
     if (choice >= 0 && choice < E)
       atomicAdd(&histogram[choice], 1);
+    else if (choice == -1 && row_of_choice != nullptr)
+      row_of_choice[i / choices.K * row_stride + i % choices.K] = -1;
     else
       fault.raise(static_cast<double>(i % choices.K), static_cast<double>(i / choices.K), choice);
   }
@@ -46,14 +49,17 @@ __global__ void count_kernel(Choices choices, int64_t E, Count* counts, int64_t 
 }
 
 template <class Count>
-void count(const Context& ctx, const Choices& choices, int64_t E, Count* counts, int64_t stride) {
+void count(const Context& ctx, const Choices& choices, int64_t E, Count* counts, int64_t stride,
+           const Tensor& row_of_choice) {
   constexpr int64_t kPerBlock = 4096, kMostBlocks = 256;
   const int64_t n = choices.T * choices.K;
   const auto blocks =
       static_cast<unsigned>(std::clamp<int64_t>(ceil_div(n, kPerBlock), 1, kMostBlocks));
   const auto bytes = static_cast<unsigned>(E * static_cast<int64_t>(sizeof(int32_t)));
-  count_kernel<<<blocks, kThreads, bytes, stream_of(ctx)>>>(choices, E, counts, stride,
-                                                            FaultSite(ctx, kNoExpert));
+  int32_t* const row = row_of_choice.empty() ? nullptr : row_of_choice.data<int32_t>();
+  count_kernel<<<blocks, kThreads, bytes, stream_of(ctx)>>>(
+      choices, E, counts, stride, row, row == nullptr ? 0 : row_of_choice.stride(0),
+      FaultSite(ctx, kNoExpert));
 }
 
 __global__ void page_begin_kernel(int64_t E, const int32_t* counts, int32_t* page_begin) {
@@ -183,11 +189,15 @@ __global__ void choices_kernel(Way way, Choices row_of_choice, int64_t num_rows,
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
        i < row_of_choice.count(); i += step) {
     const int64_t row = row_of_choice[i];
+    R& mine = choice.row(i / row_of_choice.K)[i % row_of_choice.K];
+    if (row == -1) {
+      if (way == Way::kToChoices) mine = R(0);
+      continue;
+    }
     if (row < 0 || row >= num_rows) {
       fault.raise(static_cast<double>(i), static_cast<double>(row), static_cast<double>(num_rows));
       continue;
     }
-    R& mine = choice.row(i / row_of_choice.K)[i % row_of_choice.K];
     if (way == Way::kToRows)
       row_value.data[row] = mine;
     else
@@ -245,7 +255,7 @@ void count_choices(Context& ctx, In topk_idx, Acc counts) {
   if (E == 0) return;
   // NOTE: two's complement: adding an unsigned number adds the signed one.
   count(ctx, Choices(topk_idx), E, reinterpret_cast<unsigned long long*>(counts.data<int64_t>()),
-        counts.stride(0));
+        counts.stride(0), Tensor());
   check_launch(ctx, "count_choices", topk_idx);
 }
 
@@ -255,7 +265,7 @@ void expert_layout(Context& ctx, In topk_idx, const ExpertLayout& layout, Out ro
   int32_t *counts = layout.counts.data<int32_t>(), *begin = layout.page_begin.data<int32_t>();
   if (E > 0) {
     fill(ctx, 0.0, Tensor(layout.counts));
-    count(ctx, choices, E, counts, 1);
+    count(ctx, choices, E, counts, 1, row_of_choice);
   }
   check_launch(ctx, "expert_layout", topk_idx);
   page_begin_kernel<<<1, 1, 0, stream_of(ctx)>>>(E, counts, begin);
