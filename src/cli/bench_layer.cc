@@ -111,13 +111,13 @@ void bench_layer(Context& ctx, Config c, const Precision& precision, int64_t tok
   ParamStore copies(ctx, local, DType::kBF16, ParamStore::Extent::kMatrices);
   init_params(ctx, local, 1, masters.tree);
   ops::cast(ctx, masters.matrices(), copies.matrices());
-  Weights weights = weights_of(local, masters.tree, &copies.tree);
   std::unique_ptr<Fp8Weights> fp8;
   if (precision.fp8) {
-    fp8 = std::make_unique<Fp8Weights>(ctx, local);
+    fp8 = std::make_unique<Fp8Weights>(ctx, local, masters.tree);
     fp8->quantise(ctx, masters.tree);
-    weights = fp8->replace_matrices(std::move(weights));
   }
+  Weights weights = fp8 ? fp8->weights_of(masters.tree, &copies.tree)
+                        : weights_of(local, masters.tree, &copies.tree);
   block::Params<Operand> w = weights.layers[0];
   block::Params<Tensor> dw = grads.tree.layers[0];
   const int64_t E = c.n_routed_experts, D = c.hidden_size, T = tokens;

@@ -74,17 +74,17 @@ struct Subject {
         copies(dtype == DType::kBF16
                    ? std::make_unique<ParamStore>(ctx, config, dtype, ParamStore::Extent::kMatrices)
                    : nullptr),
-        fp8(format.precision.fp8 ? std::make_unique<Fp8Weights>(ctx, config) : nullptr),
-        weights(weights_of(config, masters.tree, copies ? &copies->tree : nullptr)),
+        fp8(format.precision.fp8 ? std::make_unique<Fp8Weights>(ctx, config, masters.tree)
+                                 : nullptr),
+        weights(fp8 ? fp8->weights_of(masters.tree, copies ? &copies->tree : nullptr)
+                    : weights_of(config, masters.tree, copies ? &copies->tree : nullptr)),
         rows(ctx, config, dtype,
              std::max<int64_t>(1, config.num_moe_layers() * experts::max_pages(config, T))),
         exchange(rows, config.n_routed_experts),
         stage(stage::whole_model(config, weights, exchange, config.num_nextn_predict_layers)) {
     io::read_weights(ctx, checkpoint, masters.tree);
     if (copies) ops::cast(ctx, masters.matrices(), copies->matrices());
-    if (!fp8) return;
-    weights = fp8->replace_matrices(std::move(weights));
-    fp8->quantise(ctx, masters.tree);
+    if (fp8) fp8->quantise(ctx, masters.tree);
   }
   static Config config_of(const io::HfCheckpoint& checkpoint, const VerifyFormat& format) {
     Config c = checkpoint.config;

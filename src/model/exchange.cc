@@ -5,18 +5,15 @@
 #include "model/exchange.h"
 
 #include "model/bytes.h"
+#include "model/scatter_tokens.h"
 #include "ops/fp8.h"
 
 namespace hadal {
-namespace {
 
-// Rows in e4m3 are quantised once per token (report, 3.3.3).
-void scatter(Context& ctx, In x, const Tensor& row_of_choice, const ops::PagedRows& rows) {
+void scatter_tokens(Context& ctx, In x, In row_of_choice, const ops::PagedRows& rows) {
   if (rows.scale.empty()) return ops::scatter_rows(ctx, x, row_of_choice, rows);
   ops::scatter_quantised_rows(ctx, x, row_of_choice, rows);
 }
-
-}  // namespace
 
 Ticket LocalExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight,
                                      RowLease* rows) {
@@ -39,7 +36,7 @@ Ticket LocalExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_we
   t.row_weight = t.memory.tensor(stat, {P * ops::kPageRows});
   ops::expert_layout(ctx, topk_idx, t.layout, t.row_of_choice);  // [T, K]
   *rows = pool_.take(t.layout, page);
-  scatter(ctx, x, t.row_of_choice, rows->x());                            // [rows, D]
+  scatter_tokens(ctx, x, t.row_of_choice, rows->x());                     // [rows, D]
   ops::scatter_choices(ctx, topk_weight, t.row_of_choice, t.row_weight);  // [rows]
   return t;
 }
@@ -55,7 +52,7 @@ void LocalExchange::combine_finish(Context& ctx, Ticket& ticket, const ops::Page
 
 void LocalExchange::combine_backward_start(Context& ctx, Ticket& ticket, In dy,
                                            const ops::PagedRows& drows) {
-  scatter(ctx, dy, ticket.row_of_choice, drows);  // [rows, D]
+  scatter_tokens(ctx, dy, ticket.row_of_choice, drows);  // [rows, D]
 }
 
 void LocalExchange::combine_backward_finish(Context&, Ticket&) {}

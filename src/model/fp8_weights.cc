@@ -25,49 +25,70 @@ struct MatrixShapes {
         transposed_scale{ops::num_tiles(w[1]), ops::num_tiles(w[0])} {}
 };
 
+// Those of the experts that are held.
+void quantise_held(Context& ctx, const std::vector<Tensor>& from, const std::vector<Operand>& to) {
+  std::vector<Tensor> w;
+  std::vector<Operand> q;
+  for (size_t e = 0; e < from.size(); ++e) {
+    if (from[e].empty()) continue;
+    w.push_back(from[e]);
+    q.push_back(to[e]);
+  }
+  if (!w.empty()) ops::quantise_weights(ctx, w, q);
+}
+
 void quantise_experts(Context& ctx, experts::Params<Tensor>& from, experts::Params<Operand>& to) {
-  ops::quantise_weights(ctx, from.w1, to.w1);
-  ops::quantise_weights(ctx, from.w3, to.w3);
-  ops::quantise_weights(ctx, from.w2, to.w2);
+  quantise_held(ctx, from.w1, to.w1);
+  quantise_held(ctx, from.w3, to.w3);
+  quantise_held(ctx, from.w2, to.w2);
 }
 
 }  // namespace
 
-Fp8Weights::Fp8Weights(Context& ctx, const Config& config) : config_(config) {
+Fp8Weights::Fp8Weights(Context& ctx, const Config& config, ModelParams<Tensor>& masters)
+    : config_(config) {
   resize(config_, tree_);
   ByteCount bytes;
   for_each_param(
       config_,
-      [&](const ParamInfo& info, Operand&) {
-        if (info.kind != ParamKind::kMatrix) return;
+      [&](const ParamInfo& info, Tensor& master) {
+        if (info.kind != ParamKind::kMatrix || master.empty()) return;
         const MatrixShapes s(info.shape);
         bytes.add(DType::kE4M3, s.data)
             .add(DType::kE4M3, s.transposed)
             .add(DType::kF32, s.scale)
             .add(DType::kF32, s.transposed_scale);
       },
-      tree_);
+      masters);
   memory_ = ctx.memory.take(bytes.total());
   for_each_param(
       config_,
-      [&](const ParamInfo& info, Operand& o) {
-        if (info.kind != ParamKind::kMatrix) return;
+      [&](const ParamInfo& info, Operand& o, Tensor& master) {
+        if (info.kind != ParamKind::kMatrix || master.empty()) return;
         const MatrixShapes s(info.shape);
         o.data = memory_.tensor(DType::kE4M3, s.data).cols(0, info.shape[1]);
         o.transposed = memory_.tensor(DType::kE4M3, s.transposed).cols(0, info.shape[0]);
         o.scale = memory_.tensor(DType::kF32, s.scale);
         o.transposed_scale = memory_.tensor(DType::kF32, s.transposed_scale);
       },
-      tree_);
+      tree_, masters);
 }
 
-Weights Fp8Weights::replace_matrices(Weights weights) {
+Weights Fp8Weights::weights_of(ModelParams<Tensor>& masters, ModelParams<Tensor>* copies) const {
+  Weights weights, mine = tree_;
+  resize(config_, weights);
+  const auto fill = [](const ParamInfo&, Operand& to, Tensor& from) {
+    if (!from.empty()) to = Operand(from);
+  };
+  for_each_param(config_, fill, weights, masters);
+  if (copies != nullptr) for_each_param(config_, fill, weights, *copies);
   for_each_param(
       config_,
-      [](const ParamInfo& info, Operand& w, Operand& mine) {
-        if (info.kind == ParamKind::kMatrix) w = mine;
+      [](const ParamInfo&, Operand& to, Operand& from) {
+        if (!from.empty()) to = from;
       },
-      weights, tree_);
+      weights, mine);
+  drop_absent_experts(weights);
   return weights;
 }
 
@@ -75,7 +96,7 @@ void Fp8Weights::quantise(Context& ctx, ModelParams<Tensor>& masters) {
   for_each_param(
       config_,
       [&](const ParamInfo& info, Tensor& from, Operand& to) {
-        if (info.kind == ParamKind::kMatrix && info.shard != ParamShard::kExpert)
+        if (info.kind == ParamKind::kMatrix && info.shard != ParamShard::kExpert && !from.empty())
           ops::quantise_weights(ctx, std::span<const Tensor>(&from, 1),
                                 std::span<const Operand>(&to, 1));
       },

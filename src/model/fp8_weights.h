@@ -13,16 +13,17 @@ namespace hadal {
 
 class Fp8Weights {
  public:
-  Fp8Weights(Context& ctx, const Config& config);
+  // Copies of the matrices that `masters` has; leaves that are not held are empty.
+  Fp8Weights(Context& ctx, const Config& config, ModelParams<Tensor>& masters);
 
-  // The tree with its matrices replaced by this object's; REQUIRES: outlives what is returned.
-  Weights replace_matrices(Weights weights);
+  // The tree as modules read it (param_store.h), with these matrices. REQUIRES: this outlives it.
+  Weights weights_of(ModelParams<Tensor>& masters, ModelParams<Tensor>* copies) const;
   void quantise(Context& ctx, ModelParams<Tensor>& masters);
 
  private:
   Config config_;
   Block memory_;
-  Weights tree_;  // leaves of matrices; others are empty
+  Weights tree_;  // leaves of matrices that are held; others are empty
 };
 
 }  // namespace hadal

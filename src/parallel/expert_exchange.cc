@@ -8,11 +8,12 @@
 #include <utility>
 
 #include "model/bytes.h"
+#include "model/scatter_tokens.h"
 
 namespace hadal {
 
 // Where the tokens of one dispatch went; what waits between a start and its finish.
-struct ExpertExchange::HostRoute final : Route {
+struct ExpertExchange::Hops final : Route {
   std::vector<ExpertHop::Route> hops;
   RowBuffer back, back_weight;  // of the first hop: [N, D]  [N, K]
 };
@@ -40,66 +41,61 @@ void ExpertExchange::reset_counters() {
   for (ExpertHop& hop : hops_) hop.reset_bytes();
 }
 
-// Choices ascend, and so do their ranks and nodes.
-void ExpertExchange::count_visits(In topk_idx) {
-  const auto [T, K] = HADAL_SHAPE(topk_idx, 2);
-  for (int64_t t = 0; t < T; ++t) {
-    int64_t last_rank = -1, last_node = -1, nodes = 0;
-    for (int64_t k = 0; k < K; ++k) {
-      const int64_t expert = topk_idx.data<int32_t>()[t * topk_idx.stride(0) + k];
-      if (std::exchange(last_rank, expert / experts_of_rank_) != expert / experts_of_rank_)
-        ++counters_.rank_visits;
-      if (std::exchange(last_node, expert / experts_of_node_) != expert / experts_of_node_) ++nodes;
-    }
-    counters_.node_visits += nodes;
-    counters_.most_nodes = std::max(counters_.most_nodes, nodes);
-  }
+// A token goes on from its last hop to the ranks of its experts.
+void ExpertExchange::count_visits(const Hops& route) {
+  const ExpertHop::Route &first = route.hops.front(), &last = route.hops.back();
+  const int64_t T = first.num_tokens;
   counters_.tokens += T;
+  counters_.rank_visits += last.num_send;
+  counters_.node_visits += has_outer_ ? first.num_send : T;
+  counters_.most_nodes =
+      std::max(counters_.most_nodes, has_outer_ ? first.most_ranks : std::min<int64_t>(T, 1));
 }
 
 // A row for each choice that is here.
-Ticket ExpertExchange::place_rows(Context& ctx, const ExpertHop::Tokens& tokens, RowLease* rows) {
+Ticket ExpertExchange::place_rows(Context& ctx, const ExpertHop::Tokens& tokens,
+                                  const std::vector<int64_t>& expert_rows, RowLease* rows) {
   const int64_t R = tokens.ids.rows.dim(0), K = tokens.ids.rows.dim(1), E = experts_of_rank_;
   const DType stat = tokens.weights.rows.dtype();
-  const int64_t most = std::max<int64_t>(1, ops::max_pages(R * std::min(K, E), E));
   Ticket t;
+  for (const int64_t n : expert_rows) t.num_pages += (n + ops::kPageRows - 1) / ops::kPageRows;
+  t.num_pages = std::max<int64_t>(1, t.num_pages);
   t.memory = ctx.memory.take(ByteCount()
                                  .add(DType::kI32, {E})
                                  .add(DType::kI32, {E + 1})
-                                 .add(DType::kI32, {most})
+                                 .add(DType::kI32, {t.num_pages})
                                  .add(DType::kI32, {R, K})
-                                 .add(stat, {most * ops::kPageRows})
+                                 .add(stat, {t.num_pages * ops::kPageRows})
                                  .total());
   t.layout.counts = t.memory.tensor(DType::kI32, {E});
   t.layout.page_begin = t.memory.tensor(DType::kI32, {E + 1});
-  t.row_of_choice = t.memory.tensor(DType::kI32, {R, K});
-  ops::expert_layout(ctx, tokens.ids.rows, t.layout, t.row_of_choice);  // [R, K]
-  t.num_pages = std::max<int64_t>(1, t.layout.page_begin.data<int32_t>()[E]);
   const Tensor page = t.memory.tensor(DType::kI32, {t.num_pages});
+  t.row_of_choice = t.memory.tensor(DType::kI32, {R, K});
   t.row_weight = t.memory.tensor(stat, {t.num_pages * ops::kPageRows});
+  ops::expert_layout(ctx, tokens.ids.rows, t.layout, t.row_of_choice);  // [R, K]
   *rows = pool_.take(t.layout, page);
-  ops::scatter_rows(ctx, tokens.x.rows, t.row_of_choice, rows->x());              // [rows, D]
+  scatter_tokens(ctx, tokens.x.rows, t.row_of_choice, rows->x());                 // [rows, D]
   ops::scatter_choices(ctx, tokens.weights.rows, t.row_of_choice, t.row_weight);  // [rows]
   return t;
 }
 
 Ticket ExpertExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight,
                                       RowLease* rows) {
-  count_visits(topk_idx);
-  auto route = std::make_unique<HostRoute>();
+  auto route = std::make_unique<Hops>();
   route->hops.resize(hops_.size());
   ExpertHop::Tokens tokens =
       hops_[0].dispatch(ctx, x, topk_idx, topk_weight, &route->hops[0]);  // [R, D]
   for (size_t h = 1; h < hops_.size(); ++h)
     tokens = hops_[h].dispatch(ctx, tokens.x.rows, tokens.ids.rows, tokens.weights.rows,
                                &route->hops[h]);
-  Ticket t = place_rows(ctx, tokens, rows);
+  count_visits(*route);
+  Ticket t = place_rows(ctx, tokens, route->hops.back().expert_rows, rows);
   t.route = std::move(route);
   return t;
 }
 
 void ExpertExchange::combine_start(Context& ctx, Ticket& t, const ops::PagedRows& rows) {
-  auto& route = static_cast<HostRoute&>(*t.route);
+  auto& route = static_cast<Hops&>(*t.route);
   const DType act = rows.slab.dtype();
   const int64_t D = rows.slab.dim(2);
   RowBuffer sums(ctx, act, route.hops.back().num_recv, D);
@@ -116,22 +112,22 @@ void ExpertExchange::combine_start(Context& ctx, Ticket& t, const ops::PagedRows
 }
 
 void ExpertExchange::combine_finish(Context& ctx, Ticket& t, const ops::PagedRows&, Out y) {
-  auto& route = static_cast<HostRoute&>(*t.route);
+  auto& route = static_cast<Hops&>(*t.route);
   hops_[0].sum(ctx, route.hops[0], route.back, y);  // [T, D]
   route.back = RowBuffer();
 }
 
 void ExpertExchange::combine_backward_start(Context& ctx, Ticket& t, In dy,
                                             const ops::PagedRows& drows) {
-  const auto& route = static_cast<const HostRoute&>(*t.route);
+  const auto& route = static_cast<const Hops&>(*t.route);
   RowBuffer in = hops_[0].go(ctx, route.hops[0], dy);  // [R, D]
   for (size_t h = 1; h < hops_.size(); ++h) in = hops_[h].go(ctx, route.hops[h], in.rows);
-  ops::scatter_rows(ctx, in.rows, t.row_of_choice, drows);  // [rows, D]
+  scatter_tokens(ctx, in.rows, t.row_of_choice, drows);  // [rows, D]
 }
 
 void ExpertExchange::dispatch_backward_start(Context& ctx, Ticket& t, const ops::PagedRows& drows,
                                              In drow_weight) {
-  auto& route = static_cast<HostRoute&>(*t.route);
+  auto& route = static_cast<Hops&>(*t.route);
   const DType act = drows.slab.dtype(), stat = drow_weight.dtype();
   const int64_t D = drows.slab.dim(2), K = t.row_of_choice.dim(1);
   RowBuffer sums(ctx, act, route.hops.back().num_recv, D);
@@ -149,15 +145,15 @@ void ExpertExchange::dispatch_backward_start(Context& ctx, Ticket& t, const ops:
     sums = RowBuffer(ctx, act, route.hops[h].num_tokens, D);
     weights = RowBuffer(ctx, stat, route.hops[h].num_tokens, K);
     hops_[h].sum(ctx, route.hops[h], back, sums.rows);
-    hops_[h].pick(route.hops[h], back_weight, weights.rows);
+    hops_[h].pick(ctx, route.hops[h], back_weight, weights.rows);
   }
 }
 
 void ExpertExchange::dispatch_backward_finish(Context& ctx, Ticket& t, const ops::PagedRows&, In,
                                               Out dx, Out dtopk_weight) {
-  auto& route = static_cast<HostRoute&>(*t.route);
-  hops_[0].sum(ctx, route.hops[0], route.back, dx);               // [T, D]
-  hops_[0].pick(route.hops[0], route.back_weight, dtopk_weight);  // [T, K]
+  auto& route = static_cast<Hops&>(*t.route);
+  hops_[0].sum(ctx, route.hops[0], route.back, dx);                    // [T, D]
+  hops_[0].pick(ctx, route.hops[0], route.back_weight, dtopk_weight);  // [T, K]
   route.back = RowBuffer();
   route.back_weight = RowBuffer();
 }

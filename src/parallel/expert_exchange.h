@@ -1,4 +1,4 @@
-// ExpertExchange: the Exchange of CPU ranks, over one hop or two.
+// ExpertExchange: the Exchange among ranks, over one hop or two.
 //
 //   T tokens of this rank   R tokens that came here   K choices   D model width
 //
@@ -10,7 +10,9 @@
 // travel in the type of the activations. Experts are in rank order, so every sum runs over
 // ascending experts. Backward mirrors it.
 //
-// The exchange is done when its _start returns; a device's may run until _finish.
+// Of FP8's rows tokens travel in the type of the activations and are quantised where they arrive,
+// once a token as on one rank. The exchange is done when its _start returns, on a device in the
+// order of the stream.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -24,7 +26,7 @@ namespace hadal {
 // Of this rank, since the last reset.
 struct ExchangeCounters {
   int64_t tokens = 0;       // dispatched, once for each MoE layer
-  int64_t rank_visits = 0;  // ranks that have one of their experts, this one included
+  int64_t rank_visits = 0;  // ranks that tokens went on to from here for one of their experts
   int64_t node_visits = 0;  // nodes, likewise
   int64_t most_nodes = 0;   // of one token
   int64_t node_bytes = 0;   // sent to other ranks of this rank's node, backward included
@@ -57,9 +59,10 @@ class ExpertExchange final : public Exchange {
   void reset_counters();
 
  private:
-  struct HostRoute;
-  void count_visits(In topk_idx);
-  Ticket place_rows(Context& ctx, const ExpertHop::Tokens& tokens, RowLease* rows);
+  struct Hops;
+  void count_visits(const Hops& route);
+  Ticket place_rows(Context& ctx, const ExpertHop::Tokens& tokens,
+                    const std::vector<int64_t>& expert_rows, RowLease* rows);
 
   RowPool& pool_;
   std::vector<ExpertHop> hops_;

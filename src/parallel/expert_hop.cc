@@ -8,7 +8,10 @@
 #include <algorithm>
 #include <numeric>
 
+#include "core/stream_state.h"
+#include "core/transfer.h"
 #include "model/bytes.h"
+#include "ops/ranks.h"
 
 namespace hadal {
 namespace {
@@ -25,55 +28,38 @@ RowBuffer::RowBuffer(Context& ctx, DType dtype, int64_t num_rows, int64_t width)
   rows = paged.slab.view({pages * ops::kPageRows, width}).rows(0, num_rows);
 }
 
-// Numbers the copies by rank, and by token within a rank.
+// Where each token goes, and how many rows go and come: what the ranks tell each other is
+// [1 + n] i64: copies, and choices of each of the n experts that the other leads to.
 void ExpertHop::choose_ranks(Context& ctx, In ids, Route& r) {
   const auto [T, K] = HADAL_SHAPE(ids, 2);
-  const auto G = static_cast<size_t>(comm_.size());
-  const int64_t Kr = std::min<int64_t>(K, comm_.size());
+  HADAL_CHECK(!device::is_recording(ctx.device, ctx.stream),
+              "tokens cannot be sent to other ranks' experts in recorded work: the host has to "
+              "learn how many come");
+  const int64_t G = comm_.size(), n = experts_of_rank_, Kr = std::min<int64_t>(K, G);
   r.num_tokens = T;
   r.memory =
       ctx.memory.take(ByteCount().add(DType::kI32, {T, Kr}).add(DType::kI32, {T, K}).total());
   r.copy_of_rank = r.memory.tensor(DType::kI32, {T, Kr});
   r.copy_of_choice = r.memory.tensor(DType::kI32, {T, K});
-  int32_t *of_rank = r.copy_of_rank.data<int32_t>(), *of_choice = r.copy_of_choice.data<int32_t>();
-  std::fill_n(of_rank, T * Kr, -1);
+  Tensor numbers;  // to the others, from them, and the most ranks of a token
+  const int64_t size = G * (1 + n);
+  const Block memory = ctx.memory.take_tensor(DType::kI64, {2 * size + 1}, &numbers);
+  Tensor to = numbers.rows(0, size).view({G, 1 + n}),
+         from = numbers.rows(size, size).view({G, 1 + n}), most = numbers.rows(2 * size, 1);
+  ops::hop_copies(ctx, ids, r.copy_of_rank, r.copy_of_choice, to, most);
+  comm_.all_to_all(ctx, to, from);
 
-  // First the rank itself in place of its copy. Choices ascend, and so do their ranks.
-  r.send.assign(G, 0);
-  for (int64_t t = 0; t < T; ++t) {
-    int64_t num_ranks = 0;
-    for (int64_t k = 0; k < K; ++k) {
-      const int32_t expert = ids.data<int32_t>()[t * ids.stride(0) + k];
-      of_choice[t * K + k] = -1;
-      if (expert == -1) continue;
-      const int64_t rank = expert / experts_of_rank_;
-      HADAL_CHECK(expert >= 0 && rank < comm_.size(), "choice ", k, " of token ", t, " is expert ",
-                  expert, ", but there are ", experts_of_rank_ * comm_.size());
-      of_choice[t * K + k] = static_cast<int32_t>(rank);
-      if (num_ranks > 0 && of_rank[t * Kr + num_ranks - 1] == rank) continue;
-      of_rank[t * Kr + num_ranks++] = static_cast<int32_t>(rank);
-      ++r.send[static_cast<size_t>(rank)];
-    }
+  const std::vector<int64_t> all = download<int64_t>(ctx, numbers);
+  r.most_ranks = all.back();
+  r.expert_rows.assign(static_cast<size_t>(n), 0);
+  for (int64_t g = 0; g < G; ++g) {
+    const int64_t *sent = all.data() + g * (1 + n), *came = sent + size;
+    r.send.push_back(sent[0]);
+    r.recv.push_back(came[0]);
+    for (int64_t e = 0; e < n; ++e) r.expert_rows[static_cast<size_t>(e)] += came[1 + e];
   }
   r.num_send = total(r.send);
-  std::vector<int32_t> next(G);
-  for (size_t g = 1; g < G; ++g) next[g] = next[g - 1] + static_cast<int32_t>(r.send[g - 1]);
-  for (int64_t t = 0; t < T; ++t)
-    for (int64_t i = 0; i < Kr && of_rank[t * Kr + i] >= 0; ++i) {
-      const int32_t rank = of_rank[t * Kr + i];
-      of_rank[t * Kr + i] = next[static_cast<size_t>(rank)]++;
-    }
-  for (int64_t t = 0; t < T; ++t) {
-    int64_t i = -1;
-    int32_t last = -1;
-    for (int64_t k = 0; k < K; ++k) {
-      int32_t& choice = of_choice[t * K + k];
-      if (choice == -1) continue;
-      if (choice != last) ++i;
-      last = choice;
-      choice = of_rank[t * Kr + i];
-    }
-  }
+  r.num_recv = total(r.recv);
 }
 
 RowBuffer ExpertHop::send(Context& ctx, const std::vector<int64_t>& to,
@@ -88,33 +74,11 @@ RowBuffer ExpertHop::send(Context& ctx, const std::vector<int64_t>& to,
 ExpertHop::Tokens ExpertHop::dispatch(Context& ctx, In x, In ids, In weights, Route* route) {
   Route& r = *route;
   choose_ranks(ctx, ids, r);
-  const int64_t T = r.num_tokens, K = ids.dim(1);
-
-  // How many rows come.
-  Tensor counts, theirs;
-  const Block counts_memory = ctx.memory.take_tensor(DType::kI64, {comm_.size()}, &counts);
-  const Block theirs_memory = ctx.memory.take_tensor(DType::kI64, {comm_.size()}, &theirs);
-  std::copy(r.send.begin(), r.send.end(), counts.data<int64_t>());
-  comm_.all_to_all(ctx, counts, theirs);
-  r.recv.assign(theirs.data<int64_t>(), theirs.data<int64_t>() + comm_.size());
-  r.num_recv = total(r.recv);
-
-  // Of each copy: its choices as experts of the rank it goes to.
+  const int64_t K = ids.dim(1);
   RowBuffer ids_out(ctx, DType::kI32, r.num_send, K),
       weights_out(ctx, weights.dtype(), r.num_send, K);
-  const auto size = static_cast<int64_t>(dtype_size(weights.dtype()));
-  auto* out = static_cast<char*>(weights_out.rows.raw());
-  std::fill_n(ids_out.rows.data<int32_t>(), r.num_send * K, -1);
-  std::fill_n(out, r.num_send * K * size, char{0});
-  for (int64_t t = 0; t < T; ++t)
-    for (int64_t k = 0; k < K; ++k) {
-      const int32_t copy = r.copy_of_choice.data<int32_t>()[t * K + k];
-      if (copy == -1) continue;
-      const int64_t expert = ids.data<int32_t>()[t * ids.stride(0) + k];
-      ids_out.rows.data<int32_t>()[copy * K + k] = static_cast<int32_t>(expert % experts_of_rank_);
-      std::copy_n(static_cast<const char*>(weights.raw()) + (t * weights.stride(0) + k) * size,
-                  size, out + (copy * K + k) * size);
-    }
+  ops::hop_choices(ctx, experts_of_rank_, ids, weights, r.copy_of_choice, ids_out.rows,
+                   weights_out.rows);
   return {.x = go(ctx, r, x),
           .ids = send(ctx, r.send, r.recv, r.num_recv, ids_out.rows),
           .weights = send(ctx, r.send, r.recv, r.num_recv, weights_out.rows)};
@@ -134,20 +98,8 @@ void ExpertHop::sum(Context& ctx, const Route& r, const RowBuffer& back, Out y) 
   ops::combine_rows(ctx, back.paged, r.copy_of_rank, y);  // [T, D]
 }
 
-void ExpertHop::pick(const Route& r, const RowBuffer& back, Out values) const {
-  const auto [T, K] = HADAL_SHAPE(values, 2);
-  const auto size = static_cast<int64_t>(dtype_size(values.dtype()));
-  const auto* from = static_cast<const char*>(back.rows.raw());
-  auto* to = static_cast<char*>(values.raw());
-  for (int64_t t = 0; t < T; ++t)
-    for (int64_t k = 0; k < K; ++k) {
-      const int64_t copy = r.copy_of_choice.data<int32_t>()[t * K + k];
-      char* at = to + (t * values.stride(0) + k) * size;
-      if (copy == -1)
-        std::fill_n(at, size, char{0});
-      else
-        std::copy_n(from + (copy * K + k) * size, size, at);
-    }
+void ExpertHop::pick(Context& ctx, const Route& r, const RowBuffer& back, Out values) const {
+  ops::hop_values(ctx, back.rows, r.copy_of_choice, values);  // [T, K]
 }
 
 }  // namespace hadal

@@ -7,6 +7,9 @@
 // token goes once to each rank that it needs, with the ids (counted from that rank's first expert;
 // -1 where a choice is elsewhere) and weights of its choices. On the way back a token's copies are
 // summed in rank order, in f32 (f64 in f64).
+//
+// NOTE: the host learns how many rows go and come: dispatch waits for the device once, and so
+// cannot be recorded.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -34,10 +37,12 @@ class ExpertHop {
   // Where the tokens of one dispatch went.
   struct Route {
     Block memory;
-    std::vector<int64_t> send, recv;  // [G]   rows to and from each rank
+    std::vector<int64_t> send, recv;   // [G]   rows to and from each rank
+    std::vector<int64_t> expert_rows;  // [n]   choices of each expert that this rank leads to
     int64_t num_tokens = 0, num_send = 0, num_recv = 0;
-    Tensor copy_of_rank;    // [T, min(K, G)] i32   copy for each of a token's ranks, ascending; -1
-    Tensor copy_of_choice;  // [T, K] i32           copy that carries a choice; -1
+    int64_t most_ranks = 0;  // of one token
+    Tensor copy_of_rank;     // [T, min(K, G)] i32   copy for each of a token's ranks, ascending; -1
+    Tensor copy_of_choice;   // [T, K] i32           copy that carries a choice; -1
   };
   struct Tokens {
     RowBuffer x, ids, weights;  // [R, D]  [R, K] i32  [R, K]
@@ -48,15 +53,15 @@ class ExpertHop {
   RowBuffer come_back(Context& ctx, const Route& route, In x);  // [R, W] -> [N, W]
   void sum(Context& ctx, const Route& route, const RowBuffer& back,
            Out y) const;  // [N, D] -> [T, D]
-  // [N, K] -> [T, K], 0 where there is no choice
-  void pick(const Route& route, const RowBuffer& back, Out values) const;
+  void pick(Context& ctx, const Route& route, const RowBuffer& back,
+            Out values) const;  // [N, K] -> [T, K], 0 where there is no choice
 
   // Sent to other ranks since the last reset.
   int64_t bytes() const { return bytes_; }
   void reset_bytes() { bytes_ = 0; }
 
  private:
-  void choose_ranks(Context& ctx, In ids, Route& route);
+  void choose_ranks(Context& ctx, In ids, Route& route);  // and tells the others
   RowBuffer send(Context& ctx, const std::vector<int64_t>& to, const std::vector<int64_t>& from,
                  int64_t num_rows, In x);
 

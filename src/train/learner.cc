@@ -100,12 +100,14 @@ Learner::Learner(Context& ctx, const Config& config, DType compute, int64_t max_
                   ? std::make_unique<ParamStore>(ctx, config_, compute,
                                                  ParamStore::Extent::kMatrices, team_->share())
                   : nullptr),
-      fp8_(config.precision.fp8 ? std::make_unique<Fp8Weights>(ctx, config) : nullptr),
+      fp8_(config.precision.fp8 ? std::make_unique<Fp8Weights>(ctx, config_, masters_.tree)
+                                : nullptr),
       average_(options.ema_decay > 0.0
                    ? std::make_unique<ParamStore>(ctx, config_, stat_dtype(compute),
                                                   ParamStore::Extent::kAll, team_->share())
                    : nullptr),
-      weights_(weights_of(config_, masters_.tree, copies_ ? &copies_->tree : nullptr)),
+      weights_(fp8_ ? fp8_->weights_of(masters_.tree, copies_ ? &copies_->tree : nullptr)
+                    : weights_of(config_, masters_.tree, copies_ ? &copies_->tree : nullptr)),
       module_grads_(grads_.tree),
       rows_(ctx, config_, compute,
             row_pool_pages(team_->parallel(), config_, team_->at().pp, max_tokens,
@@ -114,14 +116,14 @@ Learner::Learner(Context& ctx, const Config& config, DType compute, int64_t max_
               "training computes in f64, f32 or bf16, not ", dtype_name(compute));
   HADAL_CHECK(!config.precision.fp8 || compute != DType::kF64,
               "FP8 products add in f32: train in bf16 or f32, not f64");
-  if (fp8_) weights_ = fp8_->replace_matrices(std::move(weights_));
-  HADAL_CHECK(!config.precision.fp8 || team_->mesh().num_ranks() == 1,
-              "FP8 training runs on one rank; this run has ", team_->mesh().num_ranks(),
-              ": use \"precision\": \"compute\", or one rank");
+  HADAL_CHECK(!config.precision.fp8 || team_->mesh().tp == 1,
+              "FP8 training has whole matrices on each rank; this run has tp = ", team_->mesh().tp,
+              ": use \"precision\": \"compute\", or tp = 1");
   drop_absent_experts(module_grads_);
   make_stages();
-  // A rank alone goes through its micro-batches one by one.
-  if (device::can_record(ctx.device) && team_->mesh().num_ranks() == 1)
+  // A rank that needs no other for its micro-batches goes through them one by one.
+  const Mesh& mesh = team_->mesh();
+  if (device::can_record(ctx.device) && mesh.pp == 1 && mesh.ep == 1 && mesh.tp == 1)
     recorded_ = std::make_unique<RecordedStep>(ctx, config_, compute);
 }
 

@@ -138,7 +138,7 @@ class Learner {
   std::unique_ptr<Exchange> exchange_;
   std::unique_ptr<Pipeline> pipeline_;
   stage::Meter meter_;                      // of the whole model
-  std::unique_ptr<RecordedStep> recorded_;  // alone on a GPU
+  std::unique_ptr<RecordedStep> recorded_;  // on a GPU, with whole layers here
 };
 
 }  // namespace hadal::train
