@@ -9,11 +9,12 @@
 #include <string_view>
 
 #include "core/check.h"
+#include "core/gpu_env.h"
 
 namespace hadal::env {
 namespace {
 
-constexpr std::array<Variable, 12> kTable = {{
+constexpr std::array<Variable, 13> kTable = {{
     {"HADAL_RANK", "",
      "this process's rank, where a script starts the ranks; mpirun and srun say it by themselves"},
     {"HADAL_WORLD_SIZE", "", "how many ranks there are, likewise"},
@@ -29,6 +30,8 @@ constexpr std::array<Variable, 12> kTable = {{
     {"HADAL_DEBUG_SYNC", "0", "1 waits after every GPU kernel, so that an error names its op"},
     {"HADAL_FP8_SHORT_SUMS", "0",
      "1 keeps 14 bits of the sums of FP8 products instead of f32, to show what that does"},
+    {"HADAL_NCCL", "",
+     "path of NCCL's library, for ranks on GPUs; empty: libnccl.so.2 where the loader looks"},
     {"HADAL_PROFILE", "0",
      "1 prints the time of each op on the GPU at exit; steps are then not recorded in graphs"},
     {"HADAL_SABOTAGE", "",
@@ -72,6 +75,8 @@ bool fp8_short_sums() { return read("HADAL_FP8_SHORT_SUMS") == "1"; }
 bool profile() { return read("HADAL_PROFILE") == "1"; }
 std::string api_key() { return read("HADAL_API_KEY"); }
 bool trace() { return read("HADAL_TRACE") == "1"; }
+std::string nccl() { return read("HADAL_NCCL"); }
+void forbid_multicast() { setenv("NCCL_NVLS_ENABLE", "0", 1); }
 std::string host() { return read("HADAL_HOST"); }
 std::string rendezvous() { return read("HADAL_RENDEZVOUS"); }
 

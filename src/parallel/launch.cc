@@ -62,7 +62,14 @@ class PassOn {
 void live(World& world, int rank, const std::function<void(int)>& body) {
   try {
     world.enter(rank);
-    body(rank);
+    try {
+      body(rank);
+    } catch (const Error&) {
+      // NOTE: what a stopped rank still did may have gone wrong in any way.
+      if (world.state_of(rank) != RankState::kStopped) throw;
+    }
+    if (world.state_of(rank) == RankState::kStopped)
+      throw PeerFailure(world.error_of(rank), __FILE__, __LINE__, nullptr);
     world.leave(RankState::kDone, "");
   } catch (const PeerFailure& e) {
     world.leave(RankState::kStopped, e.what());

@@ -10,11 +10,12 @@
 #include "parallel/comm_host.h"
 
 namespace hadal {
-Team::Team(const ParallelConfig& parallel, const Config& model, World* world)
+Team::Team(const ParallelConfig& parallel, const Config& model, World* world, NcclWorld* gpus)
     : parallel_(parallel),
       model_(model),
       local_model_(split_config(model, parallel.mesh.tp)),
-      host_(world) {
+      host_(world),
+      gpus_(gpus) {
   const Mesh& m = parallel_.mesh;
   HADAL_CHECK((world == nullptr ? 1 : world->size()) == m.num_ranks(),
               "internal error: ", m.num_ranks(),
@@ -68,6 +69,7 @@ Team::Team(const ParallelConfig& parallel, const Config& model, World* world)
 
 std::unique_ptr<Comm> Team::make(std::vector<int> ranks, const char* name) {
   std::sort(ranks.begin(), ranks.end());
+  if (gpus_ != nullptr) return gpus_->make_comm(std::move(ranks), name);
   return host_ == nullptr ? make_comm_self() : make_comm_host(*host_, std::move(ranks), name);
 }
 

@@ -15,6 +15,7 @@
 
 #include "core/comm.h"
 #include "model/param_store.h"
+#include "parallel/comm_nccl.h"
 #include "parallel/parallel_config.h"
 #include "parallel/world.h"
 
@@ -22,8 +23,10 @@ namespace hadal {
 
 class Team {
  public:
-  // world: none for a world of one. REQUIRES: check_parallel() passed; the world outlives the team.
-  Team(const ParallelConfig& parallel, const Config& model, World* world);
+  // world: none for a world of one. gpus: of its ranks, where their tensors are on GPUs; else none.
+  // REQUIRES: check_parallel() passed; both outlive the team.
+  Team(const ParallelConfig& parallel, const Config& model, World* world,
+       NcclWorld* gpus = nullptr);
 
   const ParallelConfig& parallel() const { return parallel_; }
   const Mesh& mesh() const { return parallel_.mesh; }
@@ -71,6 +74,7 @@ class Team {
   ParallelConfig parallel_;
   Config model_, local_model_;
   World* host_;
+  NcclWorld* gpus_;
   int rank_ = 0;
   MeshCoord at_;
   std::vector<LocalStage> stages_;

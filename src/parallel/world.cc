@@ -13,6 +13,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstddef>
+#include <cstdio>
 #include <cstring>
 #include <new>
 #include <utility>
@@ -26,6 +27,7 @@ constexpr size_t kRingBytes = size_t{1} << 18;
 constexpr int kMaxRanks = 512;
 constexpr double kSlice = 0.05;     // seconds of one sleep
 constexpr double kBeatEvery = 0.5;  // seconds
+constexpr double kEndAfter = 5.0;   // seconds that a stopped rank has to come back from a wait
 constexpr double kBroken = 2.0;     // seconds of a broken connection to a rank that still beats
 constexpr int kSpins = 2000;
 
@@ -163,8 +165,10 @@ void World::beat() {
   while (!stop_beating_.load()) {
     status(rank_).beat.fetch_add(1);
     if (remote_) remote_->tell(status(rank_));
-    for (double slept = 0.0; slept < kBeatEvery && !stop_beating_.load(); slept += kSlice)
+    for (double slept = 0.0; slept < kBeatEvery && !stop_beating_.load(); slept += kSlice) {
       std::this_thread::sleep_for(std::chrono::duration<double>(kSlice));
+      look(kSlice);
+    }
   }
 }
 
@@ -189,7 +193,11 @@ void World::at(const char* what, const char* group) {
 }
 
 void World::leave(RankState state, const std::string& error) {
-  status(rank_).end(state, error);
+  {
+    const std::lock_guard<std::mutex> lock(leaving_);
+    if (status(rank_).has_ended()) return;
+    status(rank_).end(state, error);
+  }
   if (remote_) remote_->tell_the_end(status(rank_));
   ring_all();
 }
@@ -295,44 +303,96 @@ bool World::pull(const Parcel& p, Progress& progress) const {
   return true;
 }
 
+// The first rank that failed, as a sentence; else nothing.
+std::string World::failed_rank() const {
+  for (int r = 0; r < size(); ++r) {
+    const RankState state = state_of(r);
+    if (r != rank_ && (state == RankState::kFailed || state == RankState::kDead))
+      return concat("rank ", r, " failed at ", place_of(r), ": ", error_of(r));
+  }
+  return "";
+}
+
+// `seconds` passed in vain for a rank: a sentence once that was too long; else nothing.
+std::string World::trouble_with(int peer, Seen& seen, double seconds) const {
+  const std::string mine = concat("rank ", rank_, " waited for it at ", place_of(rank_));
+  const uint64_t beat = status(peer).beat.load(), progress = status(peer).progress.load();
+  seen.silent = beat == seen.beat ? seen.silent + seconds : 0.0;
+  seen.idle = progress == seen.progress ? seen.idle + seconds : 0.0;
+  seen.beat = beat;
+  seen.progress = progress;
+  // Twice: what it sent at its end may have come between the look at its ring and this one.
+  // What comes from another host may be on its way until its connection is closed.
+  const bool broken = !is_local(peer) && remote_->is_broken(peer);
+  seen.broken = broken ? seen.broken + seconds : 0.0;
+  const bool ended = status(peer).has_ended() && (is_local(peer) || broken);
+  if (ended && std::exchange(seen.ended, true))
+    return concat("rank ", peer, " has ended at ", place_of(peer), "; ", mine);
+  if (seen.broken > kBroken)
+    return concat("the connection to rank ", peer, " broke, which was at ", place_of(peer), "; ",
+                  mine);
+  if (seen.silent > options_.heartbeat_seconds)
+    return concat("rank ", peer, " has not beaten for ", options_.heartbeat_seconds,
+                  " s and counts as hung; it was at ", place_of(peer), "; ", mine);
+  if (seen.idle > options_.timeout_seconds)
+    return concat("rank ", peer, " has not got on for ", options_.timeout_seconds,
+                  " s and counts as hung; it was at ", place_of(peer), "; ", mine);
+  return "";
+}
+
 // `seconds` passed in vain for the parcels that are not done.
 void World::check_peers(std::span<const Parcel> parcels, const std::vector<bool>& done,
                         double seconds) {
-  const auto fail = [&](std::string message) {
-    throw PeerFailure(std::move(message), __FILE__, __LINE__, nullptr);
-  };
-  for (int r = 0; r < size(); ++r) {
-    const RankState state = state_of(r);
-    if (state == RankState::kFailed || state == RankState::kDead)
-      fail(concat("rank ", r, " failed at ", place_of(r), ": ", error_of(r)));
+  std::string trouble = failed_rank();
+  for (size_t i = 0; i < parcels.size() && trouble.empty(); ++i)
+    if (!done[i])
+      trouble = trouble_with(parcels[i].peer, seen_[static_cast<size_t>(parcels[i].peer)], seconds);
+  if (!trouble.empty()) throw PeerFailure(std::move(trouble), __FILE__, __LINE__, nullptr);
+}
+
+void World::watch(Watch watch) {
+  const std::lock_guard<std::mutex> lock(watching_);
+  watch_ = std::move(watch);
+  watched_.assign(static_cast<size_t>(size()), Seen{});
+  stopped_seconds_ = 0.0;
+}
+
+void World::stop_watching() {
+  const std::lock_guard<std::mutex> lock(watching_);
+  watch_.reset();
+}
+
+// What is wrong with another rank, as a rank sees it whose device waits.
+std::string World::trouble_of_any(double seconds) {
+  std::string trouble = failed_rank();
+  if (!trouble.empty()) return trouble;
+  // Whom the device waits for is unknown: a rank that has ended, or is silent, or does not get on
+  // while this one does not either.
+  Seen& own = watched_[static_cast<size_t>(rank_)];
+  const uint64_t progress = status(rank_).progress.load();
+  if (std::exchange(own.progress, progress) != progress)
+    for (Seen& seen : watched_) seen.idle = 0.0;
+  for (int r = 0; r < size() && trouble.empty(); ++r)
+    if (r != rank_) trouble = trouble_with(r, watched_[static_cast<size_t>(r)], seconds);
+  return !trouble.empty() && watch_->is_waiting() ? trouble : "";
+}
+
+// A look of the heart; `seconds` have passed since the one before.
+void World::look(double seconds) {
+  const std::lock_guard<std::mutex> lock(watching_);
+  if (!watch_) return;
+  if (status(rank_).has_ended()) {
+    stopped_seconds_ += seconds;
+    if (stopped_seconds_ < kEndAfter) return;
+    // NOTE: the rank's own thread waits for a device that no abort has freed. Others hear what this
+    // process cannot throw any more; the launcher says it for the ranks that it started.
+    if (remote_) std::fputs(concat("hadal: ", error_of(rank_), "\n").c_str(), stderr);
+    _exit(1);
   }
-  const std::string mine = concat("rank ", rank_, " waited for it at ", place_of(rank_));
-  for (size_t i = 0; i < parcels.size(); ++i) {
-    if (done[i]) continue;
-    const int peer = parcels[i].peer;
-    Seen& seen = seen_[static_cast<size_t>(peer)];
-    const uint64_t beat = status(peer).beat.load(), progress = status(peer).progress.load();
-    seen.silent = beat == seen.beat ? seen.silent + seconds : 0.0;
-    seen.idle = progress == seen.progress ? seen.idle + seconds : 0.0;
-    seen.beat = beat;
-    seen.progress = progress;
-    // Twice: what it sent at its end may have come between the look at its ring and this one.
-    // What comes from another host may be on its way until its connection is closed.
-    const bool broken = !is_local(peer) && remote_->is_broken(peer);
-    seen.broken = broken ? seen.broken + seconds : 0.0;
-    const bool ended = status(peer).has_ended() && (is_local(peer) || broken);
-    if (ended && std::exchange(seen.ended, true))
-      fail(concat("rank ", peer, " has ended at ", place_of(peer), "; ", mine));
-    if (seen.broken > kBroken)
-      fail(concat("the connection to rank ", peer, " broke, which was at ", place_of(peer), "; ",
-                  mine));
-    if (seen.silent > options_.heartbeat_seconds)
-      fail(concat("rank ", peer, " has not beaten for ", options_.heartbeat_seconds,
-                  " s and counts as hung; it was at ", place_of(peer), "; ", mine));
-    if (seen.idle > options_.timeout_seconds)
-      fail(concat("rank ", peer, " has not got on for ", options_.timeout_seconds,
-                  " s and counts as hung; it was at ", place_of(peer), "; ", mine));
-  }
+  const std::string trouble = trouble_of_any(seconds);
+  if (trouble.empty()) return;
+  leave(RankState::kStopped, trouble);
+  watch_->on_failure();
 }
 
 void World::exchange(std::span<Parcel> parcels) {

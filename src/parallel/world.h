@@ -11,13 +11,17 @@
 // A rank is given up when its process is gone (the launcher, the host or its closed connection says
 // so), when it has not beaten for `heartbeat_seconds`, or when it beats but does not get on for
 // `timeout_seconds`. Time counts only while the waiting rank itself runs: stopping and continuing
-// all of them is no failure.
+// all of them is no failure. A rank that waits for its device looks at the others by its heart
+// (watch()).
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <thread>
@@ -78,7 +82,18 @@ class World {
   // fails.
   void exchange(std::span<Parcel> parcels);
 
-  // Ends of a rank, written by itself or by the launcher.
+  // From now on the heart looks at the others too. When one of them fails, this rank counts as
+  // stopped because of it (error_of says why), and on_failure runs on the heart's thread; a process
+  // that then does not end within some seconds is ended. A rank that was never waited for, because
+  // is_waiting() is false, may be as slow as it likes.
+  struct Watch {
+    std::function<bool()> is_waiting;  // for work that others may have a part in
+    std::function<void()> on_failure;
+  };
+  void watch(Watch watch);
+  void stop_watching();
+
+  // Ends of a rank, written by itself or by the launcher; the first one stays.
   void leave(RankState state, const std::string& error);
   void mark_dead(int rank, const std::string& how);
   // The planted faults "die_...": ends this process with SIGKILL if it is rank 1 at step 4; `step`
@@ -112,8 +127,12 @@ class World {
   void receive_part(const Parcel& parcel, Progress& progress, const Get& get) const;
   bool push(const Parcel& parcel, Progress& progress) const;
   bool pull(const Parcel& parcel, Progress& progress) const;
+  std::string failed_rank() const;
+  std::string trouble_with(int peer, Seen& seen, double seconds) const;
   void check_peers(std::span<const Parcel> parcels, const std::vector<bool>& done, double seconds);
   void beat();
+  void look(double seconds);
+  std::string trouble_of_any(double seconds);
 
   WorldOptions options_;
   void* memory_ = nullptr;
@@ -127,6 +146,11 @@ class World {
   std::vector<int> local_index_;  // [N]   place in local_; -1: another host
   std::vector<int> host_of_;      // [N]
   std::vector<std::string> hosts_;
+  std::mutex leaving_;
+  std::mutex watching_;  // of the three below
+  std::optional<Watch> watch_;
+  std::vector<Seen> watched_;
+  double stopped_seconds_ = 0.0;  // since this rank was stopped by its heart
   std::thread heart_;
   std::atomic<bool> stop_beating_{false};
   std::unique_ptr<Remote> remote_;  // none: all ranks were forked here

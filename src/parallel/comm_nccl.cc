@@ -1,0 +1,384 @@
+// Comm over NCCL: every collective is a batch of messages between all pairs, or two of them.
+//
+//   G ranks of the group   n elements
+//
+// Not ncclAllReduce and ncclReduceScatter: these add in an order that depends on the algorithm that
+// NCCL picks for the size, the links and its version, and bf16 in bf16 at every stop. Here a rank
+// gets its range from all others and adds it in rank order, in f32 for bf16: the bits of CPU ranks,
+// at any size. As many bytes cross each link as in a ring: (G-1)/G of the tensor.
+// SPDX-License-Identifier: Apache-2.0
+#include "parallel/comm_nccl.h"
+
+#include <algorithm>
+#include <chrono>
+#include <exception>
+#include <functional>
+#include <utility>
+
+#include "core/check.h"
+#include "core/pinned.h"
+#include "core/stream_state.h"
+#include "ops/ranks.h"
+#include "parallel/comm_host.h"
+
+namespace hadal {
+namespace {
+
+constexpr int64_t kRowBytes = 16;                      // parts begin at multiples of it
+constexpr auto kAbortAfter = std::chrono::seconds(2);  // of waiting for a call of NCCL to return
+
+int64_t size_of(const Tensor& t) { return static_cast<int64_t>(dtype_size(t.dtype())); }
+
+std::byte* bytes_at(const Tensor& t, int64_t element) {
+  return static_cast<std::byte*>(t.raw()) + element * size_of(t);
+}
+
+// `count` elements of a dense tensor as a vector.
+Tensor part_of(const Tensor& t, int64_t begin, int64_t count) {
+  return {bytes_at(t, begin), t.dtype(), Shape{count}};
+}
+
+void check_tensor(const Tensor& t) {
+  HADAL_CHECK(t.num_elements() == 0 || t.is_dense(), "collectives take dense tensors, not ",
+              t.str());
+}
+
+class CommNccl final : public Comm {
+ public:
+  CommNccl(NcclWorld& gpus, std::vector<int> ranks, const char* name)
+      : gpus_(gpus),
+        host_(make_comm_host(gpus.world(), ranks, name)),
+        ranks_(std::move(ranks)),
+        name_(name) {}
+  int rank() const override { return host_->rank(); }
+  int size() const override { return host_->size(); }
+
+  void all_reduce(Context& ctx, Acc x) override {
+    check_tensor(x);
+    const int64_t n = x.num_elements();
+    if (size() == 1 || n == 0) return;
+    gpus_.world().at("all_reduce", name_);
+    if (n * size_of(x) * size() <= gpus_.options().gather_bytes) return add_all(ctx, x);
+    const std::vector<int64_t> bounds = even_bounds(n);
+    reduce(ctx, x, bounds, bytes_at(x, bounds[index()]));
+    gather(ctx, x, bounds);
+  }
+
+  void reduce_scatter(Context& ctx, In x, Out y) override {
+    check_tensor(x);
+    check_tensor(y);
+    const int64_t n = y.num_elements();
+    HADAL_CHECK(x.num_elements() == n * size() && x.dtype() == y.dtype(), "reduce_scatter among ",
+                size(), " ranks cannot make ", y.str(), " of ", x.str());
+    if (n == 0) return;
+    if (size() == 1) return copy(ctx, x.raw(), y.raw(), x.num_bytes());
+    gpus_.world().at("reduce_scatter", name_);
+    reduce(ctx, x, bounds_of(n), bytes_at(y, 0));
+  }
+
+  void all_gather(Context& ctx, In x, Out y) override {
+    check_tensor(x);
+    check_tensor(y);
+    const int64_t n = x.num_elements();
+    HADAL_CHECK(y.num_elements() == n * size() && x.dtype() == y.dtype(), "all_gather among ",
+                size(), " ranks cannot make ", y.str(), " of ", x.str());
+    if (n == 0) return;
+    copy(ctx, x.raw(), bytes_at(y, n * rank()), x.num_bytes());
+    if (size() == 1) return;
+    gpus_.world().at("all_gather", name_);
+    gather(ctx, y, bounds_of(n));
+  }
+
+  void all_to_all_v(Context& ctx, In x, std::span<const int64_t> send, Out y,
+                    std::span<const int64_t> recv) override {
+    check_tensor(x);
+    check_tensor(y);
+    gpus_.world().at("all_to_all", name_);
+    const int64_t row = row_bytes(x, send);
+    HADAL_CHECK(x.dtype() == y.dtype() && row == row_bytes(y, recv), "all_to_all of ", x.str(),
+                " and ", y.str(), ": their rows differ");
+    std::vector<NcclWorld::Piece> pieces;
+    std::byte *from = bytes_at(x, 0), *to = bytes_at(y, 0);
+    for (size_t r = 0; r < ranks_.size(); ++r) {
+      const int64_t out = send[r] * row, in = recv[r] * row;
+      if (r == index()) {
+        HADAL_CHECK(out == in, "all_to_all: rank ", rank(), " sends itself ", send[r],
+                    " rows and expects ", recv[r]);
+        copy(ctx, from, to, out);
+      } else {
+        add(pieces, true, r, from, out);
+        add(pieces, false, r, to, in);
+      }
+      from += out;
+      to += in;
+    }
+    gpus_.exchange(ctx.stream, pieces);
+  }
+
+  void transfer(Context& ctx, std::span<const Message> messages) override {
+    if (messages.empty()) return;
+    gpus_.world().at("transfer", name_);
+    std::vector<NcclWorld::Piece> pieces;
+    for (const Message& m : messages) {
+      HADAL_CHECK(m.peer >= 0 && m.peer < size() && m.peer != rank(), "rank ", rank(), " of ",
+                  size(), " cannot exchange messages with rank ", m.peer);
+      check_tensor(m.data);
+      add(pieces, m.send, static_cast<size_t>(m.peer), m.data.raw(), m.data.num_bytes());
+    }
+    gpus_.exchange(ctx.stream, pieces);
+  }
+
+  // Of the hosts: what their GPUs do may be under way.
+  void barrier() override { host_->barrier(); }
+
+ private:
+  size_t index() const { return static_cast<size_t>(rank()); }
+
+  void add(std::vector<NcclWorld::Piece>& pieces, bool send, size_t peer, void* data,
+           int64_t bytes) const {
+    if (bytes > 0)
+      pieces.push_back({.send = send, .peer = ranks_[peer], .data = data, .bytes = bytes});
+  }
+  static void copy(Context& ctx, const void* from, void* to, int64_t bytes) {
+    if (from == to || bytes == 0) return;
+    device::copy_on_device(ctx.device, ctx.stream, from, to, static_cast<size_t>(bytes));
+  }
+
+  std::vector<int64_t> bounds_of(int64_t n) const {
+    std::vector<int64_t> bounds;
+    for (int64_t r = 0; r <= size(); ++r) bounds.push_back(r * n);
+    return bounds;
+  }
+  std::vector<int64_t> even_bounds(int64_t n) const {
+    std::vector<int64_t> bounds;
+    for (int64_t r = 0; r <= size(); ++r) bounds.push_back(r * n / size());
+    return bounds;
+  }
+
+  int64_t row_bytes(const Tensor& t, std::span<const int64_t> counts) const {
+    HADAL_CHECK(static_cast<int>(counts.size()) == size(), "all_to_all among ", size(),
+                " ranks has ", counts.size(), " counts");
+    int64_t rows = 0, width = 1;
+    for (const int64_t count : counts) rows += count;
+    HADAL_CHECK(t.rank() >= 1 && rows <= t.dim(0), "all_to_all: ", t.str(), " has no ", rows,
+                " rows");
+    for (int d = 1; d < t.rank(); ++d) width *= t.dim(d);
+    return width * size_of(t);
+  }
+
+  // Room for n elements of each of the other ranks.
+  Block take_parts(Context& ctx, const Tensor& x, int64_t n, Tensor* parts) const {
+    const int64_t unit = kRowBytes / size_of(x);
+    return ctx.memory.take_tensor(x.dtype(), {size() - 1, (n + unit - 1) / unit * unit}, parts);
+  }
+  // What another rank sends lands in its row of the parts.
+  static int64_t row_of(size_t r, size_t me) { return static_cast<int64_t>(r < me ? r : r - 1); }
+
+  // A small tensor: everybody's to everybody, and each rank adds.
+  void add_all(Context& ctx, const Tensor& x) {
+    const int64_t n = x.num_elements();
+    Tensor parts;
+    const Block memory = take_parts(ctx, x, n, &parts);
+    std::vector<NcclWorld::Piece> pieces;
+    for (size_t r = 0; r < ranks_.size(); ++r) {
+      if (r == index()) continue;
+      add(pieces, true, r, x.raw(), x.num_bytes());
+      add(pieces, false, r, parts.row(row_of(r, index())).raw(), x.num_bytes());
+    }
+    gpus_.exchange(ctx.stream, pieces);
+    const Tensor own = part_of(x, 0, n);
+    ops::sum_of_ranks(ctx, rank(), own, parts.cols(0, n), Tensor(own));
+  }
+
+  // This rank's range of x, summed over the ranks, to `out`; slice by slice, so that what waits to
+  // be added has a bound.
+  void reduce(Context& ctx, const Tensor& x, const std::vector<int64_t>& bounds, std::byte* out) {
+    int64_t longest = 0;
+    for (size_t r = 0; r < ranks_.size(); ++r)
+      longest = std::max(longest, bounds[r + 1] - bounds[r]);
+    const int64_t unit = kRowBytes / size_of(x);
+    const int64_t most = gpus_.options().stage_bytes / (size() - 1) / kRowBytes * unit;
+    const int64_t slice = std::min(longest, most);
+    Tensor parts;
+    const Block memory = take_parts(ctx, x, slice, &parts);
+    for (int64_t at = 0; at < longest; at += slice) {
+      const auto count_of = [&](size_t r) {
+        return std::clamp<int64_t>(bounds[r + 1] - bounds[r] - at, 0, slice);
+      };
+      const int64_t n = count_of(index());
+      std::vector<NcclWorld::Piece> pieces;
+      for (size_t r = 0; r < ranks_.size(); ++r) {
+        if (r == index()) continue;
+        add(pieces, true, r, bytes_at(x, bounds[r] + at), count_of(r) * size_of(x));
+        add(pieces, false, r, parts.row(row_of(r, index())).raw(), n * size_of(x));
+      }
+      gpus_.exchange(ctx.stream, pieces);
+      if (n > 0)
+        ops::sum_of_ranks(ctx, rank(), part_of(x, bounds[index()] + at, n), parts.cols(0, n),
+                          Tensor(out + at * size_of(x), x.dtype(), Shape{n}));
+    }
+  }
+
+  // Every rank's range of y to every rank.
+  void gather(Context& ctx, const Tensor& y, const std::vector<int64_t>& bounds) {
+    const auto bytes_of = [&](size_t r) { return (bounds[r + 1] - bounds[r]) * size_of(y); };
+    std::vector<NcclWorld::Piece> pieces;
+    for (size_t r = 0; r < ranks_.size(); ++r) {
+      if (r == index()) continue;
+      add(pieces, true, r, bytes_at(y, bounds[index()]), bytes_of(index()));
+      add(pieces, false, r, bytes_at(y, bounds[r]), bytes_of(r));
+    }
+    gpus_.exchange(ctx.stream, pieces);
+  }
+
+  NcclWorld& gpus_;
+  std::unique_ptr<Comm> host_;
+  std::vector<int> ranks_;
+  const char* name_;
+};
+
+}  // namespace
+
+Device gpu_of_rank(const World& world) {
+  int index = 0, ranks = 0;
+  for (int r = 0; r < world.size(); ++r) {
+    if (world.host_of(r) != world.host_of(world.rank())) continue;
+    ++ranks;
+    if (r < world.rank()) ++index;
+  }
+  const int gpus = device::num_devices(DeviceKind::kCuda);
+  HADAL_CHECK(gpus > 0, ranks, " ranks of this host need a GPU each: ", device::why_no_cuda(),
+              ", or use cpu");
+  HADAL_CHECK(ranks <= gpus, ranks, " ranks of this host need a GPU each, and it has ", gpus,
+              "; start fewer ranks here, or use cpu");
+  return {.kind = DeviceKind::kCuda, .index = index};
+}
+
+// While one lives, this rank's thread is in NCCL.
+class NcclWorld::Calling {
+ public:
+  explicit Calling(NcclWorld& gpus) : gpus_(gpus), lock_(gpus.calls_) {
+    gpus_.in_call_.store(true);
+  }
+  Calling(const Calling&) = delete;
+  Calling& operator=(const Calling&) = delete;
+  ~Calling() { gpus_.in_call_.store(false); }
+
+ private:
+  NcclWorld& gpus_;
+  std::lock_guard<std::timed_mutex> lock_;
+};
+
+NcclWorld::NcclWorld(World& world, Context& ctx, const NcclOptions& options)
+    : world_(world), ctx_(ctx), options_(options), api_(nccl()) {
+  NcclId id;
+  if (world.rank() == 0) api_.check(api_.get_unique_id(&id), "ncclGetUniqueId");
+  world.at("start", "NCCL");
+  std::vector<Parcel> parcels;
+  for (int r = 0; r < world.size(); ++r)
+    if (r != world.rank() && (r == 0 || world.rank() == 0))
+      parcels.push_back({.send = world.rank() == 0,
+                         .peer = r,
+                         .data = &id,
+                         .bytes = sizeof(id),
+                         .tag = 0x4e434cu});
+  world.exchange(parcels);
+  world.watch({.is_waiting =
+                   [this] {
+                     if (in_call_.load()) return true;
+                     return !device::is_recording(ctx_.device, ctx_.stream) &&
+                            !device::is_idle(ctx_.device, ctx_.stream);
+                   },
+               .on_failure =
+                   [this] {
+                     stopped_.store(true);
+                     aborter_ = std::thread([this] { stop(); });
+                   }});
+  try {
+    {
+      const Calling calling(*this);
+      api_.check(api_.init(&comm_, world.size(), id, world.rank()), "ncclCommInitRank");
+    }
+    connect(ctx);
+  } catch (...) {
+    world_.stop_watching();
+    if (aborter_.joinable()) aborter_.join();
+    stop();
+    throw;
+  }
+}
+
+NcclWorld::~NcclWorld() {
+  const bool failed = std::uncaught_exceptions() > 0 || stopped_.load();
+  if (!failed) {
+    // NOTE: until all have come this far another one may still read what this one has sent.
+    try {
+      std::vector<int> all;
+      for (int r = 0; r < world_.size(); ++r) all.push_back(r);
+      device::synchronize(ctx_.device, ctx_.stream);
+      make_comm_host(world_, all, "NCCL")->barrier();
+    } catch (const Error&) {
+      // It was said when it happened, or the launcher will say it.
+      stopped_.store(true);
+    }
+  }
+  world_.stop_watching();
+  if (aborter_.joinable()) aborter_.join();
+  if (failed || stopped_.load())
+    stop();
+  else if (comm_ != nullptr)
+    static_cast<void>(api_.destroy(comm_));
+}
+
+std::unique_ptr<Comm> NcclWorld::make_comm(std::vector<int> ranks, const char* name) {
+  return std::make_unique<CommNccl>(*this, std::move(ranks), name);
+}
+
+void NcclWorld::check_alive() const {
+  if (stopped_.load())
+    throw PeerFailure(world_.error_of(world_.rank()), __FILE__, __LINE__, nullptr);
+}
+
+void NcclWorld::exchange(Stream stream, std::span<const Piece> pieces) {
+  if (pieces.empty()) return;
+  const Calling calling(*this);
+  check_alive();
+  int result = api_.group_start();
+  for (const Piece& p : pieces) {
+    if (result != 0) break;
+    const auto bytes = static_cast<size_t>(p.bytes);
+    result = p.send ? api_.send(p.data, bytes, NcclApi::kUint8, p.peer, comm_, stream.handle)
+                    : api_.recv(p.data, bytes, NcclApi::kUint8, p.peer, comm_, stream.handle);
+  }
+  const int ended = api_.group_end();
+  api_.check(result, "a transfer of NCCL");
+  api_.check(ended, "ncclGroupEnd");
+  world_.maybe_die("die_in_collective");
+}
+
+// A byte between every two ranks: NCCL makes its connections at the first message of a pair, which
+// takes memory and time and waits for the other one. After this, calls only put work into streams.
+void NcclWorld::connect(Context& ctx) {
+  const int N = world_.size();
+  Tensor bytes;
+  const Block memory = ctx.memory.take_tensor(DType::kE4M3, {2 * N}, &bytes);
+  std::vector<Piece> pieces;
+  for (int r = 0; r < N; ++r) {
+    if (r == world_.rank()) continue;
+    pieces.push_back({.send = true, .peer = r, .data = bytes_at(bytes, r), .bytes = 1});
+    pieces.push_back({.send = false, .peer = r, .data = bytes_at(bytes, N + r), .bytes = 1});
+  }
+  exchange(ctx.stream, pieces);
+  device::synchronize(ctx.device, ctx.stream);
+  check_alive();
+}
+
+// NOTE: a rank that is inside a call of NCCL which does not return keeps the mutex; the World ends
+// its process.
+void NcclWorld::stop() {
+  std::unique_lock<std::timed_mutex> lock(calls_, std::defer_lock);
+  if (!lock.try_lock_for(kAbortAfter)) return;
+  if (comm_ != nullptr) static_cast<void>(api_.abort(std::exchange(comm_, nullptr)));
+}
+
+}  // namespace hadal

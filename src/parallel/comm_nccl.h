@@ -1,0 +1,84 @@
+// NcclWorld: the GPUs of a World's ranks, and Comm over them.
+//
+// Calls put work into the context's stream and return; nothing waits on the host. What they put
+// there can be recorded (device::begin_recording).
+//
+// All groups send over one communicator of all ranks: every transfer is a batch of sends and
+// receives (ncclSend, ncclRecv), so groups cost nothing to make and a failure is one abort.
+//
+// Failures: the World's heart watches the others while this lives, as a rank that waits for its
+// GPU cannot. When one of them fails, the communicator is aborted: kernels that wait for it end,
+// the host comes back from its wait, and the next call throws PeerFailure with the World's
+// sentence, which has the place that this rank's host had come to. A process that does not come
+// back from its wait is ended by the World.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "core/comm.h"
+#include "parallel/nccl_api.h"
+#include "parallel/world.h"
+
+namespace hadal {
+
+// A GPU of this host for each of its ranks, in their order; an Error that names both numbers where
+// there are fewer.
+Device gpu_of_rank(const World& world);
+
+struct NcclOptions {
+  int64_t stage_bytes = int64_t{64} << 20;  // of others' parts that wait to be added
+  int64_t gather_bytes = int64_t{1} << 19;  // from all ranks: up to this, each adds all of a tensor
+};
+
+class NcclWorld {
+ public:
+  // Collective over the world: finds the others and connects every two ranks. `ctx`: that of all
+  // calls. REQUIRES: world and ctx outlive it; graphs that hold its work are destroyed before it.
+  NcclWorld(World& world, Context& ctx, const NcclOptions& options = {});
+  NcclWorld(const NcclWorld&) = delete;
+  NcclWorld& operator=(const NcclWorld&) = delete;
+  ~NcclWorld();
+
+  // As make_comm_host(). REQUIRES: this outlives it.
+  std::unique_ptr<Comm> make_comm(std::vector<int> ranks, const char* name);
+
+  World& world() const { return world_; }
+  const NcclApi& api() const { return api_; }
+  const NcclOptions& options() const { return options_; }
+
+  // One end of a message; `peer` is a rank of the world.
+  struct Piece {
+    bool send = false;
+    int peer = 0;
+    void* data = nullptr;
+    int64_t bytes = 0;
+  };
+  // All of them progress together, in the order of the stream. Between two ranks, sends and
+  // receives are in the same order. Throws PeerFailure after a rank failed.
+  void exchange(Stream stream, std::span<const Piece> pieces);
+
+ private:
+  class Calling;
+  void check_alive() const;
+  void connect(Context& ctx);
+  void stop();
+
+  World& world_;
+  Context& ctx_;
+  NcclOptions options_;
+  const NcclApi& api_;
+  ncclComm* comm_ = nullptr;
+  // NCCL's calls of the two threads, this rank's and the one that aborts.
+  std::timed_mutex calls_;
+  std::atomic<bool> in_call_{false};  // of the first
+  std::atomic<bool> stopped_{false};
+  std::thread aborter_;
+};
+
+}  // namespace hadal
