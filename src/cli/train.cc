@@ -49,16 +49,23 @@ int threads_of(const train::RunConfig& config, int ranks) {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / ranks);
 }
 
-// The run as one rank sees it, one of `num_local` of this host; `team` is none where it is alone.
-// False if it was stopped.
-bool run_rank(const Options& o, const train::RunConfig& config, bool resume, int num_local,
-              Team* team) {
-  Machine machine(threads_of(config, num_local), parse_device(config.train.device, "train.device"));
+// The run as one rank of a world sees it; `world` is none where it is alone. False if it was
+// stopped.
+bool run_rank(const Options& o, const train::RunConfig& config, bool resume, World* world) {
+  const bool on_gpus = world != nullptr && config.train.device == "cuda";
+  Machine machine(
+      threads_of(config, world == nullptr ? 1 : world->num_local()),
+      on_gpus ? gpu_of_rank(*world) : parse_device(config.train.device, "train.device"));
   Context ctx = machine.context();
+  std::unique_ptr<NcclWorld> gpus;
+  std::unique_ptr<Team> team;
+  if (on_gpus) gpus = std::make_unique<NcclWorld>(*world, ctx);
+  if (world != nullptr)
+    team = std::make_unique<Team>(config.parallel, config.model, world, gpus.get());
   const train::TrainReport report =
       train::run_training(ctx, config,
                           {.resume = resume,
-                           .team = team,
+                           .team = team.get(),
                            .should_stop = [] { return stop_requested.load(); },
                            .should_report = [] { return report_requested.exchange(false); }});
   if (team != nullptr && !team->is_first()) return report.finished;
@@ -84,7 +91,7 @@ bool run_one(const Options& o, const train::RunConfig& config, bool resume) {
               place ? place->size : 1, " processes were started; start ", num_ranks,
               ", or change \"parallel\"");
   if (!place || place->rank == 0) fmt::print("{}\n", text);
-  if (num_ranks == 1) return run_rank(o, config, resume, 1, nullptr);
+  if (num_ranks == 1) return run_rank(o, config, resume, nullptr);
   if (!place || place->rank == 0)
     fmt::print("{} ranks: {}, schedule {}\n", num_ranks, to_string(parallel.mesh),
                schedule_name(parallel.schedule));
@@ -92,17 +99,11 @@ bool run_one(const Options& o, const train::RunConfig& config, bool resume) {
     World world(options, meet_others(*place, text));
     if (place->rank == 0) fmt::print("{}", describe_hosts(world));
     bool finished = false;
-    take_part(world, [&](int) {
-      Team team(parallel, config.model, &world);
-      finished = run_rank(o, config, resume, world.num_local(), &team);
-    });
+    take_part(world, [&](int) { finished = run_rank(o, config, resume, &world); });
     return finished;
   }
   World world(options);
-  launch(world, [&](int) {
-    Team team(parallel, config.model, &world);
-    run_rank(o, config, resume, num_ranks, &team);
-  });
+  launch(world, [&](int) { run_rank(o, config, resume, &world); });
   return train::is_finished(config);
 }
 

@@ -225,10 +225,6 @@ RunConfig run_config_of(const io::JsonObject& object) {
       "; it must be above model.num_nextn_predict_layers = ", run.model.num_nextn_predict_layers);
   check_parallel(run.parallel, run.model, run.train.batch_of({}, run.parallel.mesh.dp),
                  run.train.micro_batch_sequences);
-  HADAL_CHECK(run.parallel.mesh.num_ranks() == 1 || run.train.device == "cpu", object.where(),
-              ": train.device is ", run.train.device, " and parallel asks for ",
-              run.parallel.mesh.num_ranks(),
-              " ranks; several ranks run on the CPU alone so far: set train.device to cpu");
   return run;
 }
 
