@@ -166,6 +166,7 @@ void add_bench_command(CLI::App& app) {
       true);
   rows->add_option("--tokens", o->tokens, "of a step")->delimiter(',');
   add_rates(*bench);
+  add_bench_comm_command(*bench);
   add_bench_serve_command(*bench);
   add_bench_frontend_command(*bench);
 }

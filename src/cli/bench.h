@@ -110,6 +110,8 @@ void bench_layer(Context& ctx, Config config, const Precision& precision, int64_
 // The operations that are bound by memory, beside a copy; on a GPU.
 void bench_rows(Context& ctx, const Config& config, int64_t tokens, int64_t count,
                 const nlohmann::json& row);
+// hadal bench comm: starts ranks of its own.
+void add_bench_comm_command(CLI::App& bench);
 void bench_ops(Context& ctx, const Config& config, const std::string& format, int64_t count,
                const nlohmann::json& row);
 

@@ -1,0 +1,255 @@
+// hadal bench comm: what crosses between ranks, call by call: collectives by size beside the bare
+// sends and receives of the same bytes, and the exchange of tokens at a model's shapes.
+//
+// Rates are of the bytes that leave a rank for others. A sample is a run of calls that begins with
+// all ranks ready and idle and ends when this rank's device is; rows are of rank 0.
+// SPDX-License-Identifier: Apache-2.0
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "cli/bench.h"
+#include "cli/model_config.h"
+#include "core/rng.h"
+#include "core/timer.h"
+#include "core/transfer.h"
+#include "model/bytes.h"
+#include "ops/copy.h"
+#include "parallel/comm_host.h"
+#include "parallel/comm_nccl.h"
+#include "parallel/expert_exchange.h"
+#include "parallel/launch.h"
+
+namespace hadal::cli {
+namespace {
+
+using nlohmann::json;
+
+struct Options {
+  int ranks = 2, samples = 10, calls = 20;
+  std::string device = "cpu", config = "configs/deepseek_v3.json";
+  std::vector<int64_t> bytes = {1 << 13, 1 << 16, 1 << 20, 1 << 24, 1 << 28};
+  std::vector<int64_t> tokens = {128, 4096};
+};
+
+// What the rows of a rank are measured with.
+class Bench {
+ public:
+  Bench(Context& ctx, Comm& comm, const Options& o, json row)
+      : ctx_(ctx), comm_(comm), options_(o), row_(std::move(row)) {}
+
+  Context& ctx() { return ctx_; }
+  Comm& comm() { return comm_; }
+
+  // `sent`: bytes that leave this rank in one call.
+  template <class Call>
+  void measure(const std::string& op, int64_t bytes, int64_t sent, const Call& call) {
+    std::vector<double> seconds;
+    for (int i = 0; i < options_.samples + 2; ++i) {
+      device::synchronize(ctx_.device, ctx_.stream);
+      comm_.barrier();
+      const Timer timer;
+      for (int c = 0; c < options_.calls; ++c) call();
+      device::synchronize(ctx_.device, ctx_.stream);
+      if (i >= 2) seconds.push_back(timer.seconds() / options_.calls);  // the first two warm up
+    }
+    print(op, bytes, sent, seconds);
+  }
+  // The same calls recorded and launched as one.
+  template <class Call>
+  void measure_recorded(const std::string& op, int64_t bytes, int64_t sent, const Call& call) {
+    if (!device::can_record(ctx_.device)) return;
+    GraphMemory temporaries(ctx_.memory);
+    const GraphMemory::Scope scope(temporaries);
+    device::begin_recording(ctx_.device, ctx_.stream);
+    call();
+    const Graph graph = device::end_recording(ctx_.device, ctx_.stream);
+    measure(op + ", recorded", bytes, sent,
+            [&] { device::launch(ctx_.device, ctx_.stream, graph); });
+    device::synchronize(ctx_.device, ctx_.stream);
+    device::destroy(ctx_.device, graph);
+  }
+
+ private:
+  void print(const std::string& op, int64_t bytes, int64_t sent, const std::vector<double>& s) {
+    if (comm_.rank() != 0) return;
+    json row = row_;
+    const double median = quantile(s, 0.5);
+    row.update({{"op", op},
+                {"bytes", bytes},
+                {"sent_bytes", sent},
+                {"us", 1e6 * median},
+                {"us_p10", 1e6 * quantile(s, 0.1)},
+                {"us_p90", 1e6 * quantile(s, 0.9)},
+                {"gigabytes_per_second", 1e-9 * static_cast<double>(sent) / median}});
+    fmt::print("{}\n", row.dump());
+    std::fflush(stdout);
+  }
+
+  Context& ctx_;
+  Comm& comm_;
+  const Options& options_;
+  json row_;
+};
+
+Tensor filled(Context& ctx, DType dtype, const Shape& shape, Block* memory) {
+  Tensor t;
+  *memory = ctx.memory.take_tensor(dtype, shape, &t);
+  ops::fill(ctx, 1.0, t);
+  return t;
+}
+
+// Every rank's share of `bytes` to every other, by NCCL's own calls and nothing else.
+void bench_sends(Bench& bench, NcclWorld& gpus, const Tensor& x, const Tensor& y) {
+  Comm& comm = bench.comm();
+  const int64_t part = x.num_bytes() / comm.size();
+  std::vector<NcclWorld::Piece> pieces;
+  for (int r = 0; r < comm.size(); ++r) {
+    if (r == comm.rank()) continue;
+    const auto at = [&](const Tensor& t) { return static_cast<std::byte*>(t.raw()) + r * part; };
+    pieces.push_back({.send = true, .peer = r, .data = at(x), .bytes = part});
+    pieces.push_back({.send = false, .peer = r, .data = at(y), .bytes = part});
+  }
+  const auto call = [&] { gpus.exchange(bench.ctx().stream, pieces); };
+  const int64_t sent = part * (comm.size() - 1);
+  bench.measure("ncclSend and ncclRecv", x.num_bytes(), sent, call);
+  bench.measure_recorded("ncclSend and ncclRecv", x.num_bytes(), sent, call);
+}
+
+// Collectives over tensors of `bytes` bytes.
+void bench_collectives(Bench& bench, NcclWorld* gpus, int64_t bytes) {
+  Context& ctx = bench.ctx();
+  Comm& comm = bench.comm();
+  const int64_t N = comm.size(), n = std::max<int64_t>(1, bytes / N / 4);
+  Block x_memory, y_memory;
+  const Tensor x = filled(ctx, DType::kF32, {N, n}, &x_memory);
+  const Tensor y = filled(ctx, DType::kF32, {N, n}, &y_memory);
+  const int64_t all = x.num_bytes(), part = all / N, others = part * (N - 1);
+  if (gpus != nullptr) bench_sends(bench, *gpus, x, y);
+  const auto both = [&](const std::string& op, int64_t sent, const auto& call) {
+    bench.measure(op, all, sent, call);
+    bench.measure_recorded(op, all, sent, call);
+  };
+  both("all_to_all", others, [&] { comm.all_to_all(ctx, x, Out(Tensor(y))); });
+  both("all_gather", others, [&] { comm.all_gather(ctx, y.row(comm.rank()), Out(Tensor(y))); });
+  both("reduce_scatter", others, [&] { comm.reduce_scatter(ctx, x, Out(y.row(comm.rank()))); });
+  both("all_reduce", 2 * others, [&] { comm.all_reduce(ctx, Acc(Tensor(x))); });
+}
+
+// Choices of T tokens: K different experts each, ascending.
+Tensor random_choices(Context& ctx, const Config& c, int64_t T, int rank, Block* memory) {
+  Tensor idx;
+  *memory = ctx.memory.take_tensor(DType::kI32, {T, c.num_experts_per_tok}, &idx);
+  const Rng rng(3, stream_id(concat("choices of rank ", rank)));
+  std::vector<int32_t> values, experts(static_cast<size_t>(c.n_routed_experts));
+  uint64_t draw = 0;
+  for (int64_t t = 0; t < T; ++t) {
+    std::iota(experts.begin(), experts.end(), 0);
+    for (int64_t k = 0; k < c.num_experts_per_tok; ++k) {
+      const auto left = static_cast<uint64_t>(c.n_routed_experts - k);
+      std::swap(experts[static_cast<size_t>(k)],
+                experts[static_cast<size_t>(k) + rng.u64(draw++) % left]);
+    }
+    std::sort(experts.begin(), experts.begin() + c.num_experts_per_tok);
+    values.insert(values.end(), experts.begin(), experts.begin() + c.num_experts_per_tok);
+  }
+  upload(ctx, values, idx);
+  return idx;
+}
+
+// Dispatch and combine of T tokens of each rank, bf16 on the wire. Both need the host between.
+void bench_exchange(Bench& bench, const Config& c, int64_t T) {
+  Context& ctx = bench.ctx();
+  Comm& comm = bench.comm();
+  const int64_t N = comm.size(), K = c.num_experts_per_tok, D = c.hidden_size;
+  const int64_t local = c.n_routed_experts / N;
+  RowPool pool(ctx, c, DType::kBF16, experts::max_pages(N * T * std::min(K, local), local));
+  ExpertExchange exchange({.inner = comm, .outer = nullptr, .num_experts = c.n_routed_experts},
+                          pool);
+  Block x_memory, idx_memory, weight_memory, y_memory;
+  const Tensor x = filled(ctx, DType::kBF16, {T, D}, &x_memory);
+  Tensor y = filled(ctx, DType::kBF16, {T, D}, &y_memory);
+  const Tensor idx = random_choices(ctx, c, T, comm.rank(), &idx_memory);
+  const Tensor weight = filled(ctx, DType::kF32, {T, K}, &weight_memory);
+  RowLease rows;
+  Ticket ticket = exchange.dispatch_start(ctx, x, idx, weight, &rows);
+  const int64_t sent = exchange.counters().node_bytes;
+  bench.measure("dispatch", T, sent, [&] {
+    rows = RowLease();
+    ticket = exchange.dispatch_start(ctx, x, idx, weight, &rows);
+    exchange.dispatch_finish(ctx, ticket);
+  });
+  ops::PagedRows y_rows;
+  const Block y_rows_memory =
+      ctx.memory.take_tensor(DType::kBF16, {ticket.num_pages, ops::kPageRows, D}, &y_rows.slab);
+  ops::fill(ctx, 1.0, Tensor(y_rows.slab));
+  exchange.reset_counters();
+  const auto combine = [&] {
+    exchange.combine_start(ctx, ticket, y_rows);
+    exchange.combine_finish(ctx, ticket, y_rows, y);
+  };
+  combine();
+  const int64_t back = exchange.counters().node_bytes;
+  bench.measure("combine", T, back, combine);
+}
+
+void run_rank(World& world, const Options& o, const std::string& command) {
+  const bool on_gpus = o.device == "cuda";
+  Machine machine(1, on_gpus ? gpu_of_rank(world) : Device{});
+  Context ctx = machine.context();
+  std::unique_ptr<NcclWorld> gpus;
+  if (on_gpus) gpus = std::make_unique<NcclWorld>(world, ctx);
+  std::vector<int> all(static_cast<size_t>(world.size()));
+  std::iota(all.begin(), all.end(), 0);
+  const std::unique_ptr<Comm> comm =
+      gpus ? gpus->make_comm(all, "world") : make_comm_host(world, all, "world");
+  json row = machine_row(ctx, command);
+  row.update({{"bench", "comm"},
+              {"ranks", world.size()},
+              {"hosts", world.hosts().size()},
+              {"device", device::name(ctx.device)},
+              {"nccl", gpus ? gpus->api().version() : ""}});
+  Bench bench(ctx, *comm, o, row);
+  for (const int64_t bytes : o.bytes) bench_collectives(bench, gpus.get(), bytes);
+  const Config config = read_model_config(o.config);
+  for (const int64_t tokens : o.tokens) bench_exchange(bench, config, tokens);
+}
+
+void run(const Options& o) {
+  HADAL_CHECK(o.ranks >= 2 && o.ranks <= 64, "--ranks is ", o.ranks, "; allowed: 2 to 64");
+  HADAL_CHECK(o.samples >= 1 && o.calls >= 1, "--samples and --calls are at least 1");
+  HADAL_CHECK(o.device == "cpu" || o.device == "cuda", "--device is ", o.device,
+              "; allowed: cpu, cuda");
+  for (const int64_t bytes : o.bytes)
+    HADAL_CHECK(bytes >= 1 && bytes <= (int64_t{1} << 34), "--bytes is ", bytes,
+                "; allowed: 1 to 2^34");
+  const Config config = read_model_config(o.config);
+  HADAL_CHECK(o.tokens.empty() || config.n_routed_experts % o.ranks == 0, "--ranks ", o.ranks,
+              " does not divide the ", config.n_routed_experts, " experts of ", o.config);
+  std::string command =
+      fmt::format("hadal bench comm --ranks {} --device {} --config {} --samples {} --calls {}",
+                  o.ranks, o.device, o.config, o.samples, o.calls);
+  World world({.num_ranks = o.ranks});
+  launch(world, [&](int) { run_rank(world, o, command); });
+}
+
+}  // namespace
+
+void add_bench_comm_command(CLI::App& bench) {
+  auto o = std::make_shared<Options>();
+  auto* command = bench.add_subcommand("comm", "what crosses between the ranks of this host");
+  command->add_option("--ranks", o->ranks, "processes; on cuda with a GPU each")
+      ->capture_default_str();
+  command->add_option("--device", o->device, "cpu or cuda")->capture_default_str();
+  command->add_option("--config", o->config, "of the model whose tokens are exchanged")
+      ->capture_default_str();
+  command->add_option("--bytes", o->bytes, "of a rank's tensor in collectives")->delimiter(',');
+  command->add_option("--tokens", o->tokens, "of a rank, to be dispatched")->delimiter(',');
+  command->add_option("--samples", o->samples, "that are timed")->capture_default_str();
+  command->add_option("--calls", o->calls, "of a sample")->capture_default_str();
+  command->footer("Example: hadal bench comm --ranks 2 --device cuda --tokens 128,4096");
+  command->callback([o] { run(*o); });
+}
+
+}  // namespace hadal::cli
