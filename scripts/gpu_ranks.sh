@@ -1,0 +1,158 @@
+#!/usr/bin/env bash
+# Ranks on GPUs: built here, checked and timed on a machine with two GPUs or more.
+#
+#   scripts/gpu_ranks.sh pack       builds, and puts stripped programs in build/gpu_ranks
+#   scripts/gpu_ranks.sh run OUT    where the GPUs are, from a copy of this tree: checks, then figures,
+#                                   within 5 minutes; logs and rows go to OUT. Needs no compiler.
+#   scripts/gpu_ranks.sh run OUT STEP...   some of: links nccl mesh comm kill train
+# HADAL_NCCL names NCCL's library; without it, that of the loader or of python3's nvidia-nccl package.
+# SPDX-License-Identifier: Apache-2.0
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+programs=build/gpu_ranks
+hadal=$programs/hadal
+
+usage() {
+  sed -n '4,9s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+}
+
+pack() {
+  cmake --preset cuda >/dev/null
+  cmake --build --preset cuda --target hadal dist_nccl_test parallel_check ops_cuda_test
+  mkdir -p "$programs"
+  strip -o "$hadal" build/cuda/hadal
+  strip -o "$programs/nccl_test" build/cuda/tests/dist_nccl_test
+  strip -o "$programs/parallel_check" build/cuda/tests/parallel_check
+  strip -o "$programs/ops_cuda_test" build/cuda/tests/ops_cuda/ops_cuda_test
+}
+
+find_nccl() {
+  if [ -n "${HADAL_NCCL:-}" ] || ldconfig -p 2>/dev/null | grep -q 'libnccl\.so\.2'; then return 0; fi
+  HADAL_NCCL=$(python3 -c 'import nvidia.nccl, glob
+print(glob.glob(list(nvidia.nccl.__path__)[0] + "/lib/libnccl.so.2")[0])' 2>/dev/null) ||
+    HADAL_NCCL=$(find /opt /usr/local /usr/lib -name libnccl.so.2 -print -quit 2>/dev/null)
+  [ -n "$HADAL_NCCL" ] || { echo "gpu_ranks.sh: there is no libnccl.so.2; set HADAL_NCCL" >&2; exit 1; }
+  export HADAL_NCCL
+}
+
+# ---- steps ---------------------------------------------------------------------------------------
+
+links() { nvidia-smi && nvidia-smi topo -m; }
+
+nccl() {
+  "$programs/ops_cuda_test" --gtest_brief=1 --gtest_filter='*Ranks*:*Hops*:*LayoutAndRows*' &&
+    "$programs/nccl_test" --gtest_filter='Gpus/*:NcclLibrary.*'
+}
+
+mesh() {
+  "$programs/parallel_check" --device cuda --ranks "$gpus" --types f64,f32,bf16,fp8 --fast
+}
+
+comm() { "$hadal" bench comm --device cuda --ranks "$gpus" --samples 5; }
+
+# hadal train CONFIG over this repository's own text; the last words of a failure are shown.
+make_text() {
+  [ -s "$work/tokenizer/tokenizer.json" ] && return 0
+  cat ./*.md docs/*.md src/*/*.h src/*/*.cc >"$work/text" &&
+    "$hadal" tokenizer train --input "$work/text" --held-out 0.02 --vocab-size 2048 \
+      --output "$work/tokenizer"
+}
+train_run() {
+  local name=$1 config=$2
+  shift 2
+  "$hadal" train "$config" --set "data.text=\"$work/text\"" \
+    --set "data.tokenizer=\"$work/tokenizer\"" --set "train.output=\"$work/$name\"" \
+    --set train.device=cuda --set train.dtype=bf16 --set train.eval_every=0 "$@" \
+    >"$work/$name.log" 2>&1
+}
+losses() { grep -o '"loss":[^,]*' "$work/$1/metrics.jsonl" | cut -d: -f2; }
+state() { cat "$work/$1"/checkpoints/latest/*.safetensors | sha256sum; }
+
+# A rank that is killed in a collective is named, and --resume goes on to the same weights.
+kill_rank() {
+  local mesh=(--set parallel.dp="$gpus" --set parallel.ep="$gpus" --set train.batch_sequences="$((4 * gpus))")
+  local small=(configs/quickstart.json --set train.steps=8 --set train.checkpoint_every=2)
+  make_text || return 1
+  train_run whole "${small[@]}" "${mesh[@]}" || { tail -n 3 "$work/whole.log"; return 1; }
+  if HADAL_SABOTAGE=die_in_collective train_run killed "${small[@]}" "${mesh[@]}"; then
+    echo "nothing failed"; return 1
+  fi
+  tail -n 1 "$work/killed.log"
+  grep -q 'rank 1 failed at step 4, in .*: it was killed by signal 9' "$work/killed.log" || return 1
+  train_run killed "${small[@]}" "${mesh[@]}" --resume || { tail -n 3 "$work/killed.log"; return 1; }
+  [ "$(state whole)" = "$(state killed)" ] && echo "resumed: the same weights and moments"
+}
+
+# Tokens a second of one GPU and of all, with the same tokens a GPU; and the losses of one GPU and
+# two with the same batch.
+rate() {
+  grep -o '"tokens_per_second":[^,}]*' "$work/$1/metrics.jsonl" | cut -d: -f2 | tail -n 8 | sort -g |
+    awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'
+}
+train() {
+  local name large=(configs/train_300m.json --set train.steps=16 --set model.vocab_size=2048)
+  local small=(configs/quickstart.json --set train.steps=20 --set train.batch_sequences=8)
+  make_text || return 1
+  run_one() {
+    name=$1
+    shift
+    train_run "$name" "$@" || { tail -n 3 "$work/$name.log"; return 1; }
+    echo "{\"bench\": \"train\", \"run\": \"$name\", \"gpus\": ${name%%_*}, \"tokens_per_second\": $(rate "$name"), \"losses\": [$(losses "$name" | paste -sd,)]}"
+    rm -rf "${work:?}/$name/checkpoints"
+  }
+  run_one 1_quickstart "${small[@]}" &&
+    run_one "${gpus}_quickstart_dp" "${small[@]}" --set parallel.dp="$gpus" &&
+    run_one "${gpus}_quickstart_ep" "${small[@]}" --set parallel.dp="$gpus" --set parallel.ep="$gpus" &&
+    run_one 1_300m "${large[@]}" &&
+    run_one "${gpus}_300m_dp" "${large[@]}" --set parallel.dp="$gpus" \
+      --set train.batch_sequences="$((16 * gpus))" --set train.micro_batch_sequences=16 &&
+    run_one "${gpus}_300m_ep" "${large[@]}" --set parallel.dp="$gpus" --set parallel.ep="$gpus" \
+      --set train.batch_sequences="$((16 * gpus))" --set train.micro_batch_sequences=16
+}
+
+# Every step runs, whatever those before it gave; the last line says how many failed.
+run() {
+  local out=$1 failed=0 begin=$SECONDS
+  shift
+  mkdir -p "$out"
+  out=$(cd "$out" && pwd)
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
+  gpus=$(nvidia-smi -L | grep -c '^GPU')
+  [ "$gpus" -ge 2 ] || { echo "gpu_ranks.sh: this machine has $gpus GPUs; two are needed" >&2; exit 1; }
+  find_nccl
+  export gpus work
+  # A step that hangs is ended, its ranks with it.
+  step() {
+    local name=$1 limit=$2 status=0 start=$SECONDS
+    [ ${#wanted[@]} -eq 0 ] || [[ " ${wanted[*]} " == *" $name "* ]] || return 0
+    timeout -k 5 "$limit" "$0" step "$name" >"$out/$name.txt" 2>&1 || status=$?
+    echo "$name: exit $status ($((SECONDS - start)) s)"
+    tail -n 3 "$out/$name.txt" | sed 's/^/    /' | cut -c1-240
+    [ $status -eq 0 ] || failed=$((failed + 1))
+  }
+  local wanted=("$@")
+  step links 10
+  step nccl 70
+  step mesh 120
+  step comm 40
+  step kill 50
+  step train 110
+  echo "gpu_ranks.sh: $failed steps failed in $((SECONDS - begin)) s; see $out"
+  [ $failed -eq 0 ]
+}
+
+case "${1:-}" in
+  pack) pack ;;
+  run) [ $# -ge 2 ] || usage; shift; run "$@" ;;
+  step)  # one of a run's, with its variables
+    case "$2" in
+      links | nccl | mesh | comm | train) "$2" ;;
+      kill) kill_rank ;;
+      *) usage ;;
+    esac
+    ;;
+  *) usage ;;
+esac
