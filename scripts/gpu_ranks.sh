@@ -26,10 +26,11 @@ pack() {
   strip -o "$programs/nccl_test" build/cuda/tests/dist_nccl_test
   strip -o "$programs/parallel_check" build/cuda/tests/parallel_check
   strip -o "$programs/ops_cuda_test" build/cuda/tests/ops_cuda/ops_cuda_test
+  du -sh "$programs"
 }
 
 find_nccl() {
-  if [ -n "${HADAL_NCCL:-}" ] || ldconfig -p 2>/dev/null | grep -q 'libnccl\.so\.2'; then return 0; fi
+  if [ -n "${HADAL_NCCL:-}" ] || ldconfig -p 2>/dev/null | grep "libnccl\\.so\\.2" >/dev/null; then return 0; fi
   HADAL_NCCL=$(python3 -c 'import nvidia.nccl, glob
 print(glob.glob(list(nvidia.nccl.__path__)[0] + "/lib/libnccl.so.2")[0])' 2>/dev/null) ||
     HADAL_NCCL=$(find /opt /usr/local /usr/lib -name libnccl.so.2 -print -quit 2>/dev/null)
@@ -128,7 +129,7 @@ run() {
   step() {
     local name=$1 limit=$2 status=0 start=$SECONDS
     [ ${#wanted[@]} -eq 0 ] || [[ " ${wanted[*]} " == *" $name "* ]] || return 0
-    timeout -k 5 "$limit" "$0" step "$name" >"$out/$name.txt" 2>&1 || status=$?
+    timeout -k 5 "$limit" scripts/gpu_ranks.sh step "$name" >"$out/$name.txt" 2>&1 || status=$?
     echo "$name: exit $status ($((SECONDS - start)) s)"
     tail -n 3 "$out/$name.txt" | sed 's/^/    /' | cut -c1-240
     [ $status -eq 0 ] || failed=$((failed + 1))

@@ -76,7 +76,10 @@ bool profile() { return read("HADAL_PROFILE") == "1"; }
 std::string api_key() { return read("HADAL_API_KEY"); }
 bool trace() { return read("HADAL_TRACE") == "1"; }
 std::string nccl() { return read("HADAL_NCCL"); }
-void forbid_multicast() { setenv("NCCL_NVLS_ENABLE", "0", 1); }
+void restrict_nccl() {
+  setenv("NCCL_NVLS_ENABLE", "0", 1);
+  setenv("NCCL_GRAPH_REGISTER", "0", 1);
+}
 std::string host() { return read("HADAL_HOST"); }
 std::string rendezvous() { return read("HADAL_RENDEZVOUS"); }
 

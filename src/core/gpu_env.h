@@ -7,8 +7,10 @@
 namespace hadal::env {
 
 std::string nccl();  // HADAL_NCCL: path of NCCL's library; "": libnccl.so.2 where the loader looks
-// For this process and before NCCL is loaded: NCCL leaves NVLink's multicast alone. It is not
-// needed (sums are ours), and where it fails it can take a host's GPUs out of service.
-void forbid_multicast();
+// For this process and before NCCL is loaded, what NCCL must leave alone: NVLink's multicast
+// (NCCL_NVLS_ENABLE), which is not needed, as sums are ours, and where it fails can take a host's
+// GPUs out of service; and handing tensors of recorded calls to other processes
+// (NCCL_GRAPH_REGISTER), as a Pool's memory is a range of many pieces that cannot be handed on.
+void restrict_nccl();
 
 }  // namespace hadal::env

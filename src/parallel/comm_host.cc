@@ -13,11 +13,10 @@
 
 #include "core/check.h"
 #include "core/dtype.h"
+#include "ops/ranks.h"
 
 namespace hadal {
 namespace {
-
-constexpr int64_t kAddBlock = 1024;  // elements converted at once
 
 enum class Call : uint32_t { kReduce = 1, kGather, kExchange, kTransfer, kBarrier };
 
@@ -28,48 +27,6 @@ std::byte* bytes_at(const Tensor& t, int64_t element) {
 void check_host_dense(const Tensor& t) {
   HADAL_CHECK(t.num_elements() == 0 || t.is_dense(), "collectives take dense tensors, not ",
               t.str());
-}
-
-template <class T, class Sum>
-void add_as(std::span<const std::byte* const> parts, int64_t count, std::byte* out) {
-  Sum sum[kAddBlock];
-  for (int64_t begin = 0; begin < count; begin += kAddBlock) {
-    const int64_t n = std::min(kAddBlock, count - begin);
-    for (size_t r = 0; r < parts.size(); ++r) {
-      const T* from = reinterpret_cast<const T*>(parts[r]) + begin;
-      for (int64_t i = 0; i < n; ++i) {
-        Sum value;
-        if constexpr (std::is_same_v<T, bf16>)
-          value = to_f32(from[i]);
-        else
-          value = from[i];
-        sum[i] = r == 0 ? value : sum[i] + value;
-      }
-    }
-    T* to = reinterpret_cast<T*>(out) + begin;
-    for (int64_t i = 0; i < n; ++i) {
-      if constexpr (std::is_same_v<T, bf16>)
-        to[i] = to_bf16(sum[i]);
-      else
-        to[i] = sum[i];
-    }
-  }
-}
-
-// out = sum of the parts, in their order; out may be one of them.
-void add(DType dtype, std::span<const std::byte* const> parts, int64_t count, std::byte* out) {
-  switch (dtype) {
-    case DType::kF32:
-      return add_as<float, float>(parts, count, out);
-    case DType::kF64:
-      return add_as<double, double>(parts, count, out);
-    case DType::kBF16:
-      return add_as<bf16, float>(parts, count, out);
-    case DType::kI64:
-      return add_as<int64_t, int64_t>(parts, count, out);
-    default:
-      HADAL_FAIL("reductions add f32, f64, bf16 and i64, not ", dtype_name(dtype));
-  }
 }
 
 class CommHost final : public Comm {
@@ -214,23 +171,21 @@ class CommHost final : public Comm {
       return static_cast<size_t>(bounds[r + 1] - bounds[r]) * dtype_size(x.dtype());
     };
     const size_t bytes = size_of(index());
-    const Block memory = ctx.memory.take(std::max<size_t>(1, bytes * (ranks_.size() - 1)));
-    auto* room = static_cast<std::byte*>(memory.data());
+    Tensor others;
+    const Block memory =
+        ctx.memory.take_tensor(x.dtype(), {size() - 1, std::max<int64_t>(1, count)}, &others);
+    auto* room = static_cast<std::byte*>(others.raw());
     std::vector<Parcel> parcels;
-    std::vector<const std::byte*> parts;
     for (size_t r = 0; r < ranks_.size(); ++r) {
-      if (r == index()) {
-        parts.push_back(bytes_at(x, bounds[r]));
-        continue;
-      }
-      parts.push_back(room);
+      if (r == index()) continue;
       if (size_of(r) > 0)
         parcels.push_back(parcel(true, r, bytes_at(x, bounds[r]), size_of(r), Call::kReduce));
       if (bytes > 0) parcels.push_back(parcel(false, r, room, bytes, Call::kReduce));
       room += bytes;
     }
     world_.exchange(parcels);
-    if (count > 0) add(x.dtype(), parts, count, out);
+    const Tensor own(bytes_at(x, bounds[index()]), x.dtype(), {count});
+    if (count > 0) ops::sum_of_ranks(ctx, rank_, own, others, Tensor(out, x.dtype(), {count}));
   }
 
   // Every rank's range of y to every rank.

@@ -292,7 +292,7 @@ NcclWorld::NcclWorld(World& world, Context& ctx, const NcclOptions& options)
                .on_failure =
                    [this] {
                      stopped_.store(true);
-                     aborter_ = std::thread([this] { stop(); });
+                     aborter_ = std::thread([this] { abort(); });
                    }});
   try {
     {
@@ -301,33 +301,37 @@ NcclWorld::NcclWorld(World& world, Context& ctx, const NcclOptions& options)
     }
     connect(ctx);
   } catch (...) {
-    world_.stop_watching();
-    if (aborter_.joinable()) aborter_.join();
-    stop();
+    end_watch();
     throw;
   }
 }
 
 NcclWorld::~NcclWorld() {
-  const bool failed = std::uncaught_exceptions() > 0 || stopped_.load();
-  if (!failed) {
-    // NOTE: until all have come this far another one may still read what this one has sent.
+  // NOTE: after an error of its own a rank leaves the communicator to the end of its process: what
+  // it has put into its stream ends by itself, as the others come to the same calls.
+  if (std::uncaught_exceptions() == 0 && !stopped_.load()) {
+    // Until all have come this far another one may still read what this one has sent.
     try {
       std::vector<int> all;
       for (int r = 0; r < world_.size(); ++r) all.push_back(r);
       device::synchronize(ctx_.device, ctx_.stream);
       make_comm_host(world_, all, "NCCL")->barrier();
+      const Calling calling(*this);
+      if (!stopped_.load())
+        api_.check(api_.destroy(std::exchange(comm_, nullptr)), "ncclCommDestroy");
     } catch (const Error&) {
       // It was said when it happened, or the launcher will say it.
-      stopped_.store(true);
     }
   }
+  end_watch();
+}
+
+// NOTE: the World watches until an abort is done: one that hangs ends with the process.
+void NcclWorld::end_watch() {
+  while (stopped_.load() && !is_aborted_.load())
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
   world_.stop_watching();
   if (aborter_.joinable()) aborter_.join();
-  if (failed || stopped_.load())
-    stop();
-  else if (comm_ != nullptr)
-    static_cast<void>(api_.destroy(comm_));
 }
 
 std::unique_ptr<Comm> NcclWorld::make_comm(std::vector<int> ranks, const char* name) {
@@ -375,10 +379,11 @@ void NcclWorld::connect(Context& ctx) {
 
 // NOTE: a rank that is inside a call of NCCL which does not return keeps the mutex; the World ends
 // its process.
-void NcclWorld::stop() {
+void NcclWorld::abort() {
   std::unique_lock<std::timed_mutex> lock(calls_, std::defer_lock);
-  if (!lock.try_lock_for(kAbortAfter)) return;
-  if (comm_ != nullptr) static_cast<void>(api_.abort(std::exchange(comm_, nullptr)));
+  if (lock.try_lock_for(kAbortAfter) && comm_ != nullptr)
+    static_cast<void>(api_.abort(std::exchange(comm_, nullptr)));
+  is_aborted_.store(true);
 }
 
 }  // namespace hadal

@@ -67,7 +67,8 @@ class NcclWorld {
   class Calling;
   void check_alive() const;
   void connect(Context& ctx);
-  void stop();
+  void abort();
+  void end_watch();
 
   World& world_;
   Context& ctx_;
@@ -77,7 +78,7 @@ class NcclWorld {
   // NCCL's calls of the two threads, this rank's and the one that aborts.
   std::timed_mutex calls_;
   std::atomic<bool> in_call_{false};  // of the first
-  std::atomic<bool> stopped_{false};
+  std::atomic<bool> stopped_{false}, is_aborted_{false};
   std::thread aborter_;
 };
 

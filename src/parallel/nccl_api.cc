@@ -11,7 +11,7 @@ namespace hadal {
 namespace {
 
 NcclApi load() {
-  env::forbid_multicast();
+  env::restrict_nccl();
   const std::string path = env::nccl();
   NcclApi api;
   api.library = path.empty() ? "libnccl.so.2" : path;

@@ -43,6 +43,7 @@ struct ncclComm {
   std::vector<int> to, from;  // pipes by peer
   std::vector<Op> group;
   std::atomic<bool> aborted{false};
+  bool has_names = true;  // the pipes, in the folder
 };
 
 namespace {
@@ -62,6 +63,15 @@ ssize_t move(Op& op, int fd) {
   if (n < 0) return errno == EAGAIN || errno == EINTR ? 0 : -1;
   (in_header ? op.header_done : op.done) += static_cast<size_t>(n);
   return n;
+}
+
+// After a first message from everybody all have opened what comes here; the last one's folder is
+// empty.
+void drop_names(ncclComm& c) {
+  for (size_t r = 0; r < c.to.size(); ++r)
+    if (static_cast<int>(r) != c.rank) unlink(pipe_of(c, static_cast<int>(r), c.rank).c_str());
+  rmdir(c.folder.c_str());
+  c.has_names = false;
 }
 
 int run_group(ncclComm& c) {
@@ -87,6 +97,7 @@ int run_group(ncclComm& c) {
     }
     if (!all && !moved) std::this_thread::sleep_for(std::chrono::microseconds(100));
   }
+  if (c.has_names) drop_names(c);
   return kSuccess;
 }
 
@@ -104,9 +115,7 @@ void close_all(ncclComm* c) {
     if (static_cast<int>(r) == c->rank) continue;
     close(c->to[r]);
     close(c->from[r]);
-    unlink(pipe_of(*c, static_cast<int>(r), c->rank).c_str());
   }
-  rmdir(c->folder.c_str());  // the last one's
 }
 
 }  // namespace
