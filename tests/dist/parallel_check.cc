@@ -63,7 +63,7 @@ constexpr Setting kSettings[] = {
     {"f32", DType::kF32, Weights::kPinned, kF32, kF32, kF32},
     {"f32", DType::kF32, Weights::kFree, kFree, kFree, kFree},
     {"bf16", DType::kBF16, Weights::kPinned, kF32, kF32, {3e-3, 4e-1, 1.5e-2}},
-    {"fp8", DType::kBF16, Weights::kPinned, kF32, {2e-6, 2e-1, 0.0}, {1e-2, 7e-1, 5e-2}, true}};
+    {"fp8", DType::kBF16, Weights::kPinned, kF32, {2e-6, 1e-1, 0.0}, {4e-3, 5e-1, 2e-2}, true}};
 
 // In bf16 and fp8 one choice of an expert may flip: more and wider tokens, so that it is one of
 // many.
