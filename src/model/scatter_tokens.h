@@ -9,8 +9,8 @@
 
 namespace hadal {
 
-// x [T, D] to the rows of row_of_choice [T, K]; row -1 is a choice that is left out. Rows in e4m3 are
-// quantised once per token (report, 3.3.3).
+// x [T, D] to the rows of row_of_choice [T, K]; row -1 is a choice that is left out. Rows in e4m3
+// are quantised once per token (report, 3.3.3).
 void scatter_tokens(Context& ctx, In x, In row_of_choice, const ops::PagedRows& rows);
 
 }  // namespace hadal
