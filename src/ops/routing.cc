@@ -121,6 +121,14 @@ void bias_update(Context& ctx, In counts, double gamma, Acc bias) {
   HADAL_DISPATCH(ctx, bias_update, counts, gamma, bias);
 }
 
+void choices_here(Context& ctx, In topk_idx, int64_t first, int64_t count, Out choices) {
+  const auto [T, K] = HADAL_SHAPE(topk_idx, 2);
+  HADAL_CHECK_SHAPE(choices, T, K);
+  check_dtype(topk_idx, DType::kI32, "topk_idx");
+  check_dtype(choices, DType::kI32, "choices");
+  HADAL_DISPATCH(ctx, choices_here, topk_idx, first, count, choices);
+}
+
 void expert_layout(Context& ctx, In topk_idx, const ExpertLayout& layout, Out row_of_choice) {
   const auto [T, K] = HADAL_SHAPE(topk_idx, 2);
   HADAL_CHECK_SHAPE(row_of_choice, T, K);

@@ -48,6 +48,8 @@ HADAL_OP(count_choices, Context& ctx, In topk_idx, Acc counts)
 // bias [E] += gamma * sign(mean(counts) - counts), sign(0) = 0; compared in exact integers.
 HADAL_OP(bias_update, Context& ctx, In counts, double gamma, Acc bias)
 
+// Choices of experts [first, first + count), counted from the first of them; -1 for others. [T,K]
+HADAL_OP(choices_here, Context& ctx, In topk_idx, int64_t first, int64_t count, Out choices)
 // Groups the T*K (token, choice) pairs by expert: fills the layout and row_of_choice [T,K] i32.
 // Rows of an expert are in token order. In this and the next four, expert -1 and its row -1 are a
 // choice that is left out; gather_choices makes it 0.

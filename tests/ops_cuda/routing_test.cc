@@ -102,6 +102,35 @@ TEST(OpsCuda, LayoutAndRows) {
       });
 }
 
+// The choices of a rank that has some of the experts: the others bring nothing and get nothing.
+TEST(OpsCuda, ChoicesOfOthersAreLeftOut) {
+  for (DType type : kTypes)
+    for (const Case& c : kCases)
+      expect_twins(concat("some experts ", dtype_name(type), " ", c.T, " ", c.E), [&](Side& s) {
+        const int64_t D = c.T % 2 == 0 ? 64 : 19, first = c.E / 3, here = c.E / 2;
+        const int64_t P = std::max<int64_t>(1, ops::max_pages(c.T * std::min(c.K, here), here));
+        // Each token's choices differ, as a gate's do.
+        const Tensor idx = s.make(DType::kI32, {c.T, c.K}, [&](int64_t i) {
+          return static_cast<double>((i / c.K * 5 + i % c.K * (c.E / c.K)) % c.E);
+        });
+        const Tensor choices = s.out(DType::kI32, {c.T, c.K}), row = s.out(DType::kI32, {c.T, c.K});
+        const ops::ExpertLayout layout{s.out(DType::kI32, {here}), s.out(DType::kI32, {here + 1})};
+        ops::choices_here(s.ctx, idx, first, here, Tensor(choices));
+        ops::expert_layout(s.ctx, choices, layout, Tensor(row));
+        const ops::PagedRows rows{s.out(type, {P, ops::kPageRows, D}), Tensor()};
+        const Tensor x = s.random("x", type, {c.T, D}), y = s.out(type, {c.T, D});
+        ops::scatter_rows(s.ctx, x, row, rows);
+        ops::combine_rows(s.ctx, rows, row, Tensor(y));
+        const DType stat = stat_dtype(type);
+        const Tensor value = s.random("value", stat, {c.T, c.K}), back = s.out(stat, {c.T, c.K});
+        const Tensor row_value = s.out(stat, {P * ops::kPageRows});
+        ops::scatter_choices(s.ctx, value, row, Tensor(row_value));
+        ops::gather_choices(s.ctx, row_value, row, Tensor(back));
+        return std::vector<Tensor>{choices,   layout.counts, layout.page_begin, row, rows.slab, y,
+                                   row_value, back};
+      });
+}
+
 TEST(OpsCuda, PoolWithoutPagesIsAnError) {
   if (!has_gpu()) GTEST_SKIP() << "no GPU";
   Side s({DeviceKind::kCuda, 0});

@@ -209,6 +209,19 @@ TEST(Rows, ChoicesThatAreLeftOut) {
   EXPECT_EQ(values(y).data[0], 3.0);
 }
 
+// A rank's experts are counted from its first; what belongs to others is left out.
+TEST(Rows, ChoicesOfExpertsThatAreHere) {
+  Machine machine(1);
+  Tensor here = machine.tensor(DType::kI32, {2, 3}), other = machine.tensor(DType::kI32, {2, 2});
+  const Tensor idx = machine.put({0, 4, 7, 3, 5, 6}, {2, 3});
+  ops::choices_here(machine.ctx, idx, 4, 2, here);
+  EXPECT_EQ(integers(here), (std::vector<int64_t>{-1, 0, -1, -1, 1, -1}));
+  ops::choices_here(machine.ctx, idx, 0, 8, here);
+  EXPECT_EQ(integers(here), (std::vector<int64_t>{0, 4, 7, 3, 5, 6}));
+  EXPECT_ERROR(ops::choices_here(machine.ctx, idx, 0, 8, other),
+               "choices must have shape [2, 3], has [2, 2]");
+}
+
 TEST(Rows, NamesTheWrongArgument) {
   Machine machine(1);
   const ops::PagedRows rows{machine.tensor(DType::kF32, {1, ops::kPageRows, 4}), Tensor()};

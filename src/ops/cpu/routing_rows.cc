@@ -55,6 +55,17 @@ void count_choices(Context&, In topk_idx, Acc counts) {
   }
 }
 
+void choices_here(Context&, In topk_idx, int64_t first, int64_t count, Out choices) {
+  const int64_t T = topk_idx.dim(0), K = topk_idx.dim(1);
+  for (int64_t t = 0; t < T; ++t) {
+    int32_t* to = choices.data<int32_t>() + t * choices.stride(0);
+    for (int64_t k = 0; k < K; ++k) {
+      const int64_t expert = choices_of(topk_idx, t)[k] - first;
+      to[k] = expert >= 0 && expert < count ? static_cast<int32_t>(expert) : -1;
+    }
+  }
+}
+
 void expert_layout(Context& ctx, In topk_idx, const ExpertLayout& layout, Out row_of_choice) {
   const int64_t T = topk_idx.dim(0), K = topk_idx.dim(1), E = layout.num_experts();
   int32_t* counts = layout.counts.data<int32_t>();

@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kWarp = 32;
 constexpr const char* kNoExpert = "choice {0} of token {1} is expert {2}, which does not exist";
+constexpr int32_t kLeftOut = -1;  // a choice whose expert is elsewhere, and its row
 
 // Choice i of all tokens: token i / K, place i % K.
 struct Choices {
@@ -24,11 +25,10 @@ struct Choices {
 };
 
 // Adds the number of choices of each expert to counts: a histogram a block, then one addition an
-// expert. Whole numbers, so exact in any order. Where rows are wanted (`row_of_choice` has data), a
-// choice may be left out: its row is -1.
+// expert. Whole numbers, so exact in any order. Experts are `lowest` or more.
 template <class Count>
 __global__ void count_kernel(Choices choices, int64_t E, Count* counts, int64_t stride,
-                             int32_t* row_of_choice, int64_t row_stride, FaultSite fault) {
+                             int32_t lowest, FaultSite fault) {
   extern __shared__ int32_t histogram[];
   for (int64_t e = threadIdx.x; e < E; e += blockDim.x) histogram[e] = 0;
   __syncthreads();
@@ -38,9 +38,7 @@ __global__ void count_kernel(Choices choices, int64_t E, Count* counts, int64_t 
     const int32_t choice = choices[i];
     if (choice >= 0 && choice < E)
       atomicAdd(&histogram[choice], 1);
-    else if (choice == -1 && row_of_choice != nullptr)
-      row_of_choice[i / choices.K * row_stride + i % choices.K] = -1;
-    else
+    else if (choice < lowest || choice >= E)
       fault.raise(static_cast<double>(i % choices.K), static_cast<double>(i / choices.K), choice);
   }
   __syncthreads();
@@ -50,16 +48,14 @@ __global__ void count_kernel(Choices choices, int64_t E, Count* counts, int64_t 
 
 template <class Count>
 void count(const Context& ctx, const Choices& choices, int64_t E, Count* counts, int64_t stride,
-           const Tensor& row_of_choice) {
+           int32_t lowest) {
   constexpr int64_t kPerBlock = 4096, kMostBlocks = 256;
   const int64_t n = choices.T * choices.K;
   const auto blocks =
       static_cast<unsigned>(std::clamp<int64_t>(ceil_div(n, kPerBlock), 1, kMostBlocks));
   const auto bytes = static_cast<unsigned>(E * static_cast<int64_t>(sizeof(int32_t)));
-  int32_t* const row = row_of_choice.empty() ? nullptr : row_of_choice.data<int32_t>();
-  count_kernel<<<blocks, kThreads, bytes, stream_of(ctx)>>>(
-      choices, E, counts, stride, row, row == nullptr ? 0 : row_of_choice.stride(0),
-      FaultSite(ctx, kNoExpert));
+  count_kernel<<<blocks, kThreads, bytes, stream_of(ctx)>>>(choices, E, counts, stride, lowest,
+                                                            FaultSite(ctx, kNoExpert));
 }
 
 __global__ void page_begin_kernel(int64_t E, const int32_t* counts, int32_t* page_begin) {
@@ -71,7 +67,18 @@ __global__ void page_begin_kernel(int64_t E, const int32_t* counts, int32_t* pag
 
 constexpr int kNumberThreads = 1024;  // of a block that numbers an expert's rows
 
-// Gives the choices of expert blockIdx.x their row numbers in token order: a running count over
+// Which choices are of experts [first, first + count), counted from the first of them.
+__global__ void choices_here_kernel(Choices from, int32_t first, int32_t count, Array<int32_t> to) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < from.count();
+       i += step) {
+    const int32_t expert = from[i] - first;
+    to.row(i / from.K)[i % from.K] = expert >= 0 && expert < count ? expert : kLeftOut;
+  }
+}
+
+// Gives the choices of expert blockIdx.x their row numbers in token order, and block 0 those that
+// are left out theirs: a running count over
 // pieces of kNumberEach choices a thread, and within a piece the matches of earlier threads.
 __global__ void __launch_bounds__(kNumberThreads)
     row_numbers_kernel(Choices choices, const int32_t* page_begin, Array<int32_t> row_of_choice) {
@@ -90,8 +97,11 @@ __global__ void __launch_bounds__(kNumberThreads)
 #pragma unroll
     for (int j = 0; j < kNumberEach; ++j) {
       const int64_t at = i + j;
-      match[j] = at < n && (is_dense ? choices.rows.data[at] : choices[at]) == expert;
+      const int32_t choice = at < n ? (is_dense ? choices.rows.data[at] : choices[at]) : kLeftOut;
+      match[j] = choice == expert;
       mine += match[j] ? 1 : 0;
+      if (expert == 0 && at < n && choice == kLeftOut)
+        row_of_choice.row(at / choices.K)[at % choices.K] = kLeftOut;
     }
     int before = mine;  // of the warp, this thread's included
 #pragma unroll
@@ -189,15 +199,15 @@ __global__ void choices_kernel(Way way, Choices row_of_choice, int64_t num_rows,
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
        i < row_of_choice.count(); i += step) {
     const int64_t row = row_of_choice[i];
-    R& mine = choice.row(i / row_of_choice.K)[i % row_of_choice.K];
-    if (row == -1) {
-      if (way == Way::kToChoices) mine = R(0);
+    if (row == kLeftOut) {
+      if (way == Way::kToChoices) choice.row(i / row_of_choice.K)[i % row_of_choice.K] = 0;
       continue;
     }
     if (row < 0 || row >= num_rows) {
       fault.raise(static_cast<double>(i), static_cast<double>(row), static_cast<double>(num_rows));
       continue;
     }
+    R& mine = choice.row(i / row_of_choice.K)[i % row_of_choice.K];
     if (way == Way::kToRows)
       row_value.data[row] = mine;
     else
@@ -255,8 +265,17 @@ void count_choices(Context& ctx, In topk_idx, Acc counts) {
   if (E == 0) return;
   // NOTE: two's complement: adding an unsigned number adds the signed one.
   count(ctx, Choices(topk_idx), E, reinterpret_cast<unsigned long long*>(counts.data<int64_t>()),
-        counts.stride(0), Tensor());
+        counts.stride(0), 0);
   check_launch(ctx, "count_choices", topk_idx);
+}
+
+void choices_here(Context& ctx, In topk_idx, int64_t first, int64_t count, Out choices) {
+  const int64_t n = topk_idx.num_elements();
+  if (n == 0) return;
+  choices_here_kernel<<<blocks_for(n, kThreads), kThreads, 0, stream_of(ctx)>>>(
+      Choices(topk_idx), static_cast<int32_t>(first), static_cast<int32_t>(count),
+      Array<int32_t>(choices));
+  check_launch(ctx, "choices_here", topk_idx);
 }
 
 void expert_layout(Context& ctx, In topk_idx, const ExpertLayout& layout, Out row_of_choice) {
@@ -265,7 +284,7 @@ void expert_layout(Context& ctx, In topk_idx, const ExpertLayout& layout, Out ro
   int32_t *counts = layout.counts.data<int32_t>(), *begin = layout.page_begin.data<int32_t>();
   if (E > 0) {
     fill(ctx, 0.0, Tensor(layout.counts));
-    count(ctx, choices, E, counts, 1, row_of_choice);
+    count(ctx, choices, E, counts, 1, kLeftOut);
   }
   check_launch(ctx, "expert_layout", topk_idx);
   page_begin_kernel<<<1, 1, 0, stream_of(ctx)>>>(E, counts, begin);
