@@ -29,11 +29,15 @@ constexpr int kPassedOn[] = {SIGTERM, SIGINT, SIGUSR1};
 // What the handler may read: the ranks that live.
 std::atomic<pid_t> rank_pids[kMaxRanks];
 
-void pass_on(int signal) {
+void kill_ranks(int signal) {
   const int saved = errno;
   for (const std::atomic<pid_t>& pid : rank_pids)
     if (pid.load() > 0) kill(pid.load(), signal);
   errno = saved;
+}
+
+void pass_on(int signal, siginfo_t* info, void*) {
+  if (info->si_code != SI_KERNEL) kill_ranks(signal);
 }
 
 // Signals go to the ranks while this lives.
@@ -42,7 +46,8 @@ class PassOn {
   PassOn() {
     for (size_t i = 0; i < std::size(kPassedOn); ++i) {
       struct sigaction action {};
-      action.sa_handler = pass_on;
+      action.sa_sigaction = pass_on;
+      action.sa_flags = SA_SIGINFO;
       sigaction(kPassedOn[i], &action, &before_[i]);
     }
   }
@@ -108,14 +113,14 @@ bool ended_well(RankState state) {
 }
 
 // The sentence for a world in which not every rank is done.
-std::string verdict(const World& world, const std::vector<int>& order) {
+std::string verdict(const World& world, const std::vector<int>& order, int leader) {
   const auto first = [&](auto is) {
     for (const int rank : order)
       if (is(world.state_of(rank))) return rank;
     return -1;
   };
   if (const int r = first([](RankState s) { return s == RankState::kFailed; }); r >= 0)
-    return world.size() == 1
+    return world.size() == 1 || r == leader
                ? world.error_of(r)
                : concat("rank ", r, " at ", world.place_of(r), ": ", world.error_of(r));
   const auto stopped = first([](RankState s) { return s == RankState::kStopped; });
@@ -136,7 +141,7 @@ void launch(World& world, const std::function<void(int rank)>& body, const Launc
     const pid_t pid = fork();
     if (pid < 0) {
       const std::string why = std::strerror(errno);
-      pass_on(SIGKILL);
+      kill_ranks(SIGKILL);
       while (waitpid(-1, nullptr, 0) > 0) {
       }
       HADAL_FAIL("cannot start rank ", rank, " of ", N, ": ", why);
@@ -171,9 +176,9 @@ void launch(World& world, const std::function<void(int rank)>& body, const Launc
     std::this_thread::sleep_for(kPoll);
     if (order.empty()) continue;
     waited += std::chrono::duration<double>(kPoll).count();
-    if (waited > options.grace_seconds) pass_on(SIGKILL);
+    if (waited > options.grace_seconds) kill_ranks(SIGKILL);
   }
-  if (!order.empty()) HADAL_FAIL(verdict(world, order));
+  if (!order.empty()) HADAL_FAIL(verdict(world, order, options.leader));
 }
 
 void take_part(World& world, const std::function<void(int rank)>& body) {

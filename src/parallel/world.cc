@@ -303,18 +303,22 @@ bool World::pull(const Parcel& p, Progress& progress) const {
   return true;
 }
 
-// The first rank that failed, as a sentence; else nothing.
-std::string World::failed_rank() const {
+std::optional<int> World::failed_rank() const {
   for (int r = 0; r < size(); ++r) {
     const RankState state = state_of(r);
-    if (r != rank_ && (state == RankState::kFailed || state == RankState::kDead))
-      return concat("rank ", r, " failed at ", place_of(r), ": ", error_of(r));
+    if (r != rank_ && (state == RankState::kFailed || state == RankState::kDead)) return r;
   }
-  return "";
+  return std::nullopt;
+}
+
+// The first rank that failed, as a sentence; else nothing.
+std::string World::failure() const {
+  const std::optional<int> r = failed_rank();
+  return r ? concat("rank ", *r, " failed at ", place_of(*r), ": ", error_of(*r)) : "";
 }
 
 // `seconds` passed in vain for a rank: a sentence once that was too long; else nothing.
-std::string World::trouble_with(int peer, Seen& seen, double seconds) const {
+std::string World::trouble_with(int peer, Seen& seen, double seconds, Patience patience) const {
   const std::string mine = concat("rank ", rank_, " waited for it at ", place_of(rank_));
   const uint64_t beat = status(peer).beat.load(), progress = status(peer).progress.load();
   seen.silent = beat == seen.beat ? seen.silent + seconds : 0.0;
@@ -334,7 +338,7 @@ std::string World::trouble_with(int peer, Seen& seen, double seconds) const {
   if (seen.silent > options_.heartbeat_seconds)
     return concat("rank ", peer, " has not beaten for ", options_.heartbeat_seconds,
                   " s and counts as hung; it was at ", place_of(peer), "; ", mine);
-  if (seen.idle > options_.timeout_seconds)
+  if (patience == Patience::kTimeout && seen.idle > options_.timeout_seconds)
     return concat("rank ", peer, " has not got on for ", options_.timeout_seconds,
                   " s and counts as hung; it was at ", place_of(peer), "; ", mine);
   return "";
@@ -342,11 +346,12 @@ std::string World::trouble_with(int peer, Seen& seen, double seconds) const {
 
 // `seconds` passed in vain for the parcels that are not done.
 void World::check_peers(std::span<const Parcel> parcels, const std::vector<bool>& done,
-                        double seconds) {
-  std::string trouble = failed_rank();
+                        double seconds, Patience patience) {
+  std::string trouble = failure();
   for (size_t i = 0; i < parcels.size() && trouble.empty(); ++i)
     if (!done[i])
-      trouble = trouble_with(parcels[i].peer, seen_[static_cast<size_t>(parcels[i].peer)], seconds);
+      trouble = trouble_with(parcels[i].peer, seen_[static_cast<size_t>(parcels[i].peer)], seconds,
+                             patience);
   if (!trouble.empty()) throw PeerFailure(std::move(trouble), __FILE__, __LINE__, nullptr);
 }
 
@@ -364,7 +369,7 @@ void World::stop_watching() {
 
 // What is wrong with another rank, as a rank sees it whose device waits.
 std::string World::trouble_of_any(double seconds) {
-  std::string trouble = failed_rank();
+  std::string trouble = failure();
   if (!trouble.empty()) return trouble;
   // Whom the device waits for is unknown: a rank that has ended, or is silent, or does not get on
   // while this one does not either.
@@ -373,7 +378,8 @@ std::string World::trouble_of_any(double seconds) {
   if (std::exchange(own.progress, progress) != progress)
     for (Seen& seen : watched_) seen.idle = 0.0;
   for (int r = 0; r < size() && trouble.empty(); ++r)
-    if (r != rank_) trouble = trouble_with(r, watched_[static_cast<size_t>(r)], seconds);
+    if (r != rank_)
+      trouble = trouble_with(r, watched_[static_cast<size_t>(r)], seconds, Patience::kTimeout);
   return !trouble.empty() && watch_->is_waiting() ? trouble : "";
 }
 
@@ -395,7 +401,7 @@ void World::look(double seconds) {
   watch_->on_failure();
 }
 
-void World::exchange(std::span<Parcel> parcels) {
+void World::exchange(std::span<Parcel> parcels, Patience patience) {
   std::vector<Progress> progress(parcels.size());
   std::vector<bool> done(parcels.size());
   std::vector<uint8_t> busy;  // links whose first unfinished parcel was tried, by (peer, direction)
@@ -435,7 +441,7 @@ void World::exchange(std::span<Parcel> parcels) {
     futex_wait(status(rank_).doorbell, bell, kSlice);
     const double passed = monotonic_seconds() - since;
     since += passed;
-    check_peers(parcels, done, std::min(passed, 2 * kSlice));
+    check_peers(parcels, done, std::min(passed, 2 * kSlice), patience);
   }
 }
 

@@ -54,6 +54,9 @@ struct Parcel {
   uint32_t tag = 0;
 };
 
+// Whether a rank that does not get on is given up while one waits for it; a dead one always is.
+enum class Patience : uint8_t { kTimeout, kForever };
+
 class World {
  public:
   // All ranks on this host, in processes that are forked after this.
@@ -80,7 +83,9 @@ class World {
   void at(const char* what, const char* group);
   // Sends and receives that progress together. Throws PeerFailure as soon as a rank of the world
   // fails.
-  void exchange(std::span<Parcel> parcels);
+  void exchange(std::span<Parcel> parcels, Patience patience = Patience::kTimeout);
+  // The rank that has failed, if one has; for those who wait for none.
+  std::optional<int> failed_rank() const;
 
   // From now on the heart looks at the others too. When one of them fails, this rank counts as
   // stopped because of it (error_of says why), and on_failure runs on the heart's thread; a process
@@ -127,9 +132,10 @@ class World {
   void receive_part(const Parcel& parcel, Progress& progress, const Get& get) const;
   bool push(const Parcel& parcel, Progress& progress) const;
   bool pull(const Parcel& parcel, Progress& progress) const;
-  std::string failed_rank() const;
-  std::string trouble_with(int peer, Seen& seen, double seconds) const;
-  void check_peers(std::span<const Parcel> parcels, const std::vector<bool>& done, double seconds);
+  std::string failure() const;
+  std::string trouble_with(int peer, Seen& seen, double seconds, Patience patience) const;
+  void check_peers(std::span<const Parcel> parcels, const std::vector<bool>& done, double seconds,
+                   Patience patience);
   void beat();
   void look(double seconds);
   std::string trouble_of_any(double seconds);
