@@ -14,7 +14,7 @@
 #include "core/context.h"
 #include "io/hf_config.h"
 #include "io/safetensors.h"
-#include "model/params.h"
+#include "model/param_layout.h"
 
 namespace hadal::io {
 
@@ -47,8 +47,14 @@ enum class WeightFormat : uint8_t {
 
 // Fills `out` with views of the mapped files where type and alignment allow, else of the returned
 // block. Norms, router weights and router biases are f32 (f64 in kF64). FP8 is decoded in f32.
-// REQUIRES: the checkpoint and the block outlive `out`, which is read-only.
-Block load_weights(Context& ctx, const HfCheckpoint& checkpoint, WeightFormat format, Weights& out);
+// Of several ranks each loads its share (decode_share()); leaves of experts of others stay empty.
+// REQUIRES: the checkpoint and the block outlive `out`, which is read-only; check_decode_parts().
+Block load_weights(Context& ctx, const HfCheckpoint& checkpoint, WeightFormat format, Weights& out,
+                   const RankShare& share = {});
+
+// An Error that names what cannot be split among so many ranks: a number of the config that they do
+// not divide, or a matrix whose blocks or groups they would cut, if it is kept as it is stored.
+void check_decode_parts(const HfCheckpoint& checkpoint, WeightFormat format, int ranks);
 
 // Decodes into tensors that the caller owns (f32, f64 or bf16), for training; empty leaves are left
 // out. The tree has the checkpoint's config; f32 buffers stay f32.

@@ -14,6 +14,7 @@
 #include "io/fp8.h"
 #include "io/hf.h"
 #include "io/hf_names.h"
+#include "io/hf_part.h"
 #include "io/int_weights.h"
 
 namespace hadal::io {
@@ -210,88 +211,106 @@ std::vector<T> aligned_copy(const std::byte* from, int64_t count) {
   return copy;
 }
 
-// Elements [begin, begin + count) of a parameter that is not quantised.
-void decode_plain(const HfParam& param, const Tensor& out, int64_t begin, int64_t count) {
+// Rows [begin, begin + count) of a part that is not quantised.
+void decode_plain(const HfParam& param, const ParamPart& part, const Tensor& out, int64_t begin,
+                  int64_t count) {
   const DType type = *to_dtype(param.data->type);
-  const size_t size = dtype_size(type);
-  const std::byte* from = param.data->data + static_cast<size_t>(begin) * size;
-  auto* to =
-      static_cast<std::byte*>(out.raw()) + static_cast<size_t>(begin) * dtype_size(out.dtype());
-  if (param.data->is_aligned()) return convert(from, type, to, out.dtype(), count);
-  const auto copy = aligned_copy<std::byte>(from, count * static_cast<int64_t>(size));
-  convert(copy.data(), type, to, out.dtype(), count);
+  const size_t size = dtype_size(type), out_size = dtype_size(out.dtype());
+  const auto some = [&](int64_t from_element, int64_t to_element, int64_t n) {
+    const std::byte* from = param.data->data + static_cast<size_t>(from_element) * size;
+    auto* to = static_cast<std::byte*>(out.raw()) + static_cast<size_t>(to_element) * out_size;
+    if (param.data->is_aligned()) return convert(from, type, to, out.dtype(), n);
+    const auto copy = aligned_copy<std::byte>(from, n * static_cast<int64_t>(size));
+    convert(copy.data(), type, to, out.dtype(), n);
+  };
+  if (part.has_all_columns())
+    return some((part.row + begin) * part.cols, begin * part.cols, count * part.cols);
+  for (int64_t r = begin; r < begin + count; ++r)
+    some((part.row + r) * part.all_cols + part.col, r * part.cols, part.cols);
 }
 
 int stored_bits(const HfParam& param) {
   return param.data->shape[1] == packed_shape(param.info.shape, 8)[1] ? 8 : 4;
 }
 
-// An integer matrix in panels, in memory of `block`.
-Operand pack_int(Context& ctx, const HfParam& param, Block& block) {
-  const Shape& shape = param.info.shape;
-  const Operand to =
-      int_operand(shape, block.tensor(DType::kI32, int_words_shape(shape, stored_bits(param))),
-                  block.tensor(DType::kBF16, int_scales_shape(shape)));
-  pack_int_panels(ctx, shape[1], param.data->tensor(), param.scale->tensor(), to);
+// A part of an integer matrix in panels, in memory of `block`.
+Operand pack_int(Context& ctx, const HfParam& param, const ParamPart& part, Block& block) {
+  const int bits = stored_bits(param);
+  const Shape shape{part.rows, part.cols};
+  const Operand to = int_operand(shape, block.tensor(DType::kI32, int_words_shape(shape, bits)),
+                                 block.tensor(DType::kBF16, int_scales_shape(shape)));
+  const auto columns_of = [&](const Tensor& stored, int64_t each) {
+    const Tensor rows = stored.rows(part.row, part.rows);
+    return part.has_all_columns() ? rows : rows.cols(part.col / each, part.cols / each);
+  };
+  const Tensor words = columns_of(param.data->tensor(), 32 / bits);
+  pack_int_panels(ctx, part.cols, words, columns_of(param.scale->tensor(), kIntGroup), to);
   // The file's pages would be a second copy in memory.
-  drop_pages(param.data->data, param.data->bytes);
+  drop_pages(static_cast<const std::byte*>(words.raw()),
+             static_cast<size_t>(part.rows * words.stride(0)) * sizeof(int32_t));
   return to;
 }
 
-// Rows [begin, begin + count) of an integer matrix.
-void decode_int(const HfParam& param, const Tensor& out, int64_t begin, int64_t count) {
+// Columns of a decoded row that a part has, into its row r.
+void put_row(const std::vector<float>& row, const ParamPart& part, const Tensor& out, int64_t r) {
+  convert(row.data() + part.col, DType::kF32,
+          static_cast<std::byte*>(out.raw()) +
+              static_cast<size_t>(r * part.cols) * dtype_size(out.dtype()),
+          out.dtype(), part.cols);
+}
+
+// Rows [begin, begin + count) of a part of an integer matrix.
+void decode_int(const HfParam& param, const ParamPart& part, const Tensor& out, int64_t begin,
+                int64_t count) {
   const int64_t K = param.info.shape[1], words = param.data->shape[1];
   const int64_t groups = param.scale->shape[1];
   const int bits = stored_bits(param);
   const auto* packed = reinterpret_cast<const int32_t*>(param.data->data);
   const auto* scale = reinterpret_cast<const bf16*>(param.scale->data);
   std::vector<float> row(static_cast<size_t>(K));
-  for (int64_t n = begin; n < begin + count; ++n) {
+  for (int64_t r = begin; r < begin + count; ++r) {
+    const int64_t n = part.row + r;
     dequantise_int_row(packed + n * words, scale + n * groups, K, bits, row.data());
-    convert(
-        row.data(), DType::kF32,
-        static_cast<std::byte*>(out.raw()) + static_cast<size_t>(n * K) * dtype_size(out.dtype()),
-        out.dtype(), K);
+    put_row(row, part, out, r);
   }
 }
 
-// Rows [begin, begin + count) of a block FP8 matrix: element * scale in f32, then rounded once.
-void decode_fp8(const HfParam& param, const Tensor& out, int64_t begin, int64_t count) {
+// Rows [begin, begin + count) of a part of a block FP8 matrix: element * scale in f32, then rounded
+// once.
+void decode_fp8(const HfParam& param, const ParamPart& part, const Tensor& out, int64_t begin,
+                int64_t count) {
   const int64_t K = param.info.shape[1], blocks = scale_shape(param.info.shape)[1];
   const auto* q = reinterpret_cast<const e4m3*>(param.data->data);
   std::vector<float> row(static_cast<size_t>(K));
-  for (int64_t n = begin; n < begin + count; ++n) {
+  for (int64_t r = begin; r < begin + count; ++r) {
+    const int64_t n = part.row + r;
     const std::byte* scale = param.scale->data + 4 * (n / kScaleBlock * blocks);
     block_dequantise_row(q + n * K, aligned_copy<float>(scale, blocks).data(), K, row.data());
-    convert(
-        row.data(), DType::kF32,
-        static_cast<std::byte*>(out.raw()) + static_cast<size_t>(n * K) * dtype_size(out.dtype()),
-        out.dtype(), K);
+    put_row(row, part, out, r);
   }
 }
 
 struct Decoding {
   const HfParam* param;
+  ParamPart part;
   Tensor out;
-  int64_t begin, count;  // rows of block FP8, else elements
+  int64_t begin, count;  // rows of the part
 };
 
 void decode(const Decoding& d, const Tensor& out) {
   if (is_int(*d.param))
-    decode_int(*d.param, d.out, d.begin, d.count);
+    decode_int(*d.param, d.part, out, d.begin, d.count);
   else if (d.param->scale != nullptr)
-    decode_fp8(*d.param, out, d.begin, d.count);
+    decode_fp8(*d.param, d.part, out, d.begin, d.count);
   else
-    decode_plain(*d.param, out, d.begin, d.count);
+    decode_plain(*d.param, d.part, out, d.begin, d.count);
 }
 
-void add_decodings(const HfParam& param, const Tensor& out, std::vector<Decoding>& list) {
-  const bool fp8 = param.scale != nullptr;
-  const int64_t total = fp8 ? param.info.shape[0] : param.info.shape.num_elements();
-  const int64_t step =
-      fp8 ? std::max<int64_t>(1, kTaskElements / param.info.shape[1]) : kTaskElements;
-  for (int64_t begin = 0; begin < total; begin += step)
-    list.push_back({&param, out, begin, std::min(step, total - begin)});
+void add_decodings(const HfParam& param, const ParamPart& part, const Tensor& out,
+                   std::vector<Decoding>& list) {
+  const int64_t step = std::max<int64_t>(1, kTaskElements / part.all_cols);
+  for (int64_t begin = 0; begin < part.rows; begin += step)
+    list.push_back({&param, part, out, begin, std::min(step, part.rows - begin)});
 }
 
 // Decoded on the host; on a GPU parameter by parameter, in host memory of that one's size.
@@ -337,53 +356,107 @@ HfCheckpoint open_checkpoint(const std::string& dir, int64_t num_mtp) {
   return checkpoint;
 }
 
-Block load_weights(Context& ctx, const HfCheckpoint& checkpoint, WeightFormat format,
-                   Weights& out) {
-  size_t bytes = 0;
-  for (const HfParam& param : checkpoint.params) {
-    const DType dtype = target_type(param, format);
-    if (dtype == DType::kI32) {
-      bytes += tensor_bytes(dtype, int_words_shape(param.info.shape, stored_bits(param))) +
-               tensor_bytes(DType::kBF16, int_scales_shape(param.info.shape));
-      continue;
-    }
-    if (!is_usable_in_place(ctx, param, dtype)) bytes += tensor_bytes(dtype, param.info.shape);
-    if (dtype == DType::kE4M3 && !is_usable_in_place(ctx, param, dtype))
-      bytes += tensor_bytes(DType::kF32, scale_shape(param.info.shape));
+namespace {
+
+// A parameter and what this rank loads of it, in the type that it takes.
+struct Target {
+  const HfParam& param;
+  ParamPart part;
+  DType dtype;
+  bool in_place;  // mapped memory is used as it is: all columns of some rows
+
+  Shape shape() const { return part.shape(param.info.shape.rank); }
+  Shape scale_shape() const { return io::scale_shape(shape()); }
+};
+
+size_t bytes_of(const Target& t) {
+  if (t.dtype == DType::kI32)
+    return tensor_bytes(t.dtype, int_words_shape(t.shape(), stored_bits(t.param))) +
+           tensor_bytes(DType::kBF16, int_scales_shape(t.shape()));
+  if (t.in_place) return 0;
+  return tensor_bytes(t.dtype, t.shape()) +
+         (t.dtype == DType::kE4M3 ? tensor_bytes(DType::kF32, t.scale_shape()) : 0);
+}
+
+Tensor rows_in_place(const StoredTensor& stored, int64_t begin, int64_t count) {
+  return stored.shape.size() == 1 ? stored.tensor() : stored.tensor().rows(begin, count);
+}
+
+// Blocks of a part's rows and columns.
+ParamPart scale_part(const ParamPart& part) {
+  const auto blocks = [](int64_t n) { return (n + kScaleBlock - 1) / kScaleBlock; };
+  return {.row = part.row / kScaleBlock,
+          .rows = blocks(part.rows),
+          .col = part.col / kScaleBlock,
+          .cols = blocks(part.cols),
+          .all_cols = blocks(part.all_cols)};
+}
+
+// The bytes of a part of what is stored, in one piece on the host, to a tensor of the same type.
+void copy_part(Context& ctx, const StoredTensor& stored, const ParamPart& part, const Tensor& to,
+               std::optional<BulkUpload>& link) {
+  const size_t size = stored_type_size(stored.type);
+  const std::byte* from = stored.data + static_cast<size_t>(part.row * part.all_cols) * size;
+  std::vector<std::byte> packed;
+  if (!part.has_all_columns()) {
+    const auto width = static_cast<size_t>(part.cols) * size;
+    packed.resize(static_cast<size_t>(part.rows) * width);
+    for (int64_t r = 0; r < part.rows; ++r)
+      std::memcpy(packed.data() + static_cast<size_t>(r) * width,
+                  from + static_cast<size_t>(r * part.all_cols + part.col) * size, width);
+    from = packed.data();
   }
+  link ? link->put(from, to) : upload(ctx, from, to);
+}
+
+}  // namespace
+
+Block load_weights(Context& ctx, const HfCheckpoint& checkpoint, WeightFormat format, Weights& out,
+                   const RankShare& share) {
+  const auto target_of = [&](const HfParam& param) {
+    const ParamPart part = part_of(param.info, share.tensor);
+    const DType dtype = target_type(param, format);
+    return Target{param, part, dtype,
+                  part.has_all_columns() && is_usable_in_place(ctx, param, dtype)};
+  };
+  const auto is_held = [&](const HfParam& p) { return !share.holds || share.holds(p.info); };
+  size_t bytes = 0;
+  for (const HfParam& param : checkpoint.params)
+    if (is_held(param)) bytes += bytes_of(target_of(param));
   Block block = ctx.memory.take(bytes);
   std::optional<BulkUpload> link;
   if (ctx.device.kind != DeviceKind::kCpu) link.emplace(ctx);
   std::vector<Decoding> decodings;
+  const auto load = [&](const HfParam& param, Operand& leaf) {
+    const Target t = target_of(param);
+    check_usable(ctx, checkpoint, param, t.dtype);
+    if (t.dtype == DType::kI32) {
+      leaf = pack_int(ctx, param, t.part, block);
+      return;
+    }
+    if (t.in_place) {
+      leaf = Operand(rows_in_place(*param.data, t.part.row, t.part.rows));
+      const ParamPart blocks = scale_part(t.part);
+      if (param.scale != nullptr) leaf.scale = rows_in_place(*param.scale, blocks.row, blocks.rows);
+      return;
+    }
+    leaf = Operand(block.tensor(t.dtype, t.shape()));
+    if (t.dtype == DType::kE4M3) {
+      leaf.scale = block.tensor(DType::kF32, t.scale_shape());
+      copy_part(ctx, *param.data, t.part, leaf.data, link);
+      copy_part(ctx, *param.scale, scale_part(t.part), leaf.scale, link);
+    } else if (link && to_dtype(param.data->type) == t.dtype && param.scale == nullptr) {
+      copy_part(ctx, *param.data, t.part, leaf.data, link);
+    } else {
+      add_decodings(param, t.part, leaf.data, decodings);
+    }
+  };
   auto param = checkpoint.params.begin();
   resize(checkpoint.config, out);
   for_each_param(
       checkpoint.config,
-      [&](const ParamInfo& info, Operand& leaf) {
-        const DType dtype = target_type(*param, format);
-        check_usable(ctx, checkpoint, *param, dtype);
-        if (is_usable_in_place(ctx, *param, dtype)) {
-          leaf = Operand(param->data->tensor());
-          if (param->scale != nullptr) leaf.scale = param->scale->tensor();
-        } else if (dtype == DType::kI32) {
-          leaf = pack_int(ctx, *param, block);
-        } else {
-          leaf = Operand(block.tensor(dtype, info.shape));
-          if (dtype == DType::kE4M3) {
-            leaf.scale = block.tensor(DType::kF32, scale_shape(info.shape));
-            if (link) {
-              link->put(param->data->data, leaf.data);
-              link->put(param->scale->data, leaf.scale);
-            } else {
-              upload(ctx, param->data->data, leaf.data);
-              upload(ctx, param->scale->data, leaf.scale);
-            }
-          } else if (link && to_dtype(param->data->type) == dtype && param->scale == nullptr) {
-            link->put(param->data->data, leaf.data);
-          } else {
-            add_decodings(*param, leaf.data, decodings);
-          }
-        }
+      [&](const ParamInfo&, Operand& leaf) {
+        if (is_held(*param)) load(*param, leaf);
         ++param;
       },
       out);
@@ -401,7 +474,7 @@ void read_weights(Context& ctx, const HfCheckpoint& checkpoint, ModelParams<Tens
         if (leaf.empty()) return;
         HADAL_CHECK(leaf.shape() == info.shape && leaf.is_dense(), "tensor for ", info.name, " is ",
                     leaf.str(), "; a dense ", info.shape.str(), " is needed");
-        add_decodings(from, leaf, decodings);
+        add_decodings(from, part_of(from.info, {}), leaf, decodings);
       },
       tree);
   run(ctx, decodings);

@@ -30,8 +30,9 @@ Block pack_weights(Context& ctx, const HfCheckpoint& checkpoint, Weights& weight
         checkpoint.config,
         [&](const ParamInfo& info, Operand& leaf) {
           const HfParam& from = *param++;
+          const auto* at = static_cast<const std::byte*>(leaf.data.raw());
           if (is_for_panels(info) && fits_panels(leaf))
-            fn(leaf, leaf.data.raw() == from.data->data);
+            fn(leaf, at >= from.data->data && at < from.data->data + from.data->bytes);
         },
         weights);
   };

@@ -190,6 +190,7 @@ Step make_step(Context& ctx, const Config& c, const std::vector<int32_t>& ids,
   const Host h = host_step(ids, starts, lengths);
   const DType stat = stat_dtype(act);
   Step step;
+  step.host_ids = ids;
   step.ends = ends_of(starts, lengths);
   step.lengths = lengths;
   step.memory = ctx.memory.take(host_bytes(c, h, stat));
@@ -201,6 +202,7 @@ Step make_step(Context& ctx, const Config& c, const std::vector<int32_t>& ids,
 void move_step(Context& ctx, const Config& c, const std::vector<int32_t>& ids,
                const std::vector<int64_t>& starts, Step& step) {
   const Host h = host_step(ids, starts, step.lengths);
+  step.host_ids = ids;
   step.ends = ends_of(starts, step.lengths);
   upload(ctx, h.positions, step.seq.positions);
   upload(ctx, h.ids, step.ids);

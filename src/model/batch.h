@@ -65,10 +65,11 @@ Batch make_batch(Context& ctx, const Config& config, const std::vector<Sequence>
 struct Step {
   Block memory;
   Packed seq;
-  Tensor ids;                    // [T] i32
-  std::vector<int64_t> ends;     // [S]       tokens of each sequence after the step
-  std::vector<int64_t> lengths;  // [S]    tokens that each sequence adds
-  Tensor inv_freq;               // [Dr/2] f64
+  Tensor ids;                     // [T] i32
+  std::vector<int32_t> host_ids;  // [T]   the same, as they were given
+  std::vector<int64_t> ends;      // [S]       tokens of each sequence after the step
+  std::vector<int64_t> lengths;   // [S]    tokens that each sequence adds
+  Tensor inv_freq;                // [Dr/2] f64
 };
 Step make_step(Context& ctx, const Config& config, const std::vector<int32_t>& ids,
                const std::vector<int64_t>& starts, const std::vector<int64_t>& lengths, DType act);

@@ -226,18 +226,24 @@ bool decode_fused(Context& ctx, const Layer& l, const Packed& seq, const ops::La
 
 void decode(Context& ctx, const Layer& l, const Packed& seq, const ops::LatentPages& cache, Acc x) {
   const auto [T, D] = HADAL_SHAPE(x, 2);
-  if (ctx.numerics == Numerics::kFastest && decode_fused(ctx, l, seq, cache, x)) return;
+  if (ctx.numerics == Numerics::kFastest && l.tensor.is_alone() &&
+      decode_fused(ctx, l, seq, cache, x))
+    return;
   const DType act = x.dtype();
   Tensor n, rstd;
   const Block n_memory = ctx.memory.take_tensor(act, {T, D}, &n);
   const Block rstd_memory = ctx.memory.take_tensor(stat_dtype(act), {T}, &rstd);
   ops::rmsnorm_forward(ctx, x, l.w.attn_norm.data, l.config.rms_norm_eps, n, rstd);  // [T, D]
-  mla::decode(ctx, l.config, l.w.attn, seq, cache, n, x);                            // [T, D] +=
-  ops::rmsnorm_forward(ctx, x, l.w.ffn_norm.data, l.config.rms_norm_eps, n, rstd);   // [T, D]
-  if (l.is_moe)
-    moe::decode(ctx, l.config, l.w.moe, l.exchange, seq, n, Tensor(), x);  // [T, D] +=
-  else
-    mlp::decode(ctx, l.w.mlp, n, x);  // [T, D] +=
+  add_sum(ctx, l.tensor, x, [&](Acc part) {
+    mla::decode(ctx, l.config, l.w.attn, seq, cache, n, part);  // [T, D] +=
+  });
+  ops::rmsnorm_forward(ctx, x, l.w.ffn_norm.data, l.config.rms_norm_eps, n, rstd);  // [T, D]
+  add_sum(ctx, l.tensor, x, [&](Acc part) {
+    if (l.is_moe)
+      moe::decode(ctx, l.config, l.w.moe, l.exchange, seq, n, Tensor(), part);  // [T, D] +=
+    else
+      mlp::decode(ctx, l.w.mlp, n, part);  // [T, D] +=
+  });
 }
 
 }  // namespace hadal::block

@@ -24,7 +24,7 @@ struct Layer {
   const Weights& w;
   Exchange& exchange;
   bool is_moe;
-  TensorGroup tensor = {};  // shares heads and dense MLPs, and the tokens; not in decode()
+  TensorGroup tensor = {};  // shares heads and dense MLPs, and the tokens, but for decode()
 };
 
 struct [[nodiscard]] Saved {
@@ -68,7 +68,8 @@ Deferred backward_input(Context& ctx, const Layer& layer, Saved&& saved, double 
                         In dy, Out dx);
 void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw);
 
-// T new tokens through the layer with the latent cache: x [T, D] becomes the layer's output.
+// T new tokens through the layer with the latent cache: x [T, D] becomes the layer's output. In a
+// tensor group all ranks have all of x, and each a part of the heads, widths and experts.
 void decode(Context& ctx, const Layer& layer, const Packed& seq, const ops::LatentPages& cache,
             Acc x);
 

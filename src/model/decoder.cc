@@ -3,6 +3,7 @@
 #include "model/decoder.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "model/bytes.h"
 #include "model/embed.h"
@@ -18,25 +19,59 @@ int64_t num_pages(const Decoder::Limits& limits) {
          ((limits.max_tokens + ops::kCachePageTokens - 1) / ops::kCachePageTokens);
 }
 
+int64_t num_row_pages(const Config& c, const ExpertRun& here, int64_t T) {
+  const int64_t K = std::min(c.num_experts_per_tok, here.count);
+  return std::max<int64_t>(1, experts::max_pages(T * K, here.count));
+}
+
+Share share_in(const TensorGroup& group) { return {.ways = group.size(), .index = group.rank()}; }
+
+// Rows of a tied table; of a head of its own each rank loads no others.
+Operand head_part(const Config& c, const Weights& weights, const TensorGroup& group) {
+  const Operand& head = weights.head_of(c);
+  if (group.is_alone() || !c.tie_word_embeddings) return head;
+  const int64_t part = c.vocab_size / group.size();
+  return head.rows(group.rank() * part, part);
+}
+
 }  // namespace
 
 Decoder::Decoder(Context& ctx, const Config& config, const Weights& weights, DType act,
-                 Limits limits)
+                 Limits limits, DecoderRanks ranks)
     : ctx_(ctx),
       config_(config),
       weights_(weights),
       act_(act),
       limits_(limits),
+      ranks_(std::move(ranks)),
+      part_(split_config(config, ranks_.tensor.size())),
+      head_(head_part(config, weights, ranks_.tensor)),
       cache_(ctx, config, act, limits.cache,
              {.num_layers = config.num_hidden_layers + limits.num_mtp,
               .num_pages = num_pages(limits),
               .max_seqs = limits.max_seqs,
               .max_tokens = limits.max_tokens}),
       rows_(ctx, config, act,
-            std::max<int64_t>(1, experts::max_pages(config, limits.max_step_tokens))),
-      exchange_(rows_, config.n_routed_experts) {
+            num_row_pages(config, decode_experts(config, share_in(ranks_.tensor)),
+                          limits.max_step_tokens)),
+      exchange_(rows_, decode_experts(config, share_in(ranks_.tensor))) {
   HADAL_CHECK(limits.num_mtp <= config.num_nextn_predict_layers, "the model has ",
               config.num_nextn_predict_layers, " MTP modules, ", limits.num_mtp, " were asked for");
+  if (leads()) announce(DecoderCall{.kind = DecoderCallKind::kMake, .limits = limits}.words());
+}
+
+// module: of a call of MTP, or -1.
+void Decoder::announce(const Call& call, int64_t module) const {
+  if (!leads()) return;
+  DecoderCall said{.kind = module < 0 ? DecoderCallKind::kForward : DecoderCallKind::kMtp,
+                   .module = std::max<int64_t>(module, 0),
+                   .ids = call.step.host_ids,
+                   .lengths = call.step.lengths};
+  for (size_t s = 0; s < call.seqs.size(); ++s) {
+    said.starts.push_back(call.step.ends[s] - call.step.lengths[s]);
+    said.pages.push_back(cache_.pages_of(call.seqs[s]));
+  }
+  announce(said.words());
 }
 
 void Decoder::prepare(const Call& call) {
@@ -50,6 +85,7 @@ void Decoder::prepare(const Call& call) {
 
 void Decoder::forward(const Call& call, Out h) {
   prepare(call);
+  announce(call, -1);
   run(call.step, h);
 }
 
@@ -61,10 +97,11 @@ void Decoder::run(const Step& step, Out h) {
   const Block rstd_memory = ctx_.memory.take_tensor(stat_dtype(act_), {T}, &rstd);
   embed::forward(ctx_, weights_.embed, step.ids, x);  // [T, D]
   for (int64_t l = 0; l < config_.num_hidden_layers; ++l) {
-    const block::Layer layer{.config = config_,
+    const block::Layer layer{.config = part_,
                              .w = weights_.layers[static_cast<size_t>(l)],
                              .exchange = exchange_,
-                             .is_moe = config_.is_moe_layer(l)};
+                             .is_moe = config_.is_moe_layer(l),
+                             .tensor = ranks_.tensor};
     block::decode(ctx_, layer, step.seq, cache_.layer(l), x);  // [T, D]
   }
   ops::rmsnorm_forward(ctx_, x, weights_.norm.data, config_.rms_norm_eps, h, rstd);  // [T, D]
@@ -74,13 +111,34 @@ void Decoder::mtp_forward(int64_t k, const Call& call, In h, Out out) {
   HADAL_CHECK(k < limits_.num_mtp, "MTP module ", k, " has no cache; limits.num_mtp is ",
               limits_.num_mtp);
   prepare(call);
-  const mtp::Module module{.config = config_,
+  announce(call, k);
+  if (leads()) broadcast(ctx_, ranks_.tensor, h);
+  const mtp::Module module{.config = part_,
                            .w = weights_.mtp[static_cast<size_t>(k)],
                            .embed = weights_.embed,
-                           .exchange = exchange_};
+                           .exchange = exchange_,
+                           .tensor = ranks_.tensor};
   mtp::decode(ctx_, module, call.step, cache_.layer(config_.num_hidden_layers + k), h, out);
 }
 
-void Decoder::logits(In h, Out logits) { head::logits(ctx_, weights_.head_of(config_), h, logits); }
+void Decoder::logits(In h, Out logits) {
+  if (leads()) {
+    announce(DecoderCall{.kind = DecoderCallKind::kLogits, .num_rows = h.dim(0)}.words());
+    broadcast(ctx_, ranks_.tensor, h);
+  }
+  head(h, logits);
+}
+
+void Decoder::head(In h, Out logits) {
+  head::logits(ctx_, head_, h, logits, ranks_.tensor);  // [T, V]
+}
+
+void Decoder::copy_rows(int64_t from, int64_t to, int64_t num_rows) {
+  if (leads())
+    announce(DecoderCall{
+        .kind = DecoderCallKind::kCopyRows, .num_rows = num_rows, .from = from, .to = to}
+                 .words());
+  cache_.copy_rows(from, to, num_rows);
+}
 
 }  // namespace hadal

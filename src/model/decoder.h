@@ -6,27 +6,34 @@
 // every row computed on its own, so a token's state has the same bits however its tokens were cut
 // into steps. A step may run again over positions whose tokens changed: their cache entries are
 // replaced.
+//
+// Of several ranks that run a model together each has a decoder with its part of the weights, and
+// all make the same calls. One of them may lead: before each call it announces it
+// (decoder_call.h), and the others, which have no caller, make what they hear.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <vector>
 
+#include "model/decoder_call.h"
 #include "model/mtp.h"
 
 namespace hadal {
 
+// This rank among those that run a model together.
+struct DecoderRanks {
+  TensorGroup tensor = {};
+  Announce announce = {};  // of the one that leads
+};
+
 class Decoder {
  public:
-  struct Limits {
-    int64_t max_seqs = 1;
-    int64_t max_tokens = 4096;      // of one sequence
-    int64_t max_step_tokens = 256;  // T of one step
-    int64_t num_mtp = 0;            // MTP modules to keep a cache for
-    int64_t num_pages = 0;          // of the cache; 0: all sequences at their longest
-    CacheFormat cache = CacheFormat::kCompute;
-  };
-  // REQUIRES: config and weights outlive the decoder. act: f64, f32 or bf16.
-  Decoder(Context& ctx, const Config& config, const Weights& weights, DType act, Limits limits);
+  using Limits = DecoderLimits;
+  // REQUIRES: config and weights outlive the decoder. act: f64, f32 or bf16. In a group config is
+  // the whole model's, and weights are what decode_share() gives this rank, without the experts of
+  // others.
+  Decoder(Context& ctx, const Config& config, const Weights& weights, DType act, Limits limits,
+          DecoderRanks ranks = {});
 
   LatentCache& cache() { return cache_; }
   const Config& config() const { return config_; }
@@ -40,21 +47,38 @@ class Decoder {
   };
   // h [T, D]: states after the final norm.
   void forward(const Call& call, Out h);
-  // forward() in two parts. prepare() is the host's: checks, room in the cache, the page table.
-  void prepare(const Call& call);
-  void run(const Step& step, Out h);
   // MTP module k: state h of the depth before at these positions, step.ids the tokens after; out
   // [T, D] after the module's norm.
   void mtp_forward(int64_t k, const Call& call, In h, Out out);
   // logits [T, V] in the statistics type.
   void logits(In h, Out logits);
+  // The first rows of a page of the cache into another one, in every layer.
+  void copy_rows(int64_t from, int64_t to, int64_t num_rows);
+
+  // What forward() and logits() do, for those who announce it themselves. prepare() is the host's
+  // part: checks, room in the cache, the page table.
+  void prepare(const Call& call);
+  void run(const Step& step, Out h);
+  void head(In h, Out logits);
+
+  bool is_alone() const { return ranks_.tensor.is_alone(); }
+  // The others do what it announces, so it may not fail half-way and go on.
+  bool leads() const { return static_cast<bool>(ranks_.announce); }
+  void announce(const std::vector<int32_t>& words) const {
+    if (leads()) ranks_.announce(words);
+  }
 
  private:
+  void announce(const Call& call, int64_t module) const;
+
   Context& ctx_;
   const Config& config_;
   const Weights& weights_;
   DType act_;
   Limits limits_;
+  DecoderRanks ranks_;
+  Config part_;   // with this rank's heads and widths
+  Operand head_;  // [V/G, D]
   LatentCache cache_;
   RowPool rows_;
   LocalExchange exchange_;

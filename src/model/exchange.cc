@@ -4,6 +4,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/exchange.h"
 
+#include <algorithm>
+
 #include "model/bytes.h"
 #include "model/scatter_tokens.h"
 #include "ops/fp8.h"
@@ -18,7 +20,7 @@ void scatter_tokens(Context& ctx, In x, In row_of_choice, const ops::PagedRows& 
 Ticket LocalExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight,
                                      RowLease* rows) {
   const auto [T, K] = HADAL_SHAPE(topk_idx, 2);
-  const int64_t E = num_experts_, P = ops::max_pages(T * K, E);
+  const int64_t E = here_.count, P = ops::max_pages(T * std::min(K, E), E);
   const DType stat = stat_dtype(x.dtype());
   Ticket t;
   t.num_pages = P;
@@ -34,7 +36,13 @@ Ticket LocalExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_we
   const Tensor page = t.memory.tensor(DType::kI32, {P});
   t.row_of_choice = t.memory.tensor(DType::kI32, {T, K});
   t.row_weight = t.memory.tensor(stat, {P * ops::kPageRows});
-  ops::expert_layout(ctx, topk_idx, t.layout, t.row_of_choice);  // [T, K]
+  Tensor choices = topk_idx;
+  Block choices_memory;
+  if (!here_.are_all()) {
+    choices_memory = ctx.memory.take_tensor(DType::kI32, {T, K}, &choices);
+    ops::choices_here(ctx, topk_idx, here_.first, here_.count, choices);  // [T, K]
+  }
+  ops::expert_layout(ctx, choices, t.layout, t.row_of_choice);  // [T, K]
   *rows = pool_.take(t.layout, page);
   scatter_tokens(ctx, x, t.row_of_choice, rows->x());                     // [rows, D]
   ops::scatter_choices(ctx, topk_weight, t.row_of_choice, t.row_weight);  // [rows]

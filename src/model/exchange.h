@@ -14,6 +14,7 @@
 #include <memory>
 
 #include "core/context.h"
+#include "model/param_layout.h"
 #include "model/row_pool.h"
 #include "ops/routing.h"
 
@@ -57,11 +58,13 @@ class Exchange {
                                         In drow_weight, Out dx, Out dtopk_weight) = 0;
 };
 
-// All experts on this rank: rows come from and go to this rank's own tokens.
+// Rows come from and go to this rank's own tokens: of all experts, or of those that are here, and
+// what the others would add is left out.
 class LocalExchange final : public Exchange {
  public:
-  explicit LocalExchange(RowPool& pool, int64_t num_experts)
-      : pool_(pool), num_experts_(num_experts) {}
+  LocalExchange(RowPool& pool, int64_t num_experts)
+      : LocalExchange(pool, ExpertRun{.first = 0, .count = num_experts, .of = num_experts}) {}
+  LocalExchange(RowPool& pool, ExpertRun here) : pool_(pool), here_(here) {}
   Ticket dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight, RowLease* rows) override;
   void dispatch_finish(Context& ctx, Ticket& ticket) override;
   void combine_start(Context& ctx, Ticket& ticket, const ops::PagedRows& rows) override;
@@ -76,7 +79,7 @@ class LocalExchange final : public Exchange {
 
  private:
   RowPool& pool_;
-  int64_t num_experts_;
+  ExpertRun here_;
 };
 
 }  // namespace hadal

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "model/bytes.h"
+#include "ops/copy.h"
 #include "ops/gemm.h"
 #include "ops/loss.h"
 
@@ -120,6 +121,17 @@ void backward_weight(Context& ctx, const Config& c, const Operand& w, Deferred&&
   });
 }
 
-void logits(Context& ctx, const Operand& w, In h, Out logits) { ops::gemm_nt(ctx, h, w, logits); }
+void logits(Context& ctx, const Operand& w, In h, Out logits, const TensorGroup& group) {
+  if (group.is_alone()) return ops::gemm_nt(ctx, h, w, logits);  // [T, V]
+  const int64_t T = h.dim(0), G = group.size(), part = w.data.dim(0);
+  HADAL_CHECK_SHAPE(logits, T, G * part);
+  Tensor parts;
+  const Block memory = ctx.memory.take_tensor(logits.dtype(), {G, T, part}, &parts);
+  const Tensor own = parts.row(group.rank());
+  ops::gemm_nt(ctx, h, w, Tensor(own));  // [T, V/G]
+  group.comm().all_gather(ctx, own, Tensor(parts));
+  for (int64_t r = 0; r < G; ++r)
+    ops::cast(ctx, parts.row(r), logits.cols(r * part, part));  // [T, V/G]
+}
 
 }  // namespace hadal::head

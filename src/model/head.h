@@ -12,6 +12,7 @@
 #include "core/context.h"
 #include "model/config.h"
 #include "model/params.h"
+#include "model/tensor_group.h"
 
 namespace hadal::head {
 
@@ -36,6 +37,7 @@ void backward_weight(Context& ctx, const Config& config, const Operand& w, Defer
                      Acc dw);  // [V, D] += ...
 
 // Logits of a few rows, for generation.                                  h [T, D] -> [T, V]
-void logits(Context& ctx, const Operand& w, In h, Out logits);
+// In a group w is this rank's part of the vocabulary [V/G, D]; all ranks get all logits.
+void logits(Context& ctx, const Operand& w, In h, Out logits, const TensorGroup& group = {});
 
 }  // namespace hadal::head

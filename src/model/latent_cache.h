@@ -43,6 +43,9 @@ class LatentCache {
   void lend_pages();
   // The pages of a sequence in order; others may read them too. REQUIRES: lend_pages().
   void assign(int64_t seq, const std::vector<int64_t>& pages);
+  const std::vector<int64_t>& pages_of(int64_t seq) const {
+    return pages_.at(static_cast<size_t>(seq));
+  }
   // The first rows of a page into another one, in every layer. REQUIRES: from != to.
   void copy_rows(int64_t from, int64_t to, int64_t num_rows);
 

@@ -73,7 +73,9 @@ void decode(Context& ctx, const Config& c, const Weights& w, Exchange& exchange,
                                 .shared_w3 = w.shared.w3,
                                 .shared_w2 = w.shared.w2};
   bool pays = false;
-  ops::moe_of_few_pays(ctx, weights, x, &pays);
+  // NOTE: the op takes choices of all experts.
+  if (static_cast<int64_t>(w.experts.w1.size()) == c.n_routed_experts)
+    ops::moe_of_few_pays(ctx, weights, x, &pays);
   if (pays) return ops::moe_of_few(ctx, weights, x, choice.topk_idx, choice.topk_weight, y);
   Saved s = dispatch(ctx, exchange, std::move(choice), x);
   mlp_forward(ctx, c, w, exchange, x, s);

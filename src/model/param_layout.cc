@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/param_layout.h"
 
+#include "core/check.h"
+
 namespace hadal {
 namespace {
 
@@ -39,17 +41,62 @@ ParamSizes param_sizes(const Config& config, const RankShare& p) {
   return n;
 }
 
-Slice slice_of(const ParamInfo& info, const Share& tensor) {
-  const int64_t n = info.shape.num_elements(), row = info.shape[info.shape.rank - 1];
+namespace {
+
+Slice slice(const Shape& shape, ParamShard shard, const Share& tensor) {
+  const int64_t n = shape.num_elements(), row = shape[shape.rank - 1];
   Slice s{.offset = 0, .row = row, .first = 0, .width = row};
-  if (!info.is_split() || tensor.ways == 1) return s;
-  if (info.shard == ParamShard::kRows) {
-    s.offset = n / tensor.ways * tensor.index;
-  } else {
+  if (shard == ParamShard::kRows) s.offset = n / tensor.ways * tensor.index;
+  if (shard == ParamShard::kColumns) {
     s.width = row / tensor.ways;
     s.first = s.width * tensor.index;
   }
   return s;
+}
+
+}  // namespace
+
+Slice slice_of(const ParamInfo& info, const Share& tensor) {
+  return slice(info.shape, info.shard, tensor);
+}
+
+void check_decode_ranks(const Config& c, int64_t ranks) {
+  HADAL_CHECK(ranks >= 1, "ranks = ", ranks, "; give 1 or more");
+  const auto check = [&](int64_t number, const char* name) {
+    HADAL_CHECK(number % ranks == 0, "ranks = ", ranks, " does not divide ", name, " = ", number);
+  };
+  check(c.num_attention_heads, "num_attention_heads");
+  if (c.first_k_dense_replace > 0) check(c.intermediate_size, "intermediate_size");
+  const bool has_experts = c.num_moe_layers() > 0;
+  if (has_experts) check(c.n_routed_experts, "n_routed_experts");
+  if (has_experts && c.n_shared_experts > 0)
+    check(c.shared_intermediate_size(), "n_shared_experts * moe_intermediate_size");
+  check(c.vocab_size, "vocab_size");
+}
+
+ExpertRun decode_experts(const Config& c, const Share& rank) {
+  const int64_t count = c.n_routed_experts / rank.ways;
+  return {.first = rank.index * count, .count = count, .of = c.n_routed_experts};
+}
+
+RankShare decode_share(const Config& config, const Share& rank) {
+  RankShare share{.tensor = rank};
+  const ExpertRun here = decode_experts(config, rank);
+  share.holds = [here](const ParamInfo& info) {
+    return info.expert < 0 || here.contains(info.expert);
+  };
+  return share;
+}
+
+Slice decode_slice(const ParamInfo& info, const Share& rank) {
+  return slice(info.shape, info.decode_shard, rank);
+}
+
+Shape decode_shape(const ParamInfo& info, const Share& rank) {
+  Shape shape = info.shape;
+  if (info.decode_shard == ParamShard::kRows) shape.dims[0] /= rank.ways;
+  if (info.decode_shard == ParamShard::kColumns) shape.dims[1] /= rank.ways;
+  return shape;
 }
 
 }  // namespace hadal

@@ -61,6 +61,23 @@ struct Slice {
 // info: of the whole model.
 Slice slice_of(const ParamInfo& info, const Share& tensor);
 
+// ---- Generation: ranks that have all tokens, a part of every matrix and some of the experts ----
+
+// An Error that names the number that does not divide.
+void check_decode_ranks(const Config& config, int64_t ranks);
+// Routed experts [first, first + count) of `of`.
+struct ExpertRun {
+  int64_t first = 0, count = 0, of = 0;
+  bool are_all() const { return count == of; }
+  bool contains(int64_t expert) const { return expert >= first && expert < first + count; }
+};
+ExpertRun decode_experts(const Config& config, const Share& rank);
+// What one of the ranks loads: its experts, and of the others what decode_slice() says.
+RankShare decode_share(const Config& config, const Share& rank);
+Slice decode_slice(const ParamInfo& info, const Share& rank);
+// Of the tensor that the slice fills.
+Shape decode_shape(const ParamInfo& info, const Share& rank);
+
 int64_t padded(int64_t elements);  // to kParamPad
 
 }  // namespace hadal

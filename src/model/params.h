@@ -113,6 +113,8 @@ struct ParamInfo {
   ParamShard shard;
   int64_t layer = -1;   // MTP module k: num_hidden_layers + k; -1: of no layer
   int64_t expert = -1;  // routed expert; -1: of none
+  // In generation every rank has all tokens, so the shared experts and the head are split as well.
+  ParamShard decode_shard = shard;
   bool decay() const { return shape.rank >= 2; }  // weight decay on matrices only
   bool trained() const { return kind != ParamKind::kBuffer; }
   bool is_split() const { return shard == ParamShard::kRows || shard == ParamShard::kColumns; }
@@ -176,10 +178,14 @@ void visit_block(const Config& c, const std::string& prefix, int64_t layer, Visi
   visit(at("attn.wo", {D, H * c.v_head_dim}, K::kMatrix, S::kColumns), b.attn.wo...);
   visit(at("ffn_norm", {D}, K::kNorm, S::kReplicated), b.ffn_norm...);
   const auto visit_mlp = [&](const char* name, int64_t F, S rows, S columns, auto&... m) {
-    const std::string base = concat(name, ".");
-    visit(at((base + "w1").c_str(), {F, D}, K::kMatrix, rows), m.w1...);
-    visit(at((base + "w3").c_str(), {F, D}, K::kMatrix, rows), m.w3...);
-    visit(at((base + "w2").c_str(), {D, F}, K::kMatrix, columns), m.w2...);
+    const auto part = [&](const char* matrix, Shape shape, S shard, S decode_shard) {
+      ParamInfo info = at(concat(name, ".", matrix).c_str(), shape, K::kMatrix, shard);
+      info.decode_shard = decode_shard;
+      return info;
+    };
+    visit(part("w1", {F, D}, rows, S::kRows), m.w1...);
+    visit(part("w3", {F, D}, rows, S::kRows), m.w3...);
+    visit(part("w2", {D, F}, columns, S::kColumns), m.w2...);
   };
   if (!c.is_moe_layer(layer)) {
     visit_mlp("ffn", c.intermediate_size, S::kRows, S::kColumns, b.mlp...);
@@ -217,8 +223,11 @@ void for_each_param(const Config& c, Visit&& visit, Trees&... trees) {
     detail::visit_block(c, concat("layers.", l, "."), static_cast<int64_t>(l), visit,
                         trees.layers[l]...);
   visit(ParamInfo{"norm", {D}, K::kNorm, S::kReplicated}, trees.norm...);
-  if (!c.tie_word_embeddings)
-    visit(ParamInfo{"head", {V, D}, K::kPlain, S::kReplicated}, trees.head...);
+  if (!c.tie_word_embeddings) {
+    ParamInfo head{"head", {V, D}, K::kPlain, S::kReplicated};
+    head.decode_shard = S::kRows;
+    visit(std::move(head), trees.head...);
+  }
   for (size_t k = 0; k < static_cast<size_t>(c.num_nextn_predict_layers); ++k) {
     const std::string prefix = concat("mtp.", k, ".");
     const int64_t layer = c.num_hidden_layers + static_cast<int64_t>(k);

@@ -6,8 +6,6 @@
 
 #include <algorithm>
 
-#include "ops/copy.h"
-
 namespace hadal {
 namespace {
 
@@ -87,6 +85,15 @@ void PartialSums::finish(Context& ctx) {
   for_each_part(ys_, own, [&](const Tensor& y, const Tensor& part) {
     ops::cast(ctx, part.rows(0, y.dim(0)), Tensor(y));  // [Th, Wi]
   });
+}
+
+void broadcast(Context& ctx, const TensorGroup& group, const Tensor& x) {
+  if (group.is_alone() || x.num_elements() == 0) return;
+  std::vector<Message> messages;
+  if (group.rank() > 0) messages.push_back({.send = false, .peer = 0, .data = x});
+  for (int r = 1; group.rank() == 0 && r < group.size(); ++r)
+    messages.push_back({.send = true, .peer = r, .data = x});
+  group.comm().transfer(ctx, messages);
 }
 
 }  // namespace hadal

@@ -7,6 +7,8 @@
 // router, experts, embedding and head see those alone, with whole weights. Attention and dense MLPs
 // see all T with a part of the weights: what they read is gathered, and what they write is a sum
 // over the ranks of which each one takes its own tokens. A rank alone transfers and copies nothing.
+//
+// In generation the steps are small, and every rank has all tokens and all states (add_sum).
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -14,6 +16,7 @@
 #include <vector>
 
 #include "core/comm.h"
+#include "ops/copy.h"
 
 namespace hadal {
 
@@ -59,5 +62,22 @@ class PartialSums {
   Block memory_;
   Tensor slab_;  // [G*n, sum of Wi]
 };
+
+// y [T, W] += the sum over the ranks of what add_part(part) adds to `part` [T, W]: in rank order,
+// so that a row has the same bits in any step, and all ranks have the same ones. Alone:
+// add_part(y).
+template <class AddPart>
+void add_sum(Context& ctx, const TensorGroup& group, Acc y, const AddPart& add_part) {
+  if (group.is_alone()) return add_part(y);
+  Tensor part;
+  const Block memory = ctx.memory.take_tensor(y.dtype(), y.shape(), &part);
+  ops::fill(ctx, 0.0, part);
+  add_part(Acc(part));
+  group.comm().all_reduce(ctx, part);
+  ops::add_acc(ctx, part, y);
+}
+
+// Rank 0's x becomes that of all.
+void broadcast(Context& ctx, const TensorGroup& group, const Tensor& x);
 
 }  // namespace hadal
