@@ -133,6 +133,14 @@ void Engine::close() {
   closed_ = true;
 }
 
+void Engine::abort(std::exception_ptr why) {
+  {
+    const std::lock_guard lock(mutex_);
+    aborted_ = std::move(why);
+  }
+  wake_.notify_one();
+}
+
 void Engine::stop() {
   {
     const std::lock_guard lock(mutex_);
@@ -180,6 +188,7 @@ void Engine::take_inbox(double now) {
     const std::lock_guard lock(mutex_);
     inbox.swap(inbox_);
     cancelled.swap(cancelled_);
+    if (aborted_ && !broken_) broken_ = aborted_;
   }
   for (Request& request : inbox) {
     auto live =
@@ -221,6 +230,7 @@ void Engine::limit_speculation() {
 bool Engine::step(double now) {
   const Timer timer;
   take_inbox(now);
+  if (broken_) break_down(now);
   if (!live_.empty()) {
     limit_speculation();
     const bool overlaps = can_overlap();
@@ -244,11 +254,40 @@ bool Engine::step(double now) {
   publish_stats();
   const bool worked = !live_.empty() || !outputs_.empty();
   if (!outputs_.empty()) deliver_(std::exchange(outputs_, {}));
+  if (broken_) break_down(now);
   return worked;
 }
 
+// In a catch block: other ranks may be anywhere in the step that failed.
+void Engine::note_failure() {
+  if (decoder_.leads()) broken_ = std::current_exception();
+}
+
+// Ends all requests with what went wrong, and throws it.
+void Engine::break_down(double now) {
+  close();
+  take_inbox(now);
+  std::string error = "the model cannot go on";
+  try {
+    std::rethrow_exception(broken_);
+  } catch (const std::exception& e) {
+    error = e.what();
+  }
+  flight_.reset();
+  while (!live_.empty()) {
+    Live& live = *live_.begin()->second;
+    live.finish = Finish::kError;
+    live.out.error = error;
+    finish(live, now);
+  }
+  publish_stats();
+  busy_since_ = -1.0;
+  if (!outputs_.empty()) deliver_(std::exchange(outputs_, {}));
+  std::rethrow_exception(broken_);
+}
+
 void Engine::copy_pages(const std::vector<PageCopy>& copies) {
-  for (const auto& [from, to, num_rows] : copies) decoder_.cache().copy_rows(from, to, num_rows);
+  for (const auto& [from, to, num_rows] : copies) decoder_.copy_rows(from, to, num_rows);
 }
 
 void Engine::run_step(const StepPlan& plan, const std::vector<PageCopy>& copies, double now) {
@@ -295,7 +334,8 @@ void Engine::run_step(const StepPlan& plan, const std::vector<PageCopy>& copies,
     draw(plan, f);
     if (options_.speculate > 0) draft(plan, f);
   } catch (const std::exception& e) {
-    // The requests of this step fail, the engine goes on.
+    // The requests of this step fail, the engine goes on where it can.
+    note_failure();
     for (const StepPlan::Run& run : plan.runs) {
       Live& live = *live_.at(run.id);
       live.finish = Finish::kError;
@@ -599,8 +639,9 @@ void Engine::run() {
     {
       std::unique_lock lock(mutex_);
       if (live_.empty() && inbox_.empty() && cancelled_.empty()) busy_since_ = -1.0;
-      wake_.wait(lock,
-                 [&] { return stop_ || !live_.empty() || !inbox_.empty() || !cancelled_.empty(); });
+      wake_.wait(lock, [&] {
+        return stop_ || aborted_ || !live_.empty() || !inbox_.empty() || !cancelled_.empty();
+      });
       if (stop_) break;
     }
     const double now = steady_seconds();

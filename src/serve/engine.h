@@ -13,6 +13,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -58,11 +59,14 @@ class Engine {
   // Nothing is accepted any more; what was accepted goes on.
   void close();
 
-  // One step at time `now`; false when there was nothing to do.
+  // One step at time `now`; false when there was nothing to do. Of several ranks a step that failed
+  // ends all requests with an error, and is thrown: the others are not where this one is.
   bool step(double now);
-  // Steps until stop(), and waits while there is nothing to do.
+  // Steps until stop(), and waits while there is nothing to do. Throws what step() throws.
   void run();
   void stop();
+  // The next step fails so, from any thread: a rank that the engine does not wait for is gone.
+  void abort(std::exception_ptr why);
 
   EngineStats stats() const;
   // Sequences that were accepted and have not ended.
@@ -93,6 +97,8 @@ class Engine {
   void launch_step(const StepPlan& plan, const std::vector<PageCopy>& copies, double now);
   void collect(double now);
   void take_drawn(Live& live, int32_t token, double now);
+  void note_failure();
+  void break_down(double now);
   void fail(const std::vector<uint64_t>& ids, const std::string& error, double now);
   void run_step(const StepPlan& plan, const std::vector<PageCopy>& copies, double now);
   void copy_pages(const std::vector<PageCopy>& copies);
@@ -122,6 +128,7 @@ class Engine {
   std::optional<Flight> flight_;
   std::vector<Output> outputs_;  // of this step
   EngineStats counters_;
+  std::exception_ptr broken_;  // what ends the engine
 
   mutable std::mutex mutex_;  // of what follows
   std::condition_variable wake_;
@@ -130,6 +137,7 @@ class Engine {
   EngineStats published_;
   int64_t num_submitted_ = 0, num_rejected_ = 0;
   bool closed_ = false, stop_ = false;
+  std::exception_ptr aborted_;
   std::atomic<int64_t> num_open_{0};
   std::atomic<double> busy_since_{-1.0};  // negative: waits for work
 };

@@ -59,6 +59,7 @@ void Engine::launch_step(const StepPlan& plan, const std::vector<PageCopy>& copi
       copy_pages(copies);
       runner_->launch(input);
     } catch (const std::exception& e) {
+      note_failure();
       error = e.what();
     }
     ++counters_.num_steps;
@@ -97,6 +98,7 @@ void Engine::collect(double now) {
   try {
     drawn = runner_->take();
   } catch (const std::exception& e) {
+    note_failure();
     std::vector<uint64_t> ids;
     for (const Flight::Item& item : flight.items) ids.push_back(item.id);
     return fail(ids, e.what(), now);

@@ -208,7 +208,7 @@ GenerateResult Generator::run(const GenerateRequest& request) {
            request.stop_ids.end();
   };
   bool prefilled = false;
-  const bool records = device::can_record(ctx_.device);
+  const bool records = device::can_record(ctx_.device) && decoder_.is_alone();
   if (records) s.reserve_all();
   for (bool running = request.max_tokens > 0; running;) {
     // Run the tokens without a state and the drafts; then draw until a draft is wrong.

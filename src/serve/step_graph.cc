@@ -33,7 +33,7 @@ StepGraph::~StepGraph() { device::destroy(ctx_.device, graph_); }
 
 void StepGraph::work() {
   decoder_.run(step_, h_);                                      // [T, D]
-  decoder_.logits(h_, logits_);                                 // [T, V]
+  decoder_.head(h_, logits_);                                   // [T, V]
   ops::sample(ctx_, sampling_, logits_, where_, Out(tokens_));  // [T]
 }
 

@@ -17,7 +17,8 @@ namespace hadal::serve {
 
 class StepGraph {
  public:
-  // REQUIRES: device::can_record(ctx.device); ctx and decoder outlive it. Runs nothing yet.
+  // REQUIRES: device::can_record(ctx.device); the decoder is alone; ctx and decoder outlive it.
+  // Runs nothing yet.
   StepGraph(Context& ctx, Decoder& decoder, const ops::SampleRule& sampling, int64_t slot,
             int64_t num_tokens);
   ~StepGraph();

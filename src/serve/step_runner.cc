@@ -14,6 +14,7 @@
 #include "model/bytes.h"
 #include "ops/copy.h"
 #include "ops/rope.h"
+#include "serve/rank_calls.h"
 
 namespace hadal::serve {
 namespace {
@@ -39,6 +40,7 @@ std::vector<int64_t> first_slots(int64_t count) {
 
 StepRunner::StepRunner(Context& ctx, Decoder& decoder)
     : ctx_(ctx), decoder_(decoder), max_seqs_(decoder.limits().max_seqs), temporaries_(ctx.memory) {
+  decoder.announce(words_of(RankCall::kStepRunner));
   const Config& c = decoder.config();
   const int64_t S = max_seqs_;
   const DType stat = stat_dtype(decoder.act());
@@ -162,8 +164,8 @@ void StepRunner::recorded_work(int64_t size) {
       ctx_.memory.take_tensor(stat_dtype(decoder_.act()), {S, c.vocab_size}, &logits);
   ops::fill_tokens(ctx_, fields_.given.rows(0, S), drawn_, Tensor(step.ids));  // [S]
   ops::rope_table(ctx_, step.seq.positions, inv_freq_, rope_magnitude(c), Tensor(step.seq.rope));
-  decoder_.run(step, h);       // [S, D]
-  decoder_.logits(h, logits);  // [S, V]
+  decoder_.run(step, h);     // [S, D]
+  decoder_.head(h, logits);  // [S, V]
   const ops::SampleRules rules{.temperature = fields_.temperature.rows(0, S),
                                .top_p = fields_.top_p.rows(0, S),
                                .top_k = fields_.top_k.rows(0, S),
@@ -172,6 +174,7 @@ void StepRunner::recorded_work(int64_t size) {
 }
 
 void StepRunner::record_steps(int64_t scratch_page) {
+  decoder_.announce(words_of(RankCall::kRecord, scratch_page));
   scratch_page_ = scratch_page;
   for (int64_t size : recorded_sizes(std::min(max_seqs_, decoder_.limits().max_step_tokens))) {
     decoder_.cache().select(first_slots(size));
@@ -222,7 +225,8 @@ void StepRunner::run(const Input& input, const Tensor& tokens) {
   }
   Tensor h, logits, last;
   const Block h_memory = ctx_.memory.take_tensor(decoder_.act(), {T, c.hidden_size}, &h);
-  decoder_.forward(paged.call(), h);  // [T, D]
+  decoder_.prepare(paged.call());
+  decoder_.run(paged.step, h);  // [T, D]
   if (R == 0) return;
 
   std::vector<int32_t> rows, where;
@@ -252,7 +256,7 @@ void StepRunner::run(const Input& input, const Tensor& tokens) {
   }
   const Block logits_memory =
       ctx_.memory.take_tensor(stat_dtype(decoder_.act()), {R, c.vocab_size}, &logits);
-  decoder_.logits(last, logits);  // [R, V]
+  decoder_.head(last, logits);  // [R, V]
   const ops::SampleRules rules{
       .temperature = put(temperature), .top_p = put(top_p), .top_k = put(top_k), .seed = put(seed)};
   ops::sample_each(ctx_, rules, logits, put(where), Tensor(tokens));  // [R]
@@ -268,6 +272,7 @@ std::map<int64_t, Graph>::const_iterator StepRunner::recorded(const Input& input
 
 void StepRunner::launch(const Input& input) {
   HADAL_CHECK(num_under_way() < 2, "internal error: a third step at once");
+  if (decoder_.leads()) decoder_.announce(words_of(input));
   Slot& slot = slots_[static_cast<size_t>(num_launched_ % 2)];
   Marks& marks = marks_[static_cast<size_t>(num_launched_ % 4)];
   marks.follows = num_under_way() > 0;

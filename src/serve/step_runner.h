@@ -9,6 +9,9 @@
 // device can record work, steps of one token of each sequence are recorded for some numbers of
 // sequences and launched whole; fewer sequences than the next such number are filled up with rows
 // that nobody reads.
+//
+// Of several ranks the leader announces each launch, and the others make the same one: all draw the
+// same tokens, as all have the same logits (serve/follower.h).
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
