@@ -12,12 +12,11 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
-#include "cli/run_options.h"
+#include "cli/model_run.h"
 #include "core/check.h"
 #include "core/timer.h"
 #include "io/atomic.h"
 #include "io/json.h"
-#include "io/panels.h"
 #include "serve/conversation.h"
 
 namespace hadal::cli {
@@ -173,6 +172,8 @@ void talk(serve::Conversation& conversation) {
       } else if (!run_command(conversation, line)) {
         return;
       }
+    } catch (const PeerFailure&) {
+      throw;  // a rank of the model is gone
     } catch (const Error& error) {
       fmt::print("{}\n", error.what());
     }
@@ -185,14 +186,11 @@ void run(const Options& o) {
   o.sampling.check();
   o.speculation.check();
   HADAL_CHECK(o.max_tokens >= 1, "--max-tokens is ", o.max_tokens, "; give 1 or more");
-  const auto machine = o.model.machine.make();
-  Context ctx = machine->context();
   const std::string dir = resolve_model(o.model.model);
   const io::ChatTemplate chat_template = o.chat_template.empty()
                                              ? io::ChatTemplate::of_model(dir)
                                              : io::ChatTemplate::named(o.chat_template);
-  LoadedModel model(ctx, o.model.model, o.model.dtype);
-  const Block panels = io::pack_weights(ctx, model.checkpoint, model.weights);
+  const OpenedModel model(o.model.model, o.model.dtype);
   o.speculation.check(model.config());
   const io::Tokenizer tokenizer = model.tokenizer();
   chat_template.check_tokens(tokenizer);
@@ -200,17 +198,26 @@ void run(const Options& o) {
   const int64_t context = o.context > 0 ? o.context : std::min<int64_t>(longest, 8192);
   HADAL_CHECK(context >= 2 && context <= longest, "--context is ", context,
               "; allowed: 2 to max_position_embeddings = ", longest);
-  Decoder decoder = make_decoder(ctx, model, o.model, context, o.speculation.speculate);
-  serve::Conversation conversation(ctx, decoder, tokenizer, chat_template,
-                                   model.config().eos_token_ids);
-  conversation.should_stop = [] { return interrupts.load() > 0; };
-  conversation.settings.sampling = o.sampling.rule();
-  conversation.settings.max_tokens = o.max_tokens;
-  conversation.settings.speculate = o.speculation.speculate;
-  conversation.settings.thinking = o.thinking;
-  conversation.reset(o.system);
-  catch_interrupts();
-  talk(conversation);
+  const Decoder::Limits limits = limits_of_one(model, o.model, context, o.speculation.speculate);
+  const PlanInput plan{.model = model,
+                       .options = o.model,
+                       .limits = limits,
+                       .num_logits = 1,
+                       .num_states = (1 + limits.num_mtp) * limits.max_tokens};
+  check_ranks_of(plan);
+  run_model(plan, [&](ModelLead& lead) {
+    Decoder decoder = lead.decoder(limits);
+    serve::Conversation conversation(lead.ctx, decoder, tokenizer, chat_template,
+                                     model.config().eos_token_ids);
+    conversation.should_stop = [] { return interrupts.load() > 0; };
+    conversation.settings.sampling = o.sampling.rule();
+    conversation.settings.max_tokens = o.max_tokens;
+    conversation.settings.speculate = o.speculation.speculate;
+    conversation.settings.thinking = o.thinking;
+    conversation.reset(o.system);
+    catch_interrupts();
+    talk(conversation);
+  });
 }
 
 }  // namespace

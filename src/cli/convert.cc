@@ -168,7 +168,7 @@ void run(const Options& o) {
   const auto machine = o.machine.make();
   Context ctx = machine->context();
   const LoadedModel model(ctx, o.model, "auto");
-  for (const io::HfParam& param : model.checkpoint.params)
+  for (const io::HfParam& param : model.checkpoint->params)
     HADAL_CHECK(param.data->type != io::StoredType::kI32, model.dir,
                 " holds INT8 or INT4 weights; convert from the checkpoint that it was made of");
   const std::string temporary = o.dir + ".tmp";

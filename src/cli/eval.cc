@@ -9,13 +9,12 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "cli/run_options.h"
+#include "cli/model_run.h"
 #include "core/check.h"
 #include "core/timer.h"
 #include "eval/corpus.h"
 #include "eval/perplexity.h"
 #include "eval/run_task.h"
-#include "io/panels.h"
 
 namespace hadal::cli {
 namespace {
@@ -91,9 +90,11 @@ int64_t context_of(const Options& o, const Config& c) {
 }
 
 // All that decides about scores besides the text.
-std::string identity_of(const Options& o, const LoadedModel& model, int64_t max_tokens) {
-  return fmt::format("{} {} {} {}", std::filesystem::canonical(model.dir).string(), o.model.dtype,
-                     o.model.cache.kv_cache, max_tokens);
+std::string identity_of(const Options& o, const OpenedModel& model, int64_t max_tokens) {
+  std::string all = fmt::format("{} {} {} {}", std::filesystem::canonical(model.dir).string(),
+                                o.model.dtype, o.model.cache.kv_cache, max_tokens);
+  if (o.model.ranks > 1) all += fmt::format(" {} ranks", o.model.ranks);
+  return all;
 }
 
 std::vector<eval::Document> read_documents(const Options& o, const io::Tokenizer& tokenizer) {
@@ -105,7 +106,7 @@ std::vector<eval::Document> read_documents(const Options& o, const io::Tokenizer
   return documents;
 }
 
-void eval_text(const Options& o, const LoadedModel& model, serve::PrefixRunner& runner) {
+void eval_text(const Options& o, const OpenedModel& model, serve::PrefixRunner& runner) {
   const std::vector<eval::Document> documents = read_documents(o, model.tokenizer());
   const int64_t window = o.window > 0 ? o.window : runner.max_tokens();
   const eval::Windows windows{.window = window,
@@ -153,7 +154,7 @@ void eval_text(const Options& o, const LoadedModel& model, serve::PrefixRunner& 
              score.num_documents == 1 ? "" : "s", windows.window, windows.stride, speed);
 }
 
-void eval_task(const Options& o, const LoadedModel& model, serve::PrefixRunner& runner) {
+void eval_task(const Options& o, const OpenedModel& model, serve::PrefixRunner& runner) {
   std::vector<eval::TaskItem> items = eval::read_task(o.task);
   if (o.limit > 0 && static_cast<size_t>(o.limit) < items.size())
     items.resize(static_cast<size_t>(o.limit));
@@ -202,13 +203,16 @@ void eval_task(const Options& o, const LoadedModel& model, serve::PrefixRunner& 
 
 void run(const Options& o) {
   check(o);
-  const auto machine = o.model.machine.make();
-  Context ctx = machine->context();
-  LoadedModel model(ctx, o.model.model, o.model.dtype);
-  const Block panels = io::pack_weights(ctx, model.checkpoint, model.weights);
-  Decoder decoder = make_decoder(ctx, model, o.model, context_of(o, model.config()), 0);
-  serve::PrefixRunner runner(ctx, decoder);
-  o.texts.empty() ? eval_task(o, model, runner) : eval_text(o, model, runner);
+  const OpenedModel model(o.model.model, o.model.dtype);
+  const Decoder::Limits limits = limits_of_one(model, o.model, context_of(o, model.config()), 0);
+  const PlanInput plan{
+      .model = model, .options = o.model, .limits = limits, .num_logits = limits.max_step_tokens};
+  check_ranks_of(plan);
+  run_model(plan, [&](ModelLead& lead) {
+    Decoder decoder = lead.decoder(limits);
+    serve::PrefixRunner runner(lead.ctx, decoder);
+    o.texts.empty() ? eval_task(o, model, runner) : eval_text(o, model, runner);
+  });
 }
 
 }  // namespace

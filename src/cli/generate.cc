@@ -8,9 +8,8 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "cli/run_options.h"
+#include "cli/model_run.h"
 #include "core/check.h"
-#include "io/panels.h"
 #include "io/safetensors.h"
 #include "io/stream_decoder.h"
 #include "serve/generator.h"
@@ -126,12 +125,42 @@ void write_logits(Context& ctx, Decoder& decoder, std::vector<int32_t> ids,
       path, {io::source_of("input_ids", Tensor(ids.data(), DType::kI32, {n})), std::move(logits)});
 }
 
+// What is asked for: a prompt, and when to stop.
+serve::GenerateRequest request_of(const Options& o, const OpenedModel& model,
+                                  const std::optional<io::Tokenizer>& tokenizer) {
+  serve::GenerateRequest request;
+  if (!o.prompt_ids.empty()) {
+    request.prompt = parse_ids(o.prompt_ids);
+  } else {
+    // Text continues a document, so it starts after the token that begins one.
+    request.prompt = tokenizer->encode(o.prompt);
+    request.prompt.insert(request.prompt.begin(), model.bos());
+  }
+  request.max_tokens = o.max_tokens;
+  request.sampling = o.sampling.rule();
+  if (!o.ignore_eos) request.stop_ids = model.config().eos_token_ids;
+  request.speculate = o.speculation.speculate;
+  return request;
+}
+
+void generate(const Options& o, const ModelLead& lead, const Decoder::Limits& limits,
+              serve::GenerateRequest request, const std::optional<io::Tokenizer>& tokenizer) {
+  Printer printer(tokenizer, o);
+  request.on_token = [&](int32_t token) { return printer.add(token); };
+  Decoder decoder = lead.decoder(limits);
+  const serve::GenerateResult result = serve::Generator(lead.ctx, decoder).run(request);
+  printer.finish();
+  if (!o.logits.empty()) {
+    std::vector<int32_t> ids = request.prompt;
+    ids.insert(ids.end(), result.tokens.begin(), result.tokens.end());
+    write_logits(lead.ctx, decoder, std::move(ids), o.logits);
+  }
+  report(o, result, printer.text(), tokenizer.has_value());
+}
+
 void run(const Options& o) {
   check(o);
-  const auto machine = o.model.machine.make();
-  Context ctx = machine->context();
-  LoadedModel model(ctx, o.model.model, o.model.dtype);
-  const Block panels = io::pack_weights(ctx, model.checkpoint, model.weights);
+  const OpenedModel model(o.model.model, o.model.dtype);
   const Config& c = model.config();
   o.speculation.check(c);
   const std::string tokenizer_path = model.dir + "/tokenizer.json";
@@ -140,34 +169,19 @@ void run(const Options& o) {
   HADAL_CHECK(tokenizer || o.prompt.empty(), tokenizer_path,
               " is missing; use --prompt-ids 5,9,200");
   HADAL_CHECK(tokenizer || o.stop.empty(), tokenizer_path, " is missing; --stop needs a tokenizer");
-
-  serve::GenerateRequest request;
-  if (!o.prompt_ids.empty()) {
-    request.prompt = parse_ids(o.prompt_ids);
-  } else {
-    // Text continues a document, so it starts after the token that begins one.
-    request.prompt = tokenizer->encode(o.prompt);
-    request.prompt.insert(request.prompt.begin(), static_cast<int32_t>(c.bos_token_id));
-  }
-  request.max_tokens = o.max_tokens;
-  request.sampling = o.sampling.rule();
-  if (!o.ignore_eos) request.stop_ids = c.eos_token_ids;
-  request.speculate = o.speculation.speculate;
-  Printer printer(tokenizer, o);
-  request.on_token = [&](int32_t token) { return printer.add(token); };
+  const serve::GenerateRequest request = request_of(o, model, tokenizer);
 
   const int64_t speculate = o.speculation.speculate;
   const auto needed = static_cast<int64_t>(request.prompt.size()) + o.max_tokens + speculate + 1;
-  Decoder decoder =
-      make_decoder(ctx, model, o.model, std::min(needed, c.max_position_embeddings), speculate);
-  const serve::GenerateResult result = serve::Generator(ctx, decoder).run(request);
-  printer.finish();
-  if (!o.logits.empty()) {
-    std::vector<int32_t> ids = request.prompt;
-    ids.insert(ids.end(), result.tokens.begin(), result.tokens.end());
-    write_logits(ctx, decoder, std::move(ids), o.logits);
-  }
-  report(o, result, printer.text(), tokenizer.has_value());
+  const Decoder::Limits limits =
+      limits_of_one(model, o.model, std::min(needed, c.max_position_embeddings), speculate);
+  const PlanInput plan{.model = model,
+                       .options = o.model,
+                       .limits = limits,
+                       .num_logits = o.logits.empty() ? 1 : limits.max_step_tokens,
+                       .num_states = (1 + limits.num_mtp) * limits.max_tokens};
+  check_ranks_of(plan);
+  run_model(plan, [&](ModelLead& lead) { generate(o, lead, limits, request, tokenizer); });
 }
 
 }  // namespace

@@ -2,8 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/options.h"
 
+#include <algorithm>
 #include <charconv>
 #include <filesystem>
+#include <thread>
 
 #include "core/check.h"
 #include "core/dtype.h"
@@ -19,10 +21,17 @@ void MachineOptions::add_to(CLI::App& app) {
       ->capture_default_str();
 }
 
-std::unique_ptr<Machine> MachineOptions::make() const {
+int threads_of_rank(int threads, int num_ranks) {
+  if (threads > 0 || num_ranks == 1) return threads;
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / num_ranks);
+}
+
+std::unique_ptr<Machine> MachineOptions::make(int rank, int num_ranks) const {
   HADAL_CHECK(numerics == "invariant" || numerics == "fastest", "--numerics is ", numerics,
               "; allowed: invariant, fastest");
-  auto machine = std::make_unique<Machine>(threads, parse_device(device, "--device"));
+  Device where = parse_device(device, "--device");
+  if (where.kind == DeviceKind::kCuda) where.index = rank;
+  auto machine = std::make_unique<Machine>(threads_of_rank(threads, num_ranks), where);
   HADAL_CHECK(numerics == "invariant" || machine->device.kind == DeviceKind::kCuda,
               "--numerics fastest is for --device cuda; on the CPU invariant is the only mode");
   if (numerics == "fastest") machine->numerics = Numerics::kFastest;

@@ -37,13 +37,17 @@ struct Machine {
 // "cpu" or "cuda", the value of `flag`; an Error that says what is missing where there is no such
 // device.
 Device parse_device(const std::string& name, const char* flag);
+// Threads of each of `num_ranks` processes on this host; `threads` if it is given.
+int threads_of_rank(int threads, int num_ranks);
 
 // --threads, --device and --numerics.
 struct MachineOptions {
   int threads = 0;
   std::string device = "cpu", numerics = "invariant";
   void add_to(CLI::App& app);
-  std::unique_ptr<Machine> make() const;
+  std::unique_ptr<Machine> make() const { return make(0, 1); }
+  // Of one of several ranks on this host: the cores are shared.
+  std::unique_ptr<Machine> make(int rank, int num_ranks) const;
 };
 
 DType parse_dtype(const std::string& name, std::initializer_list<DType> allowed, const char* flag);

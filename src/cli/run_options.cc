@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "core/env.h"
 
 namespace hadal::cli {
 
@@ -34,12 +35,31 @@ void ModelOptions::add_to(CLI::App& app) {
   app.add_option("--dtype", dtype, "auto (as stored), f32 or bf16")->capture_default_str();
   cache.add_to(app);
   app.add_option("--chunk", chunk, "tokens of one step of a long text")->capture_default_str();
+  add_ranks_option(app, &ranks);
   machine.add_to(app);
 }
 
 void ModelOptions::check() const {
   cache.check();
   HADAL_CHECK(chunk >= 1 && chunk <= 65536, "--chunk is ", chunk, "; allowed: 1 to 65536");
+  check_ranks(ranks, machine);
+}
+
+void add_ranks_option(CLI::App& app, int64_t* ranks) {
+  app.add_option("--ranks", *ranks,
+                 "processes of this host that share the model: heads, dense widths, experts and "
+                 "vocabulary are split among them")
+      ->capture_default_str();
+}
+
+void check_ranks(int64_t ranks, const MachineOptions& machine) {
+  HADAL_CHECK(ranks >= 1 && ranks <= 64, "--ranks is ", ranks, "; allowed: 1 to 64");
+  HADAL_CHECK(ranks == 1 || !env::place(),
+              "--ranks starts its processes itself; start hadal once, without mpirun or srun");
+  HADAL_CHECK(ranks == 1 || machine.device == "cpu", "--ranks is ", ranks, " with --device ",
+              machine.device,
+              ": there are no sums over several GPUs yet; use --device cpu, or "
+              "--ranks 1");
 }
 
 void SamplingOptions::add_to(CLI::App& app) {
@@ -78,16 +98,15 @@ void SpeculateOptions::check(const Config& config) const {
               "--speculate needs a model with an MTP ", "module; this one has none");
 }
 
-Decoder make_decoder(Context& ctx, const LoadedModel& model, const ModelOptions& options,
-                     int64_t context, int64_t speculate) {
+Decoder::Limits limits_of_one(const OpenedModel& model, const ModelOptions& options,
+                              int64_t context, int64_t speculate) {
   const int64_t step = std::max(std::min(options.chunk, context), speculate + 1);
-  return Decoder(ctx, model.config(), model.weights, model.act,
-                 {.max_seqs = 1,
-                  .max_tokens = context,
-                  .max_step_tokens = step,
-                  .num_mtp = speculate > 0 ? model.config().num_nextn_predict_layers : 0,
-                  .num_pages = 0,
-                  .cache = options.cache.format(model.act)});
+  return {.max_seqs = 1,
+          .max_tokens = context,
+          .max_step_tokens = step,
+          .num_mtp = speculate > 0 ? model.config().num_nextn_predict_layers : 0,
+          .num_pages = 0,
+          .cache = options.cache.format(model.act)};
 }
 
 }  // namespace hadal::cli

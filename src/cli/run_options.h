@@ -24,12 +24,13 @@ struct CacheOptions {
   CacheFormat format(DType act) const;
 };
 
-// --model, --dtype, --kv-cache, --chunk, and those of the machine.
+// --model, --dtype, --kv-cache, --chunk, --ranks, and those of the machine.
 struct ModelOptions {
   MachineOptions machine;
   CacheOptions cache;
   std::string model, dtype = "auto";
   int64_t chunk = 256;
+  int64_t ranks = 1;
 
   void add_to(CLI::App& app);
   // An Error names the option that is wrong.
@@ -47,6 +48,10 @@ struct SamplingOptions {
   ops::SampleRule rule() const;
 };
 
+// --ranks, of those that run a model.
+void add_ranks_option(CLI::App& app, int64_t* ranks);
+void check_ranks(int64_t ranks, const MachineOptions& machine);
+
 // --speculate.
 struct SpeculateOptions {
   int64_t speculate = 0;
@@ -57,7 +62,7 @@ struct SpeculateOptions {
 };
 
 // Room for one sequence of `context` tokens.
-Decoder make_decoder(Context& ctx, const LoadedModel& model, const ModelOptions& options,
-                     int64_t context, int64_t speculate);
+Decoder::Limits limits_of_one(const OpenedModel& model, const ModelOptions& options,
+                              int64_t context, int64_t speculate);
 
 }  // namespace hadal::cli

@@ -8,15 +8,13 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <thread>
 
-#include "cli/run_options.h"
+#include "cli/model_run.h"
 #include "core/check.h"
-#include "core/device_memory.h"
 #include "core/env.h"
 #include "core/timer.h"
-#include "io/panels.h"
-#include "model/bytes.h"
 #include "serve/engine.h"
 #include "serve/grammar_queue.h"
 #include "server/http.h"
@@ -72,17 +70,6 @@ std::vector<std::string> read_keys(const Options& o) {
   return keys;
 }
 
-// Bytes that the machine can still give, and how much of it the server will take.
-int64_t available_memory() {
-  std::ifstream file("/proc/meminfo");
-  for (std::string name; file >> name;) {
-    int64_t kilobytes = 0;
-    if (name == "MemAvailable:" && file >> kilobytes) return kilobytes << 10;
-    file.ignore(1000, '\n');
-  }
-  return INT64_MAX;  // unknown
-}
-
 Decoder::Limits limits_of(const Options& o, const Config& c, DType act) {
   Decoder::Limits limits;
   limits.cache = o.model.cache.format(act);
@@ -109,92 +96,18 @@ Decoder::Limits limits_of(const Options& o, const Config& c, DType act) {
   return limits;
 }
 
-// Bytes that a step takes beside weights and cache: an upper bound of what modules hold at once.
-double step_bytes(const Options& o, const Config& c, DType act, const Decoder::Limits& limits,
-                  int64_t num_tokens) {
-  const auto T = static_cast<double>(num_tokens);
-  const auto size = static_cast<double>(dtype_size(act));
-  const auto H = static_cast<double>(c.num_attention_heads);
-  const double attention =
-      static_cast<double>(c.hidden_size * 4 + c.q_lora_rank * 2 + c.latent_dim()) +
-      H * static_cast<double>(c.qk_nope_head_dim + c.qk_rope_head_dim + c.latent_dim() +
-                              c.kv_lora_rank + c.v_head_dim);
-  const double mlp = 3.0 * static_cast<double>(std::max(
-                               c.intermediate_size, c.n_shared_experts * c.moe_intermediate_size));
-  // Rows of experts are in pages; x and gate|up of them live in the decoder's own pool.
-  const auto rows = static_cast<double>(experts::max_pages(c, num_tokens) * ops::kPageRows);
-  const double moe = rows * static_cast<double>(2 * c.hidden_size + 3 * c.moe_intermediate_size);
-  double bytes = (T * (attention + mlp) + moe) * size;
-  if (o.model.machine.device == "cuda") {
-    // Long contexts are attended to in splits of 16 pages or more, each with a result of its own.
-    const double splits = std::clamp(static_cast<double>(limits.max_tokens) / 1024.0, 1.0, 256.0);
-    bytes += splits * T * H * (static_cast<double>(c.kv_lora_rank) * 2.0 + 4.0);
-  }
-  return bytes;
+// Prints what is going to be allocated, before anything is loaded; refuses what does not fit.
+void check_plan(const Options& o, const PlanInput& input) {
+  io::check_decode_parts(*input.model.checkpoint, input.model.format,
+                         static_cast<int>(o.model.ranks));
+  const MemoryPlan memory = plan_memory(input);
+  if (!o.quiet) fmt::print(stderr, "{}", describe(memory, input));
+  // NOTE: processes that have used a GPU cannot start others that do.
+  if (o.model.ranks > 1 && o.model.machine.device != "cpu") return;
+  check_fits(memory, input, parse_device(o.model.machine.device, "--device"));
 }
 
-// What the model is computed in, as LoadedModel decides.
-DType act_of(const Options& o, const io::HfCheckpoint& checkpoint) {
-  if (o.model.dtype != "auto")
-    return parse_dtype(o.model.dtype, {DType::kF32, DType::kBF16}, "--dtype");
-  const bool is_f32 = checkpoint.params.front().data->type == io::StoredType::kF32;
-  return is_f32 ? DType::kF32 : DType::kBF16;
-}
-
-// Bytes of the weights as they will be loaded, without those that stay mapped from the file.
-double weight_bytes(const Options& o, const io::HfCheckpoint& checkpoint) {
-  const bool is_mapped = o.model.machine.device == "cpu" && o.model.dtype == "auto";
-  double bytes = 0.0;
-  for (const io::HfParam& p : checkpoint.params) {
-    if (is_mapped) {
-      if (io::goes_into_panels(p)) bytes += static_cast<double>(p.data->bytes);
-      continue;
-    }
-    const auto count = static_cast<double>(p.info.shape.num_elements());
-    double size = static_cast<double>(io::stored_type_size(p.data->type));
-    if (o.model.dtype != "auto") size = o.model.dtype == "f32" ? 4.0 : 2.0;
-    bytes += count * size;
-    if (p.scale != nullptr) bytes += count * 4.0 / (kScaleBlock * kScaleBlock);
-  }
-  return bytes;
-}
-
-// What is going to be allocated, before anything is loaded; refuses what does not fit.
-void plan_memory(const Options& o, const io::HfCheckpoint& checkpoint, Device where,
-                 const Decoder::Limits& limits) {
-  const Config& c = checkpoint.config;
-  const DType act = act_of(o, checkpoint);
-  const double mib = 1024.0 * 1024.0;
-  const double weights = weight_bytes(o, checkpoint);
-  const auto cache =
-      static_cast<double>(limits.num_pages * ops::kCachePageTokens *
-                          cache_bytes_per_token(c, act, limits.cache, limits.num_mtp));
-  double logits =
-      static_cast<double>(limits.max_seqs * (1 + o.speculation.speculate) * c.vocab_size) *
-      static_cast<double>(dtype_size(stat_dtype(act)));
-  double step = step_bytes(o, c, act, limits, limits.max_step_tokens);
-  if (where.kind == DeviceKind::kCuda) {  // recorded steps have memory of their own
-    logits *= 2.0;
-    step += step_bytes(o, c, act, limits, limits.max_seqs) + 64e6;
-  }
-  if (!o.quiet)
-    fmt::print(
-        stderr,
-        "memory: weights {}, cache {:.1f} MiB ({} tokens in pages of {}), logits {:.1f} MiB, "
-        "a step of {} tokens at most {:.1f} MiB\n",
-        weights > 0 ? fmt::format("{:.1f} MiB", weights / mib) : "mapped from the file",
-        cache / mib, limits.num_pages * ops::kCachePageTokens, ops::kCachePageTokens, logits / mib,
-        limits.max_step_tokens, step / mib);
-  const auto needed = static_cast<int64_t>(weights + cache + logits + step);
-  const int64_t available = where.kind == DeviceKind::kCpu
-                                ? available_memory()
-                                : static_cast<int64_t>(device::memory_free(where));
-  HADAL_CHECK(needed<available, weights> 0 ? "weights, cache and a step" : "the cache and a step",
-              " need ", needed >> 20, " MiB, and ", available >> 20,
-              " MiB are available; lower --cache-tokens, --max-seqs, --context or --chunk");
-}
-
-server::ModelInfo info_of(const Options& o, const LoadedModel& model,
+server::ModelInfo info_of(const Options& o, const OpenedModel& model,
                           const Decoder::Limits& limits) {
   const Config& c = model.config();
   server::ModelInfo info;
@@ -228,85 +141,140 @@ server::ModelInfo info_of(const Options& o, const LoadedModel& model,
   return info;
 }
 
+// The HTTP server, the routes, and the engine on a thread of its own, until a signal.
+class Server {
+ public:
+  Server(const Options& o, const std::vector<std::string>& keys, const ModelLead& lead,
+         const Decoder::Limits& limits, const server::ModelInfo& info)
+      : options_(o),
+        world_(lead.world),
+        decoder_(lead.decoder(limits)),
+        engine_(lead.ctx, decoder_, info.tokenizer, o.engine,
+                [this](std::vector<serve::Output>&& outputs) { deliver(std::move(outputs)); }),
+        service_(
+            info, backend(info),
+            {.keys = keys,
+             .log = o.quiet ? std::function<void(const std::string&)>()
+                            : [](const std::string& line) { fmt::print(stderr, "{}\n", line); }}),
+        http_(o.http, [this](auto&& request, auto reply) {
+          service_.handle(std::move(request), std::move(reply));
+        }) {}
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  int port() const { return http_.port(); }
+
+  // Serves until a signal; throws what ended the engine, if that was something else. ready() is
+  // called first.
+  void run(const std::function<void()>& ready) {
+    std::exception_ptr failure;
+    std::thread engine_thread([&] {
+      try {
+        engine_.run();
+      } catch (...) {
+        failure = std::current_exception();
+        http_.post([this] { drain("the model is gone", kLastWordsSeconds); });
+      }
+    });
+    http_.on_signal([this] {
+      if (draining_) return end();
+      drain("draining", options_.drain_seconds);
+    });
+    if (world_ != nullptr) watch_ranks();
+    ready();
+    http_.run();
+    engine_.stop();
+    engine_thread.join();
+    forms_.reset();  // before the server that it calls back to
+    service_.forget();
+    if (failure) std::rethrow_exception(failure);
+  }
+
+ private:
+  static constexpr double kWatchSeconds = 0.2, kLastWordsSeconds = 3.0;
+
+  void deliver(std::vector<serve::Output>&& outputs) {
+    http_.post([this, list = std::move(outputs)]() mutable { service_.deliver(std::move(list)); });
+  }
+
+  server::Backend backend(const server::ModelInfo& info) {
+    // Without a tokenizer there is no text to hold to a form.
+    if (info.tokenizer && serve::GrammarCompiler::why_not().empty())
+      forms_.emplace(*info.tokenizer, info.vocab_size, static_cast<size_t>(info.max_choices));
+    const auto compile = [this](serve::GrammarSpec spec, const server::Backend::Compiled& done) {
+      return forms_->compile(std::move(spec), [this, done](auto grammar, std::string error) {
+        http_.post([done, grammar, error] { done(grammar, error); });
+      });
+    };
+    return {.submit = [this](auto requests) { return engine_.submit(std::move(requests)); },
+            .cancel = [this](uint64_t id) { engine_.cancel(id); },
+            .stats = [this] { return engine_.stats(); },
+            .stalled_seconds = [this] { return engine_.stalled_seconds(); },
+            .compile = forms_ ? compile : decltype(server::Backend::compile)()};
+  }
+
+  void end() {
+    engine_.stop();
+    http_.stop(2.0);
+  }
+  // Ends when all answers are out, or when the time is over.
+  void drain(const char* why, double seconds) {
+    draining_ = true;
+    if (!options_.quiet)
+      fmt::print(stderr, "{}: {} requests, {} s at most\n", why, service_.num_jobs(), seconds);
+    service_.drain();
+    engine_.close();
+    http_.after(seconds, [this] { end(); });
+    wait_until_done();
+  }
+  void wait_until_done() {
+    if (service_.num_jobs() == 0) return end();
+    http_.after(0.02, [this] { wait_until_done(); });
+  }
+  // While there is no work, nobody waits for the other ranks and so learns that one is gone.
+  void watch_ranks() {
+    if (const auto rank = world_->failed_rank())
+      return engine_.abort(std::make_exception_ptr(
+          PeerFailure(concat("rank ", *rank, " failed at ", world_->place_of(*rank), ": ",
+                             world_->error_of(*rank)),
+                      __FILE__, __LINE__, nullptr)));
+    http_.after(kWatchSeconds, [this] { watch_ranks(); });
+  }
+
+  const Options& options_;
+  const World* world_;
+  Decoder decoder_;
+  serve::Engine engine_;
+  std::optional<serve::GrammarQueue> forms_;
+  server::Service service_;
+  server::HttpServer http_;
+  bool draining_ = false;
+};
+
 void run(Options o) {
   check(o);
   const Timer timer;
   const std::vector<std::string> keys = read_keys(o);
-  const auto machine = o.model.machine.make();
-  Context ctx = machine->context();
   o.engine.speculate = o.speculation.speculate;
   o.engine.prefix_cache = !o.no_prefix_cache;
-  o.engine.overlap = machine->device.kind == DeviceKind::kCuda;
-  const io::HfCheckpoint checkpoint = io::open_checkpoint(resolve_model(o.model.model));
-  o.speculation.check(checkpoint.config);
-  const Decoder::Limits limits = limits_of(o, checkpoint.config, act_of(o, checkpoint));
-  plan_memory(o, checkpoint, machine->device, limits);
-  LoadedModel model(ctx, o.model.model, o.model.dtype);
-  const Block panels = io::pack_weights(ctx, model.checkpoint, model.weights);
+  o.engine.overlap = o.model.machine.device == "cuda";
+  const OpenedModel model(o.model.model, o.model.dtype);
+  o.speculation.check(model.config());
+  const Decoder::Limits limits = limits_of(o, model.config(), model.act);
+  const PlanInput plan{.model = model,
+                       .options = o.model,
+                       .limits = limits,
+                       .num_logits = limits.max_seqs * (1 + o.speculation.speculate)};
+  check_plan(o, plan);
   const server::ModelInfo info = info_of(o, model, limits);
-
-  Decoder decoder(ctx, model.config(), model.weights, model.act, limits);
-  server::HttpServer* http_server = nullptr;
-  server::Service* routes = nullptr;
-  serve::Engine engine(
-      ctx, decoder, info.tokenizer, o.engine, [&](std::vector<serve::Output>&& outputs) {
-        http_server->post(
-            [&routes, list = std::move(outputs)]() mutable { routes->deliver(std::move(list)); });
-      });
-  // Without a tokenizer there is no text to hold to a form.
-  std::optional<serve::GrammarQueue> forms;
-  if (info.tokenizer && serve::GrammarCompiler::why_not().empty())
-    forms.emplace(*info.tokenizer, info.vocab_size, static_cast<size_t>(info.max_choices));
-  const auto compile = [&](serve::GrammarSpec spec, const server::Backend::Compiled& done) {
-    return forms->compile(std::move(spec), [&, done](auto grammar, std::string error) {
-      http_server->post([done, grammar, error] { done(grammar, error); });
+  run_model(plan, [&](ModelLead& lead) {
+    Server server(o, keys, lead, limits, info);
+    server.run([&] {
+      fmt::print("hadal: serving {} on http://{}:{} after {:.2f} s\n", info.id, o.http.host,
+                 server.port(), timer.seconds());
+      std::fflush(stdout);
     });
-  };
-  const auto log = [](const std::string& line) { fmt::print(stderr, "{}\n", line); };
-  server::Service service(
-      info,
-      {.submit = [&](auto requests) { return engine.submit(std::move(requests)); },
-       .cancel = [&](uint64_t id) { engine.cancel(id); },
-       .stats = [&] { return engine.stats(); },
-       .stalled_seconds = [&] { return engine.stalled_seconds(); },
-       .compile = forms ? compile : decltype(server::Backend::compile)()},
-      {.keys = keys, .log = o.quiet ? std::function<void(const std::string&)>() : log});
-  server::HttpServer http(o.http, [&](auto&& request, auto reply) {
-    service.handle(std::move(request), std::move(reply));
   });
-  http_server = &http;
-  routes = &service;
-
-  std::thread engine_thread([&] { engine.run(); });
-  bool draining = false;
-  // Ends when all answers are out, or when the time is over; a second signal ends it at once.
-  const auto end = [&] {
-    engine.stop();
-    http.stop(2.0);
-  };
-  const std::function<void()> wait_until_done = [&] {
-    if (service.num_jobs() == 0) return end();
-    http.after(0.02, wait_until_done);
-  };
-  http.on_signal([&] {
-    if (draining) return end();
-    draining = true;
-    if (!o.quiet)
-      fmt::print(stderr, "draining: {} requests, {} s at most\n", service.num_jobs(),
-                 o.drain_seconds);
-    service.drain();
-    engine.close();
-    http.after(o.drain_seconds, end);
-    wait_until_done();
-  });
-  fmt::print("hadal: serving {} on http://{}:{} after {:.2f} s\n", info.id, o.http.host,
-             http.port(), timer.seconds());
-  std::fflush(stdout);
-  http.run();
-  engine.stop();
-  engine_thread.join();
-  forms.reset();  // before the server that it calls back to
-  service.forget();
 }
 
 }  // namespace

@@ -43,18 +43,13 @@ std::string resume_command(const Options& o) {
   return command + " --resume";
 }
 
-// Threads of each of `ranks` processes on this machine.
-int threads_of(const train::RunConfig& config, int ranks) {
-  if (config.train.threads > 0 || ranks == 1) return static_cast<int>(config.train.threads);
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / ranks);
-}
-
 // The run as one rank of a world sees it; `world` is none where it is alone. False if it was
 // stopped.
 bool run_rank(const Options& o, const train::RunConfig& config, bool resume, World* world) {
   const bool on_gpus = world != nullptr && config.train.device == "cuda";
   Machine machine(
-      threads_of(config, world == nullptr ? 1 : world->num_local()),
+      threads_of_rank(static_cast<int>(config.train.threads),
+                      world == nullptr ? 1 : world->num_local()),
       on_gpus ? gpu_of_rank(*world) : parse_device(config.train.device, "train.device"));
   Context ctx = machine.context();
   std::unique_ptr<NcclWorld> gpus;

@@ -4,7 +4,7 @@
 
 #include <fmt/core.h>
 
-#include "cli/run_options.h"
+#include "cli/model_run.h"
 #include "core/check.h"
 
 namespace hadal::cli {
@@ -14,7 +14,7 @@ struct Options {
   MachineOptions machine;
   CacheOptions cache;
   std::string model, golden, record, dtype = "f32";
-  int64_t sequences = 2, tokens = 48;
+  int64_t sequences = 2, tokens = 48, ranks = 1;
   uint64_t seed = 0;
   bool json = false;
 };
@@ -45,23 +45,7 @@ void record(const Options& o) {
   fmt::print("recorded: {} in {}\n", o.record, o.dtype);
 }
 
-void run(const Options& o) {
-  HADAL_CHECK(o.golden.empty() != o.record.empty(),
-              "hadal verify needs --golden FILE to compare with, or --record FILE to write");
-  if (!o.record.empty()) return record(o);
-  const VerifyFormat format = format_of(o);
-  const auto machine = o.machine.make();
-  Context ctx = machine->context();
-  const io::HfCheckpoint checkpoint = io::open_checkpoint(resolve_model(o.model));
-  const io::SafetensorsFile golden(o.golden);
-  VerifyReport report(golden);
-  const bool trains = golden.find("train.tokens") != nullptr;
-  HADAL_CHECK(!trains || format.cache == CacheFormat::kCompute, "--kv-cache is ", o.cache.kv_cache,
-              ", but ", o.golden, " holds training steps, which have no cache; leave it out");
-  if (trains)
-    verify_train(ctx, checkpoint, format, report);
-  else
-    verify_golden(ctx, checkpoint, format, report);
+void conclude(const Options& o, const VerifyReport& report) {
   if (o.json)
     fmt::print("{}", report.json());
   else
@@ -69,6 +53,58 @@ void run(const Options& o) {
   HADAL_CHECK(report.passed(), "verification failed: ", o.golden, " in ", o.dtype,
               " differs from what this model computes; the rows marked FAILED say where");
   if (!o.json) fmt::print("verified: {} in {}\n", o.golden, o.dtype);
+}
+
+// What generation computes, by several processes together.
+void verify_over_ranks(const Options& o, const VerifyFormat& format,
+                       const io::SafetensorsFile& golden) {
+  OpenedModel model(o.model, "auto");
+  model.act = format.dtype;
+  model.format = format.dtype == DType::kF64   ? io::WeightFormat::kF64
+                 : format.dtype == DType::kF32 ? io::WeightFormat::kF32
+                                               : io::WeightFormat::kBF16;
+  ModelOptions options;
+  options.machine = o.machine;
+  options.ranks = o.ranks;
+  io::check_decode_parts(*model.checkpoint, model.format, static_cast<int>(o.ranks));
+  const PlanInput plan{.model = model, .options = options, .limits = {}, .num_logits = 0};
+  run_model(plan, [&](ModelLead& lead) {
+    VerifyReport report(golden);
+    verify_decode(lead.ctx,
+                  {.config = model.config(), .weights = lead.model.weights, .ranks = lead.ranks},
+                  format, report);
+    conclude(o, report);
+  });
+}
+
+void run(const Options& o) {
+  HADAL_CHECK(o.golden.empty() != o.record.empty(),
+              "hadal verify needs --golden FILE to compare with, or --record FILE to write");
+  HADAL_CHECK(o.record.empty() || o.ranks == 1,
+              "--record writes what one process computes; leave out --ranks");
+  if (!o.record.empty()) return record(o);
+  const VerifyFormat format = format_of(o);
+  check_ranks(o.ranks, o.machine);
+  const io::SafetensorsFile golden(o.golden);
+  const bool trains = golden.find("train.tokens") != nullptr;
+  if (o.ranks > 1) {
+    HADAL_CHECK(
+        !trains && !format.precision.fp8, "--ranks is ", o.ranks,
+        ", but ranks share what generation computes, not training: give a golden.safetensors "
+        "and --dtype f64, f32 or bf16");
+    return verify_over_ranks(o, format, golden);
+  }
+  const auto machine = o.machine.make();
+  Context ctx = machine->context();
+  const io::HfCheckpoint checkpoint = io::open_checkpoint(resolve_model(o.model));
+  VerifyReport report(golden);
+  HADAL_CHECK(!trains || format.cache == CacheFormat::kCompute, "--kv-cache is ", o.cache.kv_cache,
+              ", but ", o.golden, " holds training steps, which have no cache; leave it out");
+  if (trains)
+    verify_train(ctx, checkpoint, format, report);
+  else
+    verify_golden(ctx, checkpoint, format, report);
+  conclude(o, report);
 }
 
 }  // namespace
@@ -90,6 +126,7 @@ void add_verify_command(CLI::App& app) {
                    "f64, f32, bf16, or fp8: bf16 with the recipe of FP8 training")
       ->capture_default_str();
   command->add_flag("--json", o->json, "print the table as JSON");
+  add_ranks_option(*command, &o->ranks);
   o->cache.add_to(*command);
   o->machine.add_to(*command);
   command->footer(

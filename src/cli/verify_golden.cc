@@ -9,60 +9,16 @@
 #include "cli/verify.h"
 #include "core/transfer.h"
 #include "model/bytes.h"
-#include "model/decoder.h"
 #include "model/fp8_weights.h"
 #include "model/head.h"
 #include "model/param_store.h"
 #include "model/stage.h"
 #include "ops/copy.h"
-#include "serve/generator.h"
 
 namespace hadal::cli {
 namespace {
 
 constexpr double kMtpWeight = 0.3;  // of the objective that the gradients belong to
-constexpr int64_t kPromptTokens = 16;
-
-// What each kind of key may differ by. f32 and f64: the project's acceptance bounds; bf16: what 8
-// bits of mantissa leave over a few layers (docs/numerics.md).
-struct Tolerances {
-  Tolerance state, gate, loss, gradient, choice, load, greedy;
-};
-
-Tolerances tolerances_of_compute(const VerifyFormat& format) {
-  const DType dtype = format.dtype;
-  constexpr Tolerance kExact{.mismatches = 0.0};
-  if (dtype == DType::kF64) {
-    constexpr Tolerance kTight{.relative_l2 = 1e-6};
-    return {kTight, kTight, kTight, kTight, kExact, kExact, kExact};
-  }
-  if (dtype == DType::kF32)
-    return {.state = {.absolute = 2e-5},
-            .gate = {.absolute = 1e-5},
-            .loss = {.relative_l2 = 1e-5},
-            .gradient = {.relative_l2 = 2e-5},
-            .choice = kExact,
-            .load = kExact,
-            .greedy = kExact};
-  // With e4m3 operands a product has 2^-4 for each factor; the rest is other choices of experts.
-  const bool fp8 = format.precision.fp8;
-  return {.state = {.relative_l2 = fp8 ? 0.4 : 0.2},
-          .gate = {},
-          .loss = {.relative_l2 = fp8 ? 0.1 : 0.05},
-          .gradient = {},
-          .choice = {.mismatches = fp8 ? 0.5 : 0.25},
-          .load = {.mismatches = 1.0},  // one other choice changes two loads
-          .greedy = {.mismatches = 1.0}};
-}
-
-// Of what goes over the cache: an e4m3 element is off by up to 2^-4, like an operand of FP8.
-Tolerances tolerances_of_decode(const VerifyFormat& format) {
-  Tolerances t = tolerances_of_compute(format);
-  if (format.cache == CacheFormat::kCompute) return t;
-  t.state = {.relative_l2 = 0.4};
-  t.greedy = {.mismatches = 1.0};
-  return t;
-}
 
 // The model under test with everything it runs on.
 struct Subject {
@@ -102,12 +58,6 @@ struct Subject {
   stage::Stage stage;
 };
 
-std::vector<int32_t> integers(const io::StoredTensor& tensor) {
-  std::vector<int32_t> values;
-  for (double v : to_doubles(tensor)) values.push_back(static_cast<int32_t>(v));
-  return values;
-}
-
 // The token after is the target; the last position has none.
 std::vector<Sequence> sequences_of(const std::vector<int32_t>& ids, int64_t B, int64_t T) {
   std::vector<Sequence> sequences;
@@ -128,7 +78,7 @@ void compare(Context& ctx, const std::string& kind, const std::string& key, cons
 }
 
 void compare_layer(Context& ctx, const std::string& layer, const gate::Saved& gate, int64_t E,
-                   const Tolerances& t, VerifyReport& report) {
+                   const GoldenTolerances& t, VerifyReport& report) {
   compare(ctx, "topk", "topk." + layer, gate.topk_idx, t.choice, report);
   compare(ctx, "gate", "gate." + layer, gate.topk_weight, t.gate, report);
   std::vector<int32_t> load(static_cast<size_t>(E), 0);
@@ -149,7 +99,7 @@ void compare_logits(Context& ctx, const Subject& subject, const std::string& kin
 }
 
 void compare_forward(Context& ctx, const Subject& subject, const stage::Saved& saved, int64_t B,
-                     int64_t T, const Tolerances& t, VerifyReport& report) {
+                     int64_t T, const GoldenTolerances& t, VerifyReport& report) {
   const Config& c = subject.config;
   const int64_t D = c.hidden_size;
   for (int64_t l = 0; l <= c.num_hidden_layers; ++l) {
@@ -171,14 +121,14 @@ void compare_forward(Context& ctx, const Subject& subject, const stage::Saved& s
                  t.state, report);
 }
 
-void compare_loss(const std::string& key, double sum, int64_t count, const Tolerances& t,
+void compare_loss(const std::string& key, double sum, int64_t count, const GoldenTolerances& t,
                   VerifyReport& report) {
   double mean = sum / static_cast<double>(count);
   report.compare("loss", key, Tensor(&mean, DType::kF64, {1}), t.loss);
 }
 
 void compare_gradients(Context& ctx, const io::HfCheckpoint& checkpoint, Subject& subject,
-                       const Tolerances& t, VerifyReport& report) {
+                       const GoldenTolerances& t, VerifyReport& report) {
   for_each_param(
       subject.config,
       [&](const ParamInfo& info, Tensor& leaf) {
@@ -189,97 +139,20 @@ void compare_gradients(Context& ctx, const io::HfCheckpoint& checkpoint, Subject
       subject.grads.tree);
 }
 
-// The same logits through absorbed decode over the latent cache, in uneven chunks.
-void compare_decode(Context& ctx, Subject& subject, const VerifyFormat& format,
-                    const std::vector<int32_t>& ids, int64_t B, int64_t T, VerifyReport& report) {
-  const Config& c = subject.config;
-  const DType dtype = format.dtype;
-  const std::vector<int64_t> chunks = {7, 1, 2, 33, 1, T};
-  Decoder decoder(ctx, c, subject.weights, dtype,
-                  {.max_seqs = B,
-                   .max_tokens = T,
-                   .max_step_tokens = B * T,
-                   .num_mtp = 0,
-                   .num_pages = 0,
-                   .cache = format.cache});
-  std::vector<int64_t> seqs;
-  for (int64_t b = 0; b < B; ++b) seqs.push_back(decoder.cache().open());
-  Tensor h;
-  const Block memory = ctx.memory.take_tensor(dtype, {B * T, c.hidden_size}, &h);
-  int64_t start = 0;
-  for (int64_t chunk : chunks) {
-    const int64_t n = std::min(chunk, T - start);
-    if (n <= 0) break;
-    std::vector<int32_t> step_ids;
-    for (int64_t b = 0; b < B; ++b)
-      step_ids.insert(step_ids.end(), ids.begin() + b * T + start, ids.begin() + b * T + start + n);
-    const std::vector<int64_t> lengths(static_cast<size_t>(B), n),
-        starts(static_cast<size_t>(B), start);
-    const Step step = make_step(ctx, c, step_ids, starts, lengths, dtype);
-    Tensor out;
-    const Block out_memory = ctx.memory.take_tensor(dtype, {B * n, c.hidden_size}, &out);
-    decoder.forward({.step = step, .seqs = seqs}, out);
-    for (int64_t b = 0; b < B; ++b) ops::cast(ctx, out.rows(b * n, n), h.rows(b * T + start, n));
-    start += n;
-  }
-  compare_logits(ctx, subject, "logits by decode", "logits", h, {B, T, c.vocab_size},
-                 tolerances_of_decode(format).state, report);
-}
-
-void compare_greedy(Context& ctx, Subject& subject, const VerifyFormat& format,
-                    VerifyReport& report) {
-  const Config& c = subject.config;
-  const io::StoredTensor* stored = report.find("greedy");
-  HADAL_CHECK(stored != nullptr && stored->shape.size() == 2 && stored->shape[0] == 1 &&
-                  stored->shape[1] > kPromptTokens,
-              "the golden file needs greedy [1, n] with more than ", kPromptTokens, " tokens");
-  const std::vector<int32_t> golden = integers(*stored);
-  const auto n = static_cast<int64_t>(golden.size());
-  for (int64_t speculate : {0, 1, 3}) {
-    if (speculate > 0 && c.num_nextn_predict_layers == 0) continue;
-    Decoder decoder(ctx, c, subject.weights, format.dtype,
-                    {.max_seqs = 1,
-                     .max_tokens = n + 8,
-                     .max_step_tokens = 5,
-                     .num_mtp = speculate > 0 ? c.num_nextn_predict_layers : 0,
-                     .num_pages = 0,
-                     .cache = format.cache});
-    serve::Generator generator(ctx, decoder);
-    const serve::GenerateResult result =
-        generator.run({.prompt = {golden.begin(), golden.begin() + kPromptTokens},
-                       .max_tokens = n - kPromptTokens,
-                       .sampling = {},
-                       .stop_ids = {},
-                       .speculate = speculate,
-                       .on_token = nullptr,
-                       .should_stop = nullptr});
-    std::vector<int32_t> all(golden.begin(), golden.begin() + kPromptTokens);
-    all.insert(all.end(), result.tokens.begin(), result.tokens.end());
-    const std::string kind = speculate == 0 ? "greedy" : concat("greedy, speculate ", speculate);
-    report.compare(kind, "greedy", Tensor(all.data(), DType::kI32, {1, n}),
-                   tolerances_of_decode(format).greedy);
-  }
-}
-
 }  // namespace
 
 void verify_golden(Context& ctx, const io::HfCheckpoint& checkpoint, const VerifyFormat& format,
                    VerifyReport& report) {
   const DType dtype = format.dtype;
-  const io::StoredTensor* stored = report.find("input_ids");
-  HADAL_CHECK(stored != nullptr && stored->shape.size() == 2 && stored->shape[0] > 0 &&
-                  stored->shape[1] > 2,
-              "the golden file needs input_ids [sequences, tokens]");
-  const int64_t B = stored->shape[0], T = stored->shape[1];
-  report.mark_used("input_ids");
-  const std::vector<int32_t> ids = integers(*stored);
-  const Tolerances t = tolerances_of_compute(format);
+  const GoldenTokens tokens(report);
+  const int64_t B = tokens.num_seqs, T = tokens.length;
+  const GoldenTolerances t = tolerances_of_compute(format);
   Subject subject(ctx, checkpoint, format, B * T);
   const Config& c = subject.config;
   const int64_t depths = c.num_nextn_predict_layers;
 
   stage::Meter meter = stage::make_meter(ctx, subject.stage);
-  const Batch batch = make_batch(ctx, c, sequences_of(ids, B, T), depths, dtype);
+  const Batch batch = make_batch(ctx, c, sequences_of(tokens.ids, B, T), depths, dtype);
   stage::Saved saved = stage::forward(ctx, subject.stage, batch, In(), meter);
   compare_forward(ctx, subject, saved, B, T, t, report);
   compare_loss("loss", download<double>(ctx, meter.main)[0], batch.num_targets, t, report);
@@ -300,8 +173,7 @@ void verify_golden(Context& ctx, const io::HfCheckpoint& checkpoint, const Verif
   // NOTE: goldens of quantised checkpoints carry no gradients.
   if (!checkpoint.quantization.fp8) compare_gradients(ctx, checkpoint, subject, t, report);
 
-  compare_decode(ctx, subject, format, ids, B, T, report);
-  compare_greedy(ctx, subject, format, report);
+  verify_decode(ctx, {.config = c, .weights = subject.weights}, format, report);
   report.check_all_used();
 }
 

@@ -1,0 +1,104 @@
+// Ranks that run one model: started, loaded, led.
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/model_run.h"
+
+#include <fmt/core.h>
+
+#include <csignal>
+#include <numeric>
+
+#include "parallel/comm_host.h"
+#include "parallel/launch.h"
+#include "parallel/step_channel.h"
+#include "serve/follower.h"
+#include "serve/rank_calls.h"
+
+namespace hadal::cli {
+namespace {
+
+// Among all ranks.
+std::unique_ptr<Comm> make_comm(World& world) {
+  std::vector<int> all(static_cast<size_t>(world.size()));
+  std::iota(all.begin(), all.end(), 0);
+  return make_comm_host(world, std::move(all), "model");
+}
+
+// Says how far this rank is, by what it does next.
+class StepCount {
+ public:
+  explicit StepCount(World& world) : world_(world) {}
+  void count(const std::vector<int32_t>& words) {
+    const auto is = [&](auto kind) { return words[0] == static_cast<int32_t>(kind); };
+    if (is(DecoderCallKind::kForward) || is(serve::RankCall::kLaunch)) world_.at_step(next_++);
+  }
+
+ private:
+  World& world_;
+  int64_t next_ = 0;
+};
+
+void follow(Context& ctx, const LoadedModel& model, const TensorGroup& tensor, World& world) {
+  // The leader ends this rank, when it has done what these ask for.
+  std::signal(SIGINT, SIG_IGN);
+  std::signal(SIGTERM, SIG_IGN);
+  StepChannel channel(world);
+  StepCount step(world);
+  channel.meet();
+  serve::Follower(ctx, model.config(), model.weights, model.act, tensor).run([&] {
+    std::vector<int32_t> words = channel.hear();
+    step.count(words);
+    return words;
+  });
+}
+
+void lead(Context& ctx, const LoadedModel& model, const TensorGroup& tensor, World& world,
+          const std::function<void(ModelLead&)>& body) {
+  StepChannel channel(world);
+  StepCount step(world);
+  channel.meet();
+  ModelLead lead{.ctx = ctx, .model = model, .ranks = {.tensor = tensor}, .world = &world};
+  lead.ranks.announce = [&](const std::vector<int32_t>& words) {
+    step.count(words);
+    channel.say(words);
+  };
+  body(lead);
+  channel.say(serve::words_of(serve::RankCall::kEnd));
+}
+
+}  // namespace
+
+void check_ranks_of(const PlanInput& plan) {
+  const auto ranks = static_cast<int>(plan.options.ranks);
+  io::check_decode_parts(*plan.model.checkpoint, plan.model.format, ranks);
+  if (ranks == 1) return;
+  const MemoryPlan memory = plan_memory(plan);
+  fmt::print(stderr, "{}", describe(memory, plan));
+  if (plan.options.machine.device == "cpu") check_fits(memory, plan, {});
+}
+
+void run_model(const PlanInput& plan, const std::function<void(ModelLead&)>& body) {
+  const ModelOptions& o = plan.options;
+  const auto ranks = static_cast<int>(o.ranks);
+  if (ranks == 1) {
+    const auto machine = o.machine.make();
+    Context ctx = machine->context();
+    const LoadedModel model(ctx, plan.model, Share());
+    ModelLead lead{.ctx = ctx, .model = model};
+    return body(lead);
+  }
+  World world({.num_ranks = ranks});
+  const auto run_rank = [&](int rank) {
+    const auto machine = o.machine.make(rank, ranks);
+    Context ctx = machine->context();
+    if (ctx.device.kind != DeviceKind::kCpu) check_fits(plan_memory(plan), plan, ctx.device);
+    const LoadedModel model(ctx, plan.model, Share{.ways = ranks, .index = rank});
+    const std::unique_ptr<Comm> comm = make_comm(world);
+    if (rank == 0)
+      lead(ctx, model, TensorGroup(*comm), world, body);
+    else
+      follow(ctx, model, TensorGroup(*comm), world);
+  };
+  launch(world, run_rank, {.leader = 0});
+}
+
+}  // namespace hadal::cli

@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""hadal serve --ranks 2: the texts of hadal generate --ranks 2, ranks that die, ranks that sleep."""
+# SPDX-License-Identifier: Apache-2.0
+import json
+import os
+import random
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+import unittest
+
+import harness
+from harness import Server
+from operation_test import LONG, wait_until
+
+COMPLETIONS = "/v1/completions"
+RANKS = ["--ranks", "2", "--context", "256"]
+PROMPTS = ["the quick brown", "over the lazy dog; some more words are here and there " * 4,
+           "some more words are here\n" * 7 + "the", "x"]
+
+
+def generate(prompt, **settings):
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
+    return json.loads(harness.hadal("generate", "--model", Server.model, "--threads", "1", "--ranks",
+                                    "2", "--prompt", prompt, "--json", *options))["text"]
+
+
+def ranks_of(server):
+    pid = server.process.pid
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return [int(child) for child in file.read().split()]
+
+
+def cpu_seconds(pid):
+    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+        fields = file.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Ranks(unittest.TestCase):
+    def test_texts_are_those_of_generate_under_load(self):
+        cases = []
+        for i in range(8):
+            prompt = PROMPTS[i % len(PROMPTS)]
+            settings = {"max_tokens": 20 + 10 * i}
+            if i % 2:
+                settings.update(temperature=0.9, top_p=0.9, top_k=40, seed=i)
+            cases.append((prompt, settings, generate(prompt, **settings)))
+        # Room for one long sequence, or two.
+        for options in (["--cache-tokens", "256", "--chunk", "7"],
+                        ["--no-prefix-cache", "--speculate", "2", "--cache-tokens", "320"]):
+            with Server(*RANKS, "--max-seqs", "4", *options) as server:
+                self.assertIn("memory of each of 2 ranks: ", server.errors())
+                got = [None] * len(cases)
+
+                def ask(i):
+                    prompt, settings, _ = cases[i]
+                    body = {"prompt": prompt, "temperature": 0, **settings}
+                    if i % 3:
+                        got[i] = "".join(c["choices"][0]["text"]
+                                         for c in server.stream(COMPLETIONS, body))
+                    else:
+                        got[i] = server.post(COMPLETIONS, body)[2]["choices"][0]["text"]
+
+                order = list(range(len(cases)))
+                random.Random(len(options)).shuffle(order)
+                threads = [threading.Thread(target=ask, args=(i,)) for i in order]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                for i, (_, settings, want) in enumerate(cases):
+                    self.assertEqual(got[i], want, (options, settings))
+                metrics = server.metrics()
+                self.assertEqual(metrics["requests_submitted_total"], len(cases))
+                # What the host decides about a token, the other rank need not know.
+                body = {"prompt": "the", "max_tokens": 8, "temperature": 0, "logprobs": 1,
+                        "frequency_penalty": 1, "logit_bias": {"20": 5}}
+                self.assertEqual(server.post(COMPLETIONS, body)[0], 200)
+                server.process.send_signal(signal.SIGTERM)
+                self.assertEqual(server.process.wait(20), 0)
+
+    def test_a_rank_that_dies_under_load_ends_the_server_with_its_name(self):
+        with Server("--ranks", "2", "--context", "8000", "--quiet") as server:
+            connection, response = server.open_stream(COMPLETIONS, LONG)
+            self.assertTrue(response.readline().startswith(b"data: "))
+            os.kill(ranks_of(server)[1], signal.SIGKILL)
+            # The stream ends with an error, and does not hang.
+            rest = response.read().decode()
+            self.assertIn("rank 1 failed at step ", rest)
+            self.assertIn('"error"', rest.strip().split("\n")[-1])
+            connection.close()
+            self.assertEqual(server.process.wait(30), 1)
+            last = server.errors().strip().split("\n")[-1]
+            self.assertRegex(last, r"^hadal: rank 1 failed at step \d+, in \w+ \([a-z ]+\): it was "
+                                   r"killed by signal 9 \(Killed\)$")
+
+    def test_a_rank_that_dies_without_load_does_so_too(self):
+        with Server(*RANKS, "--quiet") as server:
+            self.assertEqual(server.post(COMPLETIONS, {"prompt": "x", "max_tokens": 2})[0], 200)
+            os.kill(ranks_of(server)[1], signal.SIGKILL)
+            self.assertEqual(server.process.wait(30), 1)
+            self.assertIn("hadal: rank 1 failed at step ", server.errors())
+
+    def test_ranks_without_work_sleep(self):
+        with Server(*RANKS, "--quiet") as server:
+            self.assertEqual(server.post(COMPLETIONS, {"prompt": "x", "max_tokens": 2})[0], 200)
+            time.sleep(0.5)
+            ranks = ranks_of(server)
+            before = [cpu_seconds(pid) for pid in ranks]
+            time.sleep(3)
+            for pid, then in zip(ranks, before):
+                self.assertLess(cpu_seconds(pid) - then, 0.15)
+
+    def test_what_does_not_divide_is_a_sentence(self):
+        done = subprocess.run([harness.HADAL, "serve", "--model", Server.model, "--ranks", "3"],
+                              capture_output=True, text=True, check=False)
+        self.assertEqual((done.returncode, done.stderr),
+                         (1, "hadal: ranks = 3 does not divide num_attention_heads = 4\n"))
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        Server.model = harness.make_model(folder)
+        unittest.main()
