@@ -14,20 +14,14 @@
 #include "core/check.h"
 #include "core/dtype.h"
 #include "ops/ranks.h"
+#include "parallel/comm_parts.h"
 
 namespace hadal {
 namespace {
 
+using namespace comm_parts;
+
 enum class Call : uint32_t { kReduce = 1, kGather, kExchange, kTransfer, kBarrier };
-
-std::byte* bytes_at(const Tensor& t, int64_t element) {
-  return static_cast<std::byte*>(t.raw()) + element * static_cast<int64_t>(dtype_size(t.dtype()));
-}
-
-void check_host_dense(const Tensor& t) {
-  HADAL_CHECK(t.num_elements() == 0 || t.is_dense(), "collectives take dense tensors, not ",
-              t.str());
-}
 
 class CommHost final : public Comm {
  public:
@@ -42,58 +36,52 @@ class CommHost final : public Comm {
   int size() const override { return static_cast<int>(ranks_.size()); }
 
   void all_reduce(Context& ctx, Acc x) override {
-    check_host_dense(x);
+    check_dense(x);
     if (size() == 1 || x.num_elements() == 0) return;
     world_.at("all_reduce", name_);
-    const std::vector<int64_t> bounds = even_bounds(x.num_elements());
+    const std::vector<int64_t> bounds = even_bounds(x.num_elements(), size());
     reduce(ctx, x, bounds, bytes_at(x, bounds[index()]));
     gather(x, bounds);
   }
 
   void reduce_scatter(Context& ctx, In x, Out y) override {
-    check_host_dense(x);
-    check_host_dense(y);
+    check_dense(x);
+    check_dense(y);
     const int64_t n = y.num_elements();
-    HADAL_CHECK(x.num_elements() == n * size() && x.dtype() == y.dtype(), "reduce_scatter among ",
-                size(), " ranks cannot make ", y.str(), " of ", x.str());
+    check_reduce_scatter(x, y, size());
     if (n == 0) return;
     if (size() == 1) {
       if (y.raw() != x.raw()) std::memcpy(y.raw(), x.raw(), static_cast<size_t>(x.num_bytes()));
       return;
     }
     world_.at("reduce_scatter", name_);
-    reduce(ctx, x, bounds_of(n), bytes_at(y, 0));
+    reduce(ctx, x, bounds_of(n, size()), bytes_at(y, 0));
   }
 
   void all_gather(Context&, In x, Out y) override {
-    check_host_dense(x);
-    check_host_dense(y);
+    check_dense(x);
+    check_dense(y);
     const int64_t n = x.num_elements();
-    HADAL_CHECK(y.num_elements() == n * size() && x.dtype() == y.dtype(), "all_gather among ",
-                size(), " ranks cannot make ", y.str(), " of ", x.str());
+    check_all_gather(x, y, size());
     if (n == 0) return;
     world_.at("all_gather", name_);
     std::byte* own = bytes_at(y, n * rank_);
     if (own != x.raw()) std::memcpy(own, x.raw(), static_cast<size_t>(x.num_bytes()));
-    gather(y, bounds_of(n));
+    gather(y, bounds_of(n, size()));
   }
 
   void all_to_all_v(Context&, In x, std::span<const int64_t> send, Out y,
                     std::span<const int64_t> recv) override {
-    check_host_dense(x);
-    check_host_dense(y);
+    check_dense(x);
+    check_dense(y);
     world_.at("all_to_all", name_);
-    const int64_t row_bytes = row_bytes_of(x, send), recv_row_bytes = row_bytes_of(y, recv);
-    HADAL_CHECK(x.dtype() == y.dtype() && (row_bytes == recv_row_bytes), "all_to_all of ", x.str(),
-                " and ", y.str(), ": their rows differ");
+    const int64_t row = check_all_to_all(x, send, y, recv, rank_, size());
     std::vector<Parcel> parcels;
     std::byte *from = bytes_at(x, 0), *to = bytes_at(y, 0);
     for (size_t r = 0; r < ranks_.size(); ++r) {
-      const auto out = static_cast<size_t>(send[r] * row_bytes);
-      const auto in = static_cast<size_t>(recv[r] * row_bytes);
+      const auto out = static_cast<size_t>(send[r] * row);
+      const auto in = static_cast<size_t>(recv[r] * row);
       if (static_cast<int>(r) == rank_) {
-        HADAL_CHECK(out == in, "all_to_all: rank ", rank_, " sends itself ", send[r],
-                    " rows and expects ", recv[r]);
         if (out > 0) std::memcpy(to, from, out);
       } else {
         if (out > 0) parcels.push_back(parcel(true, r, from, out, Call::kExchange));
@@ -110,9 +98,7 @@ class CommHost final : public Comm {
     world_.at("transfer", name_);
     std::vector<Parcel> parcels;
     for (const Message& m : messages) {
-      HADAL_CHECK(m.peer >= 0 && m.peer < size() && m.peer != rank_, "rank ", rank_, " of ", size(),
-                  " cannot exchange messages with rank ", m.peer);
-      check_host_dense(m.data);
+      check_message(m, rank_, size());
       parcels.push_back(parcel(m.send, static_cast<size_t>(m.peer), m.data.raw(),
                                static_cast<size_t>(m.data.num_bytes()), Call::kTransfer));
     }
@@ -139,29 +125,6 @@ class CommHost final : public Comm {
             .data = data,
             .bytes = bytes,
             .tag = static_cast<uint32_t>(call)};
-  }
-
-  std::vector<int64_t> bounds_of(int64_t n) const {
-    std::vector<int64_t> bounds;
-    for (int64_t r = 0; r <= size(); ++r) bounds.push_back(r * n);
-    return bounds;
-  }
-  std::vector<int64_t> even_bounds(int64_t n) const {
-    std::vector<int64_t> bounds;
-    for (int64_t r = 0; r <= size(); ++r) bounds.push_back(r * n / size());
-    return bounds;
-  }
-
-  int64_t row_bytes_of(const Tensor& t, std::span<const int64_t> counts) const {
-    HADAL_CHECK(static_cast<int>(counts.size()) == size(), "all_to_all among ", size(),
-                " ranks has ", counts.size(), " counts");
-    int64_t rows = 0;
-    for (const int64_t count : counts) rows += count;
-    HADAL_CHECK(t.rank() >= 1 && rows <= t.dim(0), "all_to_all: ", t.str(), " has no ", rows,
-                " rows");
-    return t.dim(0) == 0
-               ? static_cast<int64_t>(dtype_size(t.dtype())) * (t.rank() > 1 ? t.stride(0) : 1)
-               : t.num_bytes() / t.dim(0);
   }
 
   // This rank's range of x, summed over the ranks, to `out`.

@@ -20,27 +20,21 @@
 #include "core/stream_state.h"
 #include "ops/ranks.h"
 #include "parallel/comm_host.h"
+#include "parallel/comm_parts.h"
 
 namespace hadal {
 namespace {
+
+using namespace comm_parts;
 
 constexpr int64_t kRowBytes = 16;                      // parts begin at multiples of it
 constexpr auto kAbortAfter = std::chrono::seconds(2);  // of waiting for a call of NCCL to return
 
 int64_t size_of(const Tensor& t) { return static_cast<int64_t>(dtype_size(t.dtype())); }
 
-std::byte* bytes_at(const Tensor& t, int64_t element) {
-  return static_cast<std::byte*>(t.raw()) + element * size_of(t);
-}
-
 // `count` elements of a dense tensor as a vector.
 Tensor part_of(const Tensor& t, int64_t begin, int64_t count) {
   return {bytes_at(t, begin), t.dtype(), Shape{count}};
-}
-
-void check_tensor(const Tensor& t) {
-  HADAL_CHECK(t.num_elements() == 0 || t.is_dense(), "collectives take dense tensors, not ",
-              t.str());
 }
 
 class CommNccl final : public Comm {
@@ -54,56 +48,50 @@ class CommNccl final : public Comm {
   int size() const override { return host_->size(); }
 
   void all_reduce(Context& ctx, Acc x) override {
-    check_tensor(x);
+    check_dense(x);
     const int64_t n = x.num_elements();
     if (size() == 1 || n == 0) return;
     gpus_.world().at("all_reduce", name_);
     if (n * size_of(x) * size() <= gpus_.options().gather_bytes) return add_all(ctx, x);
-    const std::vector<int64_t> bounds = even_bounds(n);
+    const std::vector<int64_t> bounds = even_bounds(n, size());
     reduce(ctx, x, bounds, bytes_at(x, bounds[index()]));
     gather(ctx, x, bounds);
   }
 
   void reduce_scatter(Context& ctx, In x, Out y) override {
-    check_tensor(x);
-    check_tensor(y);
+    check_dense(x);
+    check_dense(y);
     const int64_t n = y.num_elements();
-    HADAL_CHECK(x.num_elements() == n * size() && x.dtype() == y.dtype(), "reduce_scatter among ",
-                size(), " ranks cannot make ", y.str(), " of ", x.str());
+    check_reduce_scatter(x, y, size());
     if (n == 0) return;
     if (size() == 1) return copy(ctx, x.raw(), y.raw(), x.num_bytes());
     gpus_.world().at("reduce_scatter", name_);
-    reduce(ctx, x, bounds_of(n), bytes_at(y, 0));
+    reduce(ctx, x, bounds_of(n, size()), bytes_at(y, 0));
   }
 
   void all_gather(Context& ctx, In x, Out y) override {
-    check_tensor(x);
-    check_tensor(y);
+    check_dense(x);
+    check_dense(y);
     const int64_t n = x.num_elements();
-    HADAL_CHECK(y.num_elements() == n * size() && x.dtype() == y.dtype(), "all_gather among ",
-                size(), " ranks cannot make ", y.str(), " of ", x.str());
+    check_all_gather(x, y, size());
     if (n == 0) return;
     copy(ctx, x.raw(), bytes_at(y, n * rank()), x.num_bytes());
     if (size() == 1) return;
     gpus_.world().at("all_gather", name_);
-    gather(ctx, y, bounds_of(n));
+    gather(ctx, y, bounds_of(n, size()));
   }
 
   void all_to_all_v(Context& ctx, In x, std::span<const int64_t> send, Out y,
                     std::span<const int64_t> recv) override {
-    check_tensor(x);
-    check_tensor(y);
+    check_dense(x);
+    check_dense(y);
     gpus_.world().at("all_to_all", name_);
-    const int64_t row = row_bytes(x, send);
-    HADAL_CHECK(x.dtype() == y.dtype() && row == row_bytes(y, recv), "all_to_all of ", x.str(),
-                " and ", y.str(), ": their rows differ");
+    const int64_t row = check_all_to_all(x, send, y, recv, rank(), size());
     std::vector<NcclWorld::Piece> pieces;
     std::byte *from = bytes_at(x, 0), *to = bytes_at(y, 0);
     for (size_t r = 0; r < ranks_.size(); ++r) {
       const int64_t out = send[r] * row, in = recv[r] * row;
       if (r == index()) {
-        HADAL_CHECK(out == in, "all_to_all: rank ", rank(), " sends itself ", send[r],
-                    " rows and expects ", recv[r]);
         copy(ctx, from, to, out);
       } else {
         add(pieces, true, r, from, out);
@@ -120,9 +108,7 @@ class CommNccl final : public Comm {
     gpus_.world().at("transfer", name_);
     std::vector<NcclWorld::Piece> pieces;
     for (const Message& m : messages) {
-      HADAL_CHECK(m.peer >= 0 && m.peer < size() && m.peer != rank(), "rank ", rank(), " of ",
-                  size(), " cannot exchange messages with rank ", m.peer);
-      check_tensor(m.data);
+      check_message(m, rank(), size());
       add(pieces, m.send, static_cast<size_t>(m.peer), m.data.raw(), m.data.num_bytes());
     }
     gpus_.exchange(ctx.stream, pieces);
@@ -142,28 +128,6 @@ class CommNccl final : public Comm {
   static void copy(Context& ctx, const void* from, void* to, int64_t bytes) {
     if (from == to || bytes == 0) return;
     device::copy_on_device(ctx.device, ctx.stream, from, to, static_cast<size_t>(bytes));
-  }
-
-  std::vector<int64_t> bounds_of(int64_t n) const {
-    std::vector<int64_t> bounds;
-    for (int64_t r = 0; r <= size(); ++r) bounds.push_back(r * n);
-    return bounds;
-  }
-  std::vector<int64_t> even_bounds(int64_t n) const {
-    std::vector<int64_t> bounds;
-    for (int64_t r = 0; r <= size(); ++r) bounds.push_back(r * n / size());
-    return bounds;
-  }
-
-  int64_t row_bytes(const Tensor& t, std::span<const int64_t> counts) const {
-    HADAL_CHECK(static_cast<int>(counts.size()) == size(), "all_to_all among ", size(),
-                " ranks has ", counts.size(), " counts");
-    int64_t rows = 0, width = 1;
-    for (const int64_t count : counts) rows += count;
-    HADAL_CHECK(t.rank() >= 1 && rows <= t.dim(0), "all_to_all: ", t.str(), " has no ", rows,
-                " rows");
-    for (int d = 1; d < t.rank(); ++d) width *= t.dim(d);
-    return width * size_of(t);
   }
 
   // Room for n elements of each of the other ranks.
