@@ -9,7 +9,6 @@
 #include <string_view>
 
 #include "core/check.h"
-#include "core/gpu_env.h"
 
 namespace hadal::env {
 namespace {

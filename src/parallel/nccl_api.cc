@@ -5,7 +5,7 @@
 #include <dlfcn.h>
 
 #include "core/check.h"
-#include "core/gpu_env.h"
+#include "core/env.h"
 
 namespace hadal {
 namespace {
