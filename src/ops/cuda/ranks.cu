@@ -5,6 +5,7 @@
 #include "ops/copy.h"
 #include "ops/cuda/detail/element.cuh"
 #include "ops/cuda/detail/launch.cuh"
+#include "ops/cuda/detail/warp_counts.cuh"
 #include "ops/ranks.h"
 
 namespace hadal::ops::cuda {
@@ -133,23 +134,17 @@ __global__ void __launch_bounds__(kNumberThreads)
     const unsigned matches = __ballot_sync(0xffffffffu, place >= 0);
     if (lane == 0) in_warp[turn][warp] = __popc(matches);
     __syncthreads();
-    // Each warp adds up all warps' counts, a lane one.
-    int of_lane = in_warp[turn][lane];
-    int before = lane < warp ? of_lane : 0;
-#pragma unroll
-    for (int d = kWarp / 2; d > 0; d /= 2) {
-      of_lane += __shfl_xor_sync(0xffffffffu, of_lane, d);
-      before += __shfl_xor_sync(0xffffffffu, before, d);
-    }
+    const WarpCounts counted = add_warp_counts(in_warp[turn], warp, lane);
     if (place >= 0) {
-      const auto copy = static_cast<int32_t>(next + before + __popc(matches & ((1u << lane) - 1u)));
+      const auto copy =
+          static_cast<int32_t>(next + counted.before + __popc(matches & ((1u << lane) - 1u)));
       copy_of_rank[t * Kr + place] = copy;
       for (int64_t k = 0; k < K; ++k) {
         const int32_t expert = ids.row(t)[k];
         if (expert >= 0 && expert / E == rank) copy_of_choice[t * K + k] = copy;
       }
     }
-    next += of_lane;
+    next += counted.all;
   }
 }
 

@@ -6,6 +6,7 @@
 #include "ops/cuda/detail/bf16_rows.cuh"
 #include "ops/cuda/detail/launch.cuh"
 #include "ops/cuda/detail/pages.cuh"
+#include "ops/cuda/detail/warp_counts.cuh"
 #include "ops/routing.h"
 
 namespace hadal::ops::cuda {
@@ -78,8 +79,8 @@ __global__ void choices_here_kernel(Choices from, int32_t first, int32_t count, 
 }
 
 // Gives the choices of expert blockIdx.x their row numbers in token order, and block 0 those that
-// are left out theirs: a running count over
-// pieces of kNumberEach choices a thread, and within a piece the matches of earlier threads.
+// are left out theirs: a running count over pieces of kNumberEach choices a thread, and within a
+// piece the matches of earlier threads.
 __global__ void __launch_bounds__(kNumberThreads)
     row_numbers_kernel(Choices choices, const int32_t* page_begin, Array<int32_t> row_of_choice) {
   constexpr int kNumberEach = 4, kWarps = kNumberThreads / kWarp;
@@ -112,21 +113,14 @@ __global__ void __launch_bounds__(kNumberThreads)
     if (lane == kWarp - 1) in_warp[turn][warp] = before;
     __syncthreads();
     before -= mine;
-    // Each warp adds up all warps' counts, a lane one.
-    int of_lane = in_warp[turn][lane];
-    int earlier = lane < warp ? of_lane : 0;
-#pragma unroll
-    for (int d = kWarp / 2; d > 0; d /= 2) {
-      of_lane += __shfl_xor_sync(0xffffffffu, of_lane, d);
-      earlier += __shfl_xor_sync(0xffffffffu, earlier, d);
-    }
-    before += earlier;
+    const WarpCounts counted = add_warp_counts(in_warp[turn], warp, lane);
+    before += counted.before;
     for (int j = 0; mine > 0 && j < kNumberEach; ++j) {
       if (!match[j]) continue;
       const int64_t at = i + j;
       row_of_choice.row(at / choices.K)[at % choices.K] = static_cast<int32_t>(next + before++);
     }
-    next += of_lane;
+    next += counted.all;
   }
 }
 static_assert(kNumberThreads / kWarp == kWarp);
