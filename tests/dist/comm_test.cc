@@ -12,15 +12,12 @@
 #include "core/transfer.h"
 #include "parallel/comm_host.h"
 #include "parallel/launch.h"
+#include "tests/dist/machine.h"
 
 namespace hadal {
 namespace {
 
-struct Machine {
-  ThreadPool threads{1};
-  Pool memory;
-  Context ctx{.device = {}, .stream = {}, .threads = threads, .memory = memory};
-};
+using hadal::testing::Machine;
 
 // Runs body(ctx, comm, world) on N processes.
 template <class Body>

@@ -22,20 +22,16 @@
 #include "serve/follower.h"
 #include "serve/generator.h"
 #include "serve/rank_calls.h"
+#include "tests/dist/machine.h"
 #include "tests/unit/expect_error.h"
 
 namespace hadal {
 namespace {
 
+using testing::Machine;
 using testing::TempDir;
 
 constexpr int64_t kTokens = 80;  // more than a page of the cache
-
-struct Machine {
-  ThreadPool threads{1};
-  Pool memory;
-  Context ctx{.device = {}, .stream = {}, .threads = threads, .memory = memory};
-};
 
 // A checkpoint and how it is computed.
 struct Model {

@@ -18,18 +18,14 @@
 #include "core/transfer.h"
 #include "parallel/comm_host.h"
 #include "parallel/launch.h"
+#include "tests/dist/machine.h"
 #include "tests/unit/expect_error.h"
 
 namespace hadal {
 namespace {
 
+using hadal::testing::Machine;
 using hadal::testing::TempDir;
-
-struct Machine {
-  ThreadPool threads{1};
-  Pool memory;
-  Context ctx{.device = {}, .stream = {}, .threads = threads, .memory = memory};
-};
 
 using Body = std::function<void(Context& ctx, Comm& comm, World& world)>;
 

@@ -19,9 +19,12 @@
 #include "parallel/comm_host.h"
 #include "parallel/comm_nccl.h"
 #include "parallel/launch.h"
+#include "tests/dist/machine.h"
 
 namespace hadal {
 namespace {
+
+using hadal::testing::Machine;
 
 enum class Where : uint8_t { kPipes, kGpus };
 
@@ -36,17 +39,6 @@ int num_gpus() {
   }();
   return count;
 }
-
-struct Machine {
-  explicit Machine(Device where)
-      : device(where), stream(device::make_stream(where)), memory(where) {}
-  ~Machine() { device::destroy(device, stream); }
-  Device device;
-  Stream stream;
-  ThreadPool threads{1};
-  Pool memory;
-  Context ctx{.device = device, .stream = stream, .threads = threads, .memory = memory};
-};
 
 // A rank: its context, Comm over NCCL, and Comm over host memory.
 struct Rank {
@@ -66,7 +58,7 @@ void on_ranks(Where where, int N, const Body& body, WorldOptions options = {},
          [&](int) {
            if (where == Where::kPipes) setenv("HADAL_NCCL", FAKE_NCCL, 1);
            Machine machine(where == Where::kGpus ? gpu_of_rank(world) : Device{});
-           Machine host_machine({});
+           Machine host_machine;
            NcclWorld gpus(world, machine.ctx, nccl_options);
            std::vector<int> all(static_cast<size_t>(N));
            std::iota(all.begin(), all.end(), 0);
@@ -189,7 +181,7 @@ void expect_equal(EveryCall& got, EveryCall& want, const std::string& where) {
 
 constexpr DType kTypes[] = {DType::kF32, DType::kBF16, DType::kF64, DType::kI64};
 
-class CommNccl : public testing::TestWithParam<Where> {
+class CommNccl : public ::testing::TestWithParam<Where> {
  protected:
   void SetUp() override {
     if (GetParam() == Where::kGpus && num_gpus() < 2)
@@ -366,8 +358,8 @@ TEST_P(CommNccl, AFailingRankIsQuoted) {
   EXPECT_EQ(what, "rank 1 at step 7, in all_reduce (world): the disk is full");
 }
 
-INSTANTIATE_TEST_SUITE_P(Pipes, CommNccl, testing::Values(Where::kPipes));
-INSTANTIATE_TEST_SUITE_P(Gpus, CommNccl, testing::Values(Where::kGpus));
+INSTANTIATE_TEST_SUITE_P(Pipes, CommNccl, ::testing::Values(Where::kPipes));
+INSTANTIATE_TEST_SUITE_P(Gpus, CommNccl, ::testing::Values(Where::kGpus));
 
 TEST(NcclLibrary, WhatIsMissingIsNamed) {
   setenv("HADAL_NCCL", "/nowhere/libnccl.so.2", 1);

@@ -28,10 +28,13 @@
 #include "core/transfer.h"
 #include "parallel/comm_nccl.h"
 #include "parallel/launch.h"
+#include "tests/dist/machine.h"
 #include "tests/unit/train.h"
 
 namespace hadal::train {
 namespace {
+
+using hadal::testing::Machine;
 
 constexpr int kSteps = 10;
 constexpr int64_t kSequences = 64, kMicroBatches = 8;  // of a step; of each data-parallel rank
@@ -125,20 +128,6 @@ std::vector<double> values_of(Context& ctx, const Tensor& t) {
     values.push_back(load_element(host.tensor().raw(), t.dtype(), i));
   return values;
 }
-
-// One device and what runs on it.
-struct Machine {
-  explicit Machine(Device where)
-      : device(where), stream(device::make_stream(where)), memory(where) {}
-  ~Machine() { device::destroy(device, stream); }
-  Machine(const Machine&) = delete;
-  Machine& operator=(const Machine&) = delete;
-  Device device;
-  Stream stream;
-  ThreadPool threads{1};
-  Pool memory;
-  Context ctx{.device = device, .stream = stream, .threads = threads, .memory = memory};
-};
 
 struct Rank {
   Rank(Context& context, const Setting& setting_, Team* team)
@@ -486,7 +475,7 @@ int run(const Options& options) {
       continue;
     std::vector<Reference> want;
     if (options.device == "cpu") {
-      Machine machine({});
+      Machine machine;
       want = train_alone(machine.ctx, setting);
     }
     for (const int n : options.ranks)

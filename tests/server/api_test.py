@@ -1,24 +1,15 @@
 #!/usr/bin/env python3
 """hadal serve over HTTP: answers equal to hadal generate's, streams equal to wholes, refusals."""
 # SPDX-License-Identifier: Apache-2.0
-import json
-import random
 import tempfile
-import threading
 import unittest
 
 import harness
-from harness import Server
+from harness import Server, generate
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 PROMPTS = ["the quick brown", "over the lazy dog; some more words are here and there " * 4,
            "fox", "some more words are here\n" * 7 + "the", "x"]
-
-
-def generate(prompt, **settings):
-    options = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
-    return json.loads(harness.hadal("generate", "--model", Server.model, "--threads", "1", "--prompt",
-                                    prompt, "--json", *options))
 
 
 def user(text):
@@ -54,23 +45,9 @@ class Answers(unittest.TestCase):
         for options in ([], ["--no-prefix-cache", "--cache-tokens", "512", "--chunk", "7"],
                         ["--speculate", "2", "--cache-tokens", "576"]):
             with Server("--max-seqs", "4", "--context", "512", *options) as server:
-                got = [None] * len(cases)
-
-                def ask(i):
-                    prompt, settings, _ = cases[i]
-                    body = {"prompt": prompt, "temperature": 0, **settings}
-                    if i % 3 == 0:
-                        got[i] = "".join(c["choices"][0]["text"] for c in server.stream(COMPLETIONS, body))
-                    else:
-                        got[i] = server.post(COMPLETIONS, body)[2]["choices"][0]["text"]
-
-                order = list(range(len(cases)))
-                random.Random(len(options)).shuffle(order)
-                threads = [threading.Thread(target=ask, args=(i,)) for i in order]
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
+                got = server.complete_at_once(
+                    [{"prompt": prompt, **settings} for prompt, settings, _ in cases],
+                    lambda i: i % 3 == 0, len(options))
                 for i, (_, settings, want) in enumerate(cases):
                     self.assertEqual(got[i], want, (options, settings))
                 metrics = server.metrics()

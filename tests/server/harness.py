@@ -9,11 +9,13 @@ import http.client
 import json
 import os
 import pathlib
+import random
 import re
 import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 
 HADAL = os.environ.get("HADAL", "build/release/hadal")
 CHAT_TOKENS = ["<\uFF5Cbegin\u2581of\u2581sentence\uFF5C>", "<\uFF5Cend\u2581of\u2581sentence\uFF5C>",
@@ -25,6 +27,13 @@ def hadal(*arguments):
     if done.returncode != 0:
         raise RuntimeError(f"hadal {' '.join(arguments)}: {done.stderr}")
     return done.stdout
+
+
+def generate(prompt, *options, **settings):
+    """What `hadal generate` says about a prompt to the servers' model."""
+    return json.loads(hadal("generate", "--model", Server.model, "--threads", "1", "--prompt", prompt,
+                            "--json", *options,
+                            *(f"--{key.replace('_', '-')}={value}" for key, value in settings.items())))
 
 
 def make_model(folder):
@@ -118,6 +127,27 @@ class Server:
         assert response.getheader("Content-Type") == "text/event-stream"
         yield from events(response)
         connection.close()
+
+    def complete_at_once(self, requests, is_streamed, seed):
+        """Texts of these completions, greedy where they say nothing, all under way together in an order
+        drawn from the seed; is_streamed(i) of them as streams."""
+        texts = [None] * len(requests)
+
+        def ask(i):
+            body = {"temperature": 0, **requests[i]}
+            if is_streamed(i):
+                texts[i] = "".join(c["choices"][0]["text"] for c in self.stream("/v1/completions", body))
+            else:
+                texts[i] = self.post("/v1/completions", body)[2]["choices"][0]["text"]
+
+        order = list(range(len(requests)))
+        random.Random(seed).shuffle(order)
+        threads = [threading.Thread(target=ask, args=(i,)) for i in order]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return texts
 
     def metrics(self):
         """{name: value}, labels other than the model's in the name."""

@@ -1,18 +1,15 @@
 #!/usr/bin/env python3
 """hadal serve --ranks 2: the texts of hadal generate --ranks 2, ranks that die, ranks that sleep."""
 # SPDX-License-Identifier: Apache-2.0
-import json
 import os
-import random
 import signal
 import subprocess
 import tempfile
-import threading
 import time
 import unittest
 
 import harness
-from harness import Server
+from harness import Server, generate
 from operation_test import LONG, wait_until
 
 COMPLETIONS = "/v1/completions"
@@ -21,10 +18,8 @@ PROMPTS = ["the quick brown", "over the lazy dog; some more words are here and t
            "some more words are here\n" * 7 + "the", "x"]
 
 
-def generate(prompt, **settings):
-    options = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
-    return json.loads(harness.hadal("generate", "--model", Server.model, "--threads", "1", "--ranks",
-                                    "2", "--prompt", prompt, "--json", *options))["text"]
+def text_of_ranks(prompt, **settings):
+    return generate(prompt, "--ranks", "2", **settings)["text"]
 
 
 def ranks_of(server):
@@ -47,30 +42,15 @@ class Ranks(unittest.TestCase):
             settings = {"max_tokens": 20 + 10 * i}
             if i % 2:
                 settings.update(temperature=0.9, top_p=0.9, top_k=40, seed=i)
-            cases.append((prompt, settings, generate(prompt, **settings)))
+            cases.append((prompt, settings, text_of_ranks(prompt, **settings)))
         # Room for one long sequence, or two.
         for options in (["--cache-tokens", "256", "--chunk", "7"],
                         ["--no-prefix-cache", "--speculate", "2", "--cache-tokens", "320"]):
             with Server(*RANKS, "--max-seqs", "4", *options) as server:
                 self.assertIn("memory of each of 2 ranks: ", server.errors())
-                got = [None] * len(cases)
-
-                def ask(i):
-                    prompt, settings, _ = cases[i]
-                    body = {"prompt": prompt, "temperature": 0, **settings}
-                    if i % 3:
-                        got[i] = "".join(c["choices"][0]["text"]
-                                         for c in server.stream(COMPLETIONS, body))
-                    else:
-                        got[i] = server.post(COMPLETIONS, body)[2]["choices"][0]["text"]
-
-                order = list(range(len(cases)))
-                random.Random(len(options)).shuffle(order)
-                threads = [threading.Thread(target=ask, args=(i,)) for i in order]
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
+                got = server.complete_at_once(
+                    [{"prompt": prompt, **settings} for prompt, settings, _ in cases],
+                    lambda i: i % 3, len(options))
                 for i, (_, settings, want) in enumerate(cases):
                     self.assertEqual(got[i], want, (options, settings))
                 metrics = server.metrics()
