@@ -20,7 +20,9 @@ void scatter_tokens(Context& ctx, In x, In row_of_choice, const ops::PagedRows& 
 Ticket LocalExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight,
                                      RowLease* rows) {
   const auto [T, K] = HADAL_SHAPE(topk_idx, 2);
-  const int64_t E = here_.count, P = ops::max_pages(T * std::min(K, E), E);
+  // A token has one row of an expert: at most E, where other experts' rows are left out.
+  const int64_t E = here_.count, rows_of_token = here_.are_all() ? K : std::min(K, E);
+  const int64_t P = ops::max_pages(T * rows_of_token, E);
   const DType stat = stat_dtype(x.dtype());
   Ticket t;
   t.num_pages = P;

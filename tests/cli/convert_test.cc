@@ -105,5 +105,21 @@ TEST(Bench, RowsHaveRatesAndCeilings) {
                  "--kv-cache is f32; allowed: auto, bf16, fp8");
 }
 
+// Eight choices of a token on the rank's four experts: two rows of the token for each.
+TEST(Bench, LayerHasTheRowsOfABalancedRank) {
+  const Result r = run({"bench", "layer", "--config", "configs/experts_256.json", "--tokens", "130",
+                        "--format", "bf16,fp8", "--samples", "1", "--threads", "2"});
+  ASSERT_EQ(r.status, 0) << r.err;
+  std::istringstream lines(r.out);
+  std::vector<std::string> products;
+  for (std::string line; std::getline(lines, line);) {
+    const json row = json::parse(line);
+    EXPECT_EQ(row["expert_rows"], 8 * 130);
+    EXPECT_GT(row["forward_ms"], 0.0);
+    products.push_back(row["products"]);
+  }
+  EXPECT_EQ(products, (std::vector<std::string>{"bf16", "fp8"}));
+}
+
 }  // namespace
 }  // namespace hadal::test
