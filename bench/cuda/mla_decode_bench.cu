@@ -273,8 +273,9 @@ int check(CacheRows rows, const std::vector<int>& lengths, int queries, int head
         const int64_t row = static_cast<int64_t>(seq) * queries * heads;
         a.q = static_cast<const bf16*>(a.q) + row * C::kWidth;
         a.table += seq * problem.stride;
-        a.offsets += seq;
+        a.positions += seq * queries;  // offsets: all sequences have as many query tokens
         a.num_seqs = 1;
+        a.num_tokens = queries;
         const auto single = run_once(problem, a, split);
         alone = alone &&
                 std::memcmp(single.data(), first.data() + row * C::kLatent,
