@@ -42,7 +42,8 @@ bool find_moe(const MoeWeights& w, MoeFewArgs* args) {
 void moe_of_few_pays(Context& ctx, const MoeWeights& w, In x, bool* pays) {
   MoeFewArgs args{};
   *pays = ctx.numerics == Numerics::kFastest && x.dtype() == DType::kBF16 && is_aligned(x) &&
-          x.stride(0) % 8 == 0 && x.dim(0) <= GemvConfig::kMaxRows && find_moe(w, &args);
+          x.stride(0) % 8 == 0 && x.dim(0) <= GemvConfig::kMaxRows &&
+          x.dim(1) <= MoeFewArgs::kMostWidth && find_moe(w, &args);
 }
 
 void moe_of_few(Context& ctx, const MoeWeights& w, In x, In topk_idx, In topk_weight, Acc y) {

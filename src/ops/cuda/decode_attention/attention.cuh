@@ -3,27 +3,10 @@
 #pragma once
 
 #include "ops/cuda/decode_attention/cache.cuh"
+#include "ops/cuda/detail/mma.cuh"
 
 namespace hadal::cuda {
 
-__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void* p) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(smem_addr(p)));
-}
-__device__ __forceinline__ void load_matrices_turned(uint32_t (&r)[4], const void* p) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(smem_addr(p)));
-}
-__device__ __forceinline__ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
-                                            uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 // A pair of a row turned by its token's angle.
 struct Turned {
   int first, second;
@@ -75,53 +58,93 @@ __device__ inline void decode_latent(const DecodeAttentionArgs& args,
   }
 }
 
-// q_abs[t, h, 64 columns] = q[t, h, :Dn] times the key part of wkv_b. `sums` is shared memory of
-// [kWarps][kRows][64].
+// q_abs[t, h, 64 columns] = q[t, h, :Dn] times the key part of wkv_b.
 template <GemvWeight kType, int kRows>
-__device__ inline void decode_absorb(const DecodeAttentionArgs& args, int head, int column,
-                                     float* sums) {
+class DecodeAbsorb {
   using Load = GemvLoad<kType>;
-  constexpr int kElements = Load::kElements, kColumns = 64, kLanes = kColumns / kElements;
-  constexpr int kAtOnce = 32 / kLanes;  // rows of a warp
-  const int warp = block_warp(), lane = block_lane();
-  const int first_row = head * (args.nope + args.v), head_width = args.nope + DecodeC::kRope;
-  float sum[kRows][kElements] = {};
-#pragma unroll 2
-  for (int n = warp * kAtOnce + lane / kLanes; n < args.nope; n += DecodeC::kWarps * kAtOnce) {
-    const ExpertRow row = expert_row<Load::kBytes>(args.wkv_b, 0, first_row + n);
-    const int k = column + lane % kLanes * kElements;
-    float w[kElements];
-    Load::unpack(__ldg(reinterpret_cast<const int4*>(row.data + k * Load::kBytes)), w);
-    float scale = 1.0f;
-    if constexpr (kType == GemvWeight::kE4M3) scale = __ldg(row.scale + k / 128);
+  static constexpr int kElements = Load::kElements, kColumns = 64, kLanes = kColumns / kElements;
+  static constexpr int kAtOnce = 32 / kLanes;  // rows of a warp
+  static constexpr int kStep = DecodeC::kWarps * kAtOnce, kAhead = 2;
+
+ public:
+  static constexpr int kChunks = DecodeC::kLatent / kColumns;  // tasks of a head
+
+  __device__ DecodeAbsorb(const DecodeAttentionArgs& args, int task) : args_(args) { find(task); }
+  // Takes a task, and asks for its first weights.
+  __device__ void find(int task) {
+    head_ = task / kChunks;
+    column_ = task % kChunks * kColumns;
+    load(first());
+  }
+  // `sums` is shared memory of [kWarps][kRows][64]. Ends with a barrier.
+  __device__ void run(float* sums) {
+    const int warp = block_warp(), lane = block_lane();
+    const int head_width = args_.nope + DecodeC::kRope;
+    float sum[kRows][kElements] = {};
+    for (int n0 = first(); n0 < args_.nope; n0 += kAhead * kStep) {
+      if (n0 != first()) load(n0);
 #pragma unroll
-    for (int t = 0; t < kRows; ++t) {
-      const float q = t < args.tokens
-                          ? scale * fresh_bf16(args.q + (t * args.heads + head) * head_width + n)
-                          : 0.0f;
+      for (int j = 0; j < kAhead; ++j) {
+        const int n = n0 + j * kStep;
+        if (n >= args_.nope) break;
+        float w[kElements];
+        Load::unpack(raw_[j], w);
+        float scale = 1.0f;
+        if constexpr (kType == GemvWeight::kE4M3) scale = scale_[j];
 #pragma unroll
-      for (int i = 0; i < kElements; ++i) sum[t][i] = fmaf(q, w[i], sum[t][i]);
+        for (int t = 0; t < kRows; ++t) {
+          const float q =
+              t < args_.tokens
+                  ? scale * fresh_bf16(args_.q + (t * args_.heads + head_) * head_width + n)
+                  : 0.0f;
+#pragma unroll
+          for (int i = 0; i < kElements; ++i) sum[t][i] = fmaf(q, w[i], sum[t][i]);
+        }
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < kRows; ++t)
+#pragma unroll
+      for (int i = 0; i < kElements; ++i) {
+#pragma unroll
+        for (int d = kLanes; d < 32; d *= 2)
+          sum[t][i] += __shfl_xor_sync(0xffffffffu, sum[t][i], d);
+        if (lane < kLanes) sums[(warp * kRows + t) * kColumns + lane * kElements + i] = sum[t][i];
+      }
+    __syncthreads();
+    const int thread = static_cast<int>(threadIdx.x);
+    const int t = thread / kColumns, c = thread % kColumns;
+    if (t < args_.tokens && t < kRows) {
+      float total = 0.0f;
+#pragma unroll
+      for (int w = 0; w < DecodeC::kWarps; ++w) total += sums[(w * kRows + t) * kColumns + c];
+      args_.q_abs[(t * args_.heads + head_) * DecodeC::kWidth + column_ + c] =
+          __float2bfloat16(total);
+    }
+    __syncthreads();
+  }
+
+ private:
+  __device__ static int first() { return block_warp() * kAtOnce + block_lane() / kLanes; }
+  // Rows n0 and n0 + kStep of the head's part.
+  __device__ void load(int n0) {
+    const int first_row = head_ * (args_.nope + args_.v);
+    const int k = column_ + block_lane() % kLanes * kElements;
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      const int n = n0 + j * kStep;
+      if (n >= args_.nope || head_ >= args_.heads) break;
+      const ExpertRow row = expert_row<Load::kBytes>(args_.wkv_b, 0, first_row + n);
+      raw_[j] = __ldg(reinterpret_cast<const int4*>(row.data + k * Load::kBytes));
+      if constexpr (kType == GemvWeight::kE4M3) scale_[j] = __ldg(row.scale + k / 128);
     }
   }
-#pragma unroll
-  for (int t = 0; t < kRows; ++t)
-#pragma unroll
-    for (int i = 0; i < kElements; ++i) {
-#pragma unroll
-      for (int d = kLanes; d < 32; d *= 2) sum[t][i] += __shfl_xor_sync(0xffffffffu, sum[t][i], d);
-      if (lane < kLanes) sums[(warp * kRows + t) * kColumns + lane * kElements + i] = sum[t][i];
-    }
-  __syncthreads();
-  const int thread = static_cast<int>(threadIdx.x);
-  const int t = thread / kColumns, c = thread % kColumns;
-  if (t < args.tokens && t < kRows) {
-    float total = 0.0f;
-#pragma unroll
-    for (int w = 0; w < DecodeC::kWarps; ++w) total += sums[(w * kRows + t) * kColumns + c];
-    args.q_abs[(t * args.heads + head) * DecodeC::kWidth + column + c] = __float2bfloat16(total);
-  }
-  __syncthreads();
-}
+
+  const DecodeAttentionArgs& args_;
+  int head_, column_;
+  int4 raw_[kAhead];
+  float scale_[kAhead];
+};
 
 // How a token's context is cut.
 struct DecodeCut {
@@ -134,46 +157,78 @@ struct DecodeCut {
   }
 };
 
-// kHeads heads of a token over one split of its context: a warp for eight tokens and half of the
-// depth (scores), a head (softmax), 32 columns (values).
+// kHeads heads of a token over one split of its context.
+struct DecodeSplit {
+  int task, token, group, seq;
+  int length;  // of the context
+  int first_page, num_pages = 0;
+  int fresh;  // position from which on this launch writes
+
+  __device__ DecodeSplit(const DecodeAttentionArgs& args, int number) : task(number) {
+    const int split = task % args.max_splits, rest = task / args.max_splits;
+    group = rest % args.head_groups();
+    token = rest / args.head_groups();
+    if (token >= args.tokens) return;
+    const DecodeCut cut(args, token);
+    seq = decode_sequence(args, token);
+    length = cut.length;
+    fresh = __ldg(args.positions + __ldg(args.offsets + seq));
+    first_page = split * cut.per_split;
+    num_pages = split < cut.splits ? min(cut.per_split, cut.pages - first_page) : 0;
+  }
+  __device__ int page(const DecodeAttentionArgs& args, int p) const {
+    return max(decode_page(args, seq, first_page + p), 0);
+  }
+  // Rows of page p that are before `position`.
+  __device__ int rows_before(int position, int p) const {
+    return min(max(position - (first_page + p) * DecodeC::kPage, 0), DecodeC::kPage);
+  }
+};
+
+// Brings what earlier steps wrote of page p; two pages are on their way.
 template <CacheRows kFormat>
-__device__ inline void decode_attend(const DecodeAttentionArgs& args, int task, uint8_t* shared) {
+__device__ __forceinline__ void bring_page(const DecodeAttentionArgs& args,
+                                           const DecodeSplit& split,
+                                           const DecodePages<kFormat>& pages, uint64_t* full,
+                                           int p) {
+  if (p < split.num_pages)
+    pages.bring(args, split.page(args, p), split.rows_before(split.fresh, p), p & 1,
+                full + (p & 1));
+}
+
+// A warp for eight tokens and half of the depth (scores), a head (softmax), 32 columns (values).
+// The split's first two pages are on their way; `parity` is that of `full` for each.
+template <CacheRows kFormat>
+__device__ inline void decode_attend(const DecodeAttentionArgs& args, const DecodeSplit& split,
+                                     const DecodePages<kFormat>& pages, uint64_t* full,
+                                     uint32_t (&parity)[2], uint8_t* shared) {
   using C = DecodeC;
-  const int split = task % args.max_splits, rest = task / args.max_splits;
-  const int group = rest % args.head_groups(), token = rest / args.head_groups();
-  const DecodeCut cut(args, token);
-  if (split >= cut.splits) return;
-  const int seq = decode_sequence(args, token);
-  const int first_page = split * cut.per_split;
-  const int num_pages = min(cut.per_split, cut.pages - first_page);
+  const int num_pages = split.num_pages;
+  if (num_pages == 0) return;
   const int thread = static_cast<int>(threadIdx.x), warp = block_warp(), lane = block_lane();
-  const int head0 = group * C::kHeads, heads = min(C::kHeads, args.heads - head0);
+  const int head0 = split.group * C::kHeads, heads = min(C::kHeads, args.heads - head0);
 
   auto* const q = reinterpret_cast<__nv_bfloat16*>(shared);
   auto* const scores = reinterpret_cast<float*>(shared + C::kQueryBytes);
   auto* const probs = reinterpret_cast<__nv_bfloat16*>(shared + C::kQueryBytes + C::kScoreBytes);
-  const DecodePages<kFormat> pages(shared + C::kQueryBytes + C::kScoreBytes + C::kProbBytes);
   __shared__ float rescale[C::kHeads];
 
-  const auto bring_page = [&](int p) {
-    const int page = max(decode_page(args, seq, first_page + p), 0);
-    pages.bring(args, page, cut.length - (first_page + p) * C::kPage, p & 1);
-  };
   for (int i = thread; i < C::kHeads * (C::kWidth / 8); i += C::kThreads) {
     const int r = i / (C::kWidth / 8), u = i % (C::kWidth / 8);
-    const int64_t row = static_cast<int64_t>(token) * args.heads + head0 + min(r, heads - 1);
-    bring_async(q + r * C::kStride + u * 8, args.q_abs + row * C::kWidth + u * 8, true);
+    const int64_t row = static_cast<int64_t>(split.token) * args.heads + head0 + min(r, heads - 1);
+    *reinterpret_cast<int4*>(q + r * C::kStride + u * 8) =
+        fresh_16(args.q_abs + row * C::kWidth + u * 8);
   }
-  bring_page(0);
-  commit_async();
-  if (num_pages > 1) bring_page(1);
-  commit_async();
 
   const float scale = args.scale * 1.4426950408889634f;
   float top = -INFINITY, total = 0.0f;  // of the head that this warp has, in powers of two
   float out[4][4] = {};
   for (int p = 0; p < num_pages; ++p) {
-    wait_async<1>();
+    const int old_rows = split.rows_before(split.fresh, p);
+    if (old_rows < C::kPage)
+      pages.finish(args, split.page(args, p), old_rows, split.rows_before(split.length, p), p & 1);
+    barrier_wait(full + (p & 1), parity[p & 1]);
+    parity[p & 1] ^= 1;
     __syncthreads();
     const __nv_bfloat16* const page = pages.ready(p & 1);
     {
@@ -189,7 +244,7 @@ __device__ inline void decode_attend(const DecodeAttentionArgs& args, int task, 
         for (int i = 0; i < 2; ++i) {
           uint32_t a[4];
           load_matrices(a, q + lane % 16 * C::kStride + half * kHalf + k + i * 16 + lane / 16 * 8);
-          mma_16x8x16(score, a, b[2 * i], b[2 * i + 1]);
+          mma_bf16(score, a, b[2 * i], b[2 * i + 1]);
         }
       }
       float* const to = scores + half * C::kHeads * C::kPage + tokens0 + lane % 4 * 2;
@@ -198,7 +253,7 @@ __device__ inline void decode_attend(const DecodeAttentionArgs& args, int task, 
     }
     __syncthreads();
     {
-      const int valid = cut.length - (first_page + p) * C::kPage;
+      const int valid = split.length - (split.first_page + p) * C::kPage;
       const float* const of_head = scores + warp * C::kPage;
       float s[2];
 #pragma unroll
@@ -235,17 +290,15 @@ __device__ inline void decode_attend(const DecodeAttentionArgs& args, int task, 
         uint32_t b[4];
         load_matrices_turned(
             b, page + (k + lane % 16) * C::kStride + warp * 32 + i * 16 + lane / 16 * 8);
-        mma_16x8x16(out[2 * i], a, b[0], b[1]);
-        mma_16x8x16(out[2 * i + 1], a, b[2], b[3]);
+        mma_bf16(out[2 * i], a, b[0], b[1]);
+        mma_bf16(out[2 * i + 1], a, b[2], b[3]);
       }
     }
     __syncthreads();
-    if (p + 2 < num_pages) bring_page(p + 2);
-    commit_async();
+    bring_page(args, split, pages, full, p + 2);
   }
-  wait_async<0>();
 
-  float* const to = args.partial + static_cast<int64_t>(task) * C::kHeads * C::kLatent;
+  float* const to = args.partial + static_cast<int64_t>(split.task) * C::kHeads * C::kLatent;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int column = warp * 32 + i * 8 + lane % 4 * 2;
@@ -253,59 +306,108 @@ __device__ inline void decode_attend(const DecodeAttentionArgs& args, int task, 
     *reinterpret_cast<float2*>(to + (lane / 4 + 8) * C::kLatent + column) =
         float2{out[i][2], out[i][3]};
   }
-  if (lane == 0) args.partial_stat[task * C::kHeads + warp] = float2{top, total};
-  __syncthreads();
+  if (lane == 0) args.partial_stat[split.task * C::kHeads + warp] = float2{top, total};
 }
 
-// out[t, h, 16 columns] = the splits' results joined, times the value part of wkv_b. `rows` is
-// shared memory of [kRows][R] bf16.
-template <GemvWeight kType, int kRows>
-__device__ inline void decode_values(const DecodeAttentionArgs& args, int head, int first,
-                                     __nv_bfloat16* rows) {
+// The joined results of the splits of a token's head: column threadIdx.x.
+__device__ inline float decode_joined(const DecodeAttentionArgs& args, int token, int head) {
   using C = DecodeC;
-  __shared__ float share[C::kMaxSplits];
-  const int thread = static_cast<int>(threadIdx.x), warp = block_warp(), lane = block_lane();
-  for (int t = 0; t < args.tokens; ++t) {
-    const DecodeCut cut(args, t);
-    const int task = (t * args.head_groups() + head / C::kHeads) * args.max_splits;
-    const int row = head % C::kHeads;
-    if (warp == 0) {
-      const auto stat = [&](int s) {
-        return __ldcg(args.partial_stat + (task + s) * C::kHeads + row);
-      };
-      float top = -INFINITY, total = 0.0f;
-      for (int s = lane; s < cut.splits; s += 32) top = fmaxf(top, stat(s).x);
+  constexpr int kAhead = 8;
+  const DecodeCut cut(args, token);
+  const int task = (token * args.head_groups() + head / C::kHeads) * args.max_splits;
+  const int64_t row = static_cast<int64_t>(task) * C::kHeads + head % C::kHeads;
+  const float* const from = args.partial + row * C::kLatent + threadIdx.x;
+  const float2* const stat = args.partial_stat + row;
+  const int lane = block_lane();
+  float top = -INFINITY, total = 0.0f, sum = 0.0f;
+  for (int s0 = 0; s0 < cut.splits; s0 += 32) {
+    const int count = min(32, cut.splits - s0);
+    float part[kAhead];
+    const auto load = [&](int j0) {
 #pragma unroll
-      for (int d = 16; d > 0; d /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, d));
-      for (int s = lane; s < cut.splits; s += 32) {
-        const float2 v = stat(s);
-        const float keep = exp2_fast(v.x - top);
-        share[s] = keep;
-        total += keep * v.y;
+      for (int j = 0; j < kAhead; ++j)
+        if (j0 + j < count)
+          part[j] = __ldcg(from + static_cast<int64_t>(s0 + j0 + j) * C::kHeads * C::kLatent);
+    };
+    load(0);
+    const float2 mine =
+        lane < count ? __ldcg(stat + (s0 + lane) * C::kHeads) : float2{-INFINITY, 0.0f};
+    float best = mine.x;
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2) best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, d));
+    best = fmaxf(best, top);
+    const float keep = exp2_fast(top - best), share = exp2_fast(mine.x - best);
+    total = total * keep + sum_of_warp(share * mine.y);
+    sum *= keep;
+    top = best;
+    for (int j0 = 0; j0 < count; j0 += kAhead) {
+      if (j0 > 0) load(j0);
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        const float share_j = __shfl_sync(0xffffffffu, share, (j0 + j) & 31);
+        if (j0 + j < count) sum = fmaf(share_j, part[j], sum);
       }
-      total = sum_of_warp(total);
-      for (int s = lane; s < cut.splits; s += 32) share[s] /= total;
+    }
+  }
+  return sum / total;
+}
+
+// out[t, h, 16 columns] = the joined results times the value part of wkv_b.
+template <GemvWeight kType, int kRows>
+class DecodeValues {
+  static constexpr int kShare = 4, kLatent = DecodeC::kLatent;  // warps that share R
+
+ public:
+  __device__ DecodeValues(const DecodeAttentionArgs& args, int task) : args_(args) { find(task); }
+  // Takes a task, and asks for its first weights.
+  __device__ void find(int task) {
+    const int tiles = args_.v / 16;  // tasks of a head
+    head_ = task / tiles;
+    column_ = task % tiles * 16;
+    if (head_ >= args_.heads || block_warp() >= kShare) return;
+    constexpr int kBytes = GemvLoad<kType>::kBytes;
+    const int row = head_ * (args_.nope + args_.v) + args_.nope + column_ + block_lane() / 4;
+    product_ = TileProduct<kType, kRows>(
+        {{expert_row<kBytes>(args_.wkv_b, 0, row), expert_row<kBytes>(args_.wkv_b, 0, row + 8)}},
+        begin(), begin() + kLatent / kShare);
+  }
+  // `rows` is shared memory for kRows rows of R. Ends with a barrier.
+  __device__ void run(__nv_bfloat16* rows, float* units, TileSums<kRows>& sums) {
+    const int thread = static_cast<int>(threadIdx.x);
+    for (int t = 0; t < args_.tokens; ++t) {
+      const float value = decode_joined(args_, t, head_);
+      const TileScale<kType> scale(kType == GemvWeight::kE4M3 ? largest_of_block(fabsf(value))
+                                                              : 0.0f);
+      const float rounded = __bfloat162float(__float2bfloat16(value));
+      reinterpret_cast<uint16_t*>(rows)[t * row_stride_of(kLatent) + thread] =
+          static_cast<uint16_t>(scale.pack(rounded, 0.0f));
+      if (thread == 0) units[t] = scale.unit;
     }
     __syncthreads();
-    const float* const from =
-        args.partial + (static_cast<int64_t>(task) * C::kHeads + row) * C::kLatent + thread;
-    float sum = 0.0f;
-#pragma unroll 8
-    for (int s = 0; s < cut.splits; ++s)
-      sum = fmaf(share[s], __ldcg(from + static_cast<int64_t>(s) * C::kHeads * C::kLatent), sum);
-    rows[t * C::kLatent + thread] = __float2bfloat16(sum);
+    if (block_warp() < kShare) {
+      float share[4];
+      product_.run(reinterpret_cast<const uint8_t*>(rows + begin()), row_stride_of(kLatent) * 2,
+                   share);
+      put_share<kRows>(sums, share);
+    }
+    __syncthreads();
+    const int row = thread / kRows, token = thread % kRows;
+    if (row < 16 && token < args_.tokens) {
+      float total = 0.0f;
+#pragma unroll
+      for (int w = 0; w < kShare; ++w) total += sums[w][row][token];
+      args_.out[(token * args_.heads + head_) * args_.v + column_ + row] =
+          __float2bfloat16(total * units[token]);
+    }
     __syncthreads();
   }
-  const ExpertRow row[1] = {expert_row<GemvLoad<kType>::kBytes>(
-      args.wkv_b, 0, head * (args.nope + args.v) + args.nope + first + warp)};
-  float sum[kRows][1] = {};
-  add_products<kType, kRows, 1>(row, rows, C::kLatent, 0, C::kLatent, sum);
-  if (lane == 0)
-#pragma unroll
-    for (int t = 0; t < kRows; ++t)
-      if (t < args.tokens)
-        args.out[(t * args.heads + head) * args.v + first + warp] = __float2bfloat16(sum[t][0]);
-  __syncthreads();
-}
+
+ private:
+  __device__ static int begin() { return block_warp() * (kLatent / kShare); }
+
+  const DecodeAttentionArgs& args_;
+  int head_, column_;
+  TileProduct<kType, kRows> product_;
+};
 
 }  // namespace hadal::cuda

@@ -1,12 +1,15 @@
 // What the phases of decode attention share: rows in shared memory, and products with them.
 //
+// Rows in shared memory are as the matrix unit reads them (gemv/tile.cuh), `units` has what undoes
+// their scales.
+//
 // NOTE: what another block wrote in this launch is read past the L1 (fresh_*), which is not kept
 // coherent; weights, which nobody writes, are read through it.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "ops/cuda/decode_attention/config.h"
-#include "ops/cuda/gemv/load.cuh"
+#include "ops/cuda/gemv/tile.cuh"
 
 namespace hadal::cuda {
 
@@ -22,14 +25,6 @@ __device__ __forceinline__ float fresh_bf16(const __nv_bfloat16* p) {
 
 __device__ __forceinline__ int block_warp() { return static_cast<int>(threadIdx.x) / 32; }
 __device__ __forceinline__ int block_lane() { return static_cast<int>(threadIdx.x) % 32; }
-// Tasks are dealt to blocks first, then to their warps, so that every SM has the same share.
-__device__ __forceinline__ int first_warp_task() {
-  return static_cast<int>(blockIdx.x) + block_warp() * static_cast<int>(gridDim.x);
-}
-__device__ __forceinline__ int warp_task_step() {
-  return DecodeC::kWarps * static_cast<int>(gridDim.x);
-}
-
 // The sum over the block's threads, for all of them. Ends with a barrier.
 __device__ __forceinline__ float sum_of_block(float value) {
   __shared__ float of_warp[DecodeC::kWarps];
@@ -43,116 +38,190 @@ __device__ __forceinline__ float sum_of_block(float value) {
   return total;
 }
 
-// `rows` rows of `width` elements into shared memory, end to end. Needs a barrier after it.
-__device__ __forceinline__ void bring_rows(const __nv_bfloat16* from, int64_t stride, int rows,
-                                           int width, __nv_bfloat16* to) {
-  const int units = width / 8;
-  for (int i = static_cast<int>(threadIdx.x); i < rows * units; i += DecodeC::kThreads) {
-    const int r = i / units, u = i - r * units;
-    reinterpret_cast<int4*>(to + r * width)[u] = fresh_16(from + r * stride + u * 8);
-  }
+// The largest over the block's threads, for all of them. Ends with a barrier.
+__device__ __forceinline__ float largest_of_block(float value) {
+  __shared__ float of_warp[DecodeC::kWarps];
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, d));
+  if (block_lane() == 0) of_warp[block_warp()] = value;
+  __syncthreads();
+  float total = 0.0f;
+#pragma unroll
+  for (int w = 0; w < DecodeC::kWarps; ++w) total = fmaxf(total, of_warp[w]);
+  __syncthreads();
+  return total;
 }
 
-// The same with RMSNorm, rounded to bf16. Ends with a barrier.
-__device__ __forceinline__ void bring_normed(const __nv_bfloat16* from, int64_t stride, int rows,
-                                             int width, const float* gain, float eps,
-                                             __nv_bfloat16* to) {
-  const int units = width / 8;
+// Elements between rows in shared memory: their banks differ.
+__device__ __forceinline__ int row_stride_of(int width) { return width + 8; }
+
+// `rows` rows of `width` elements into shared memory. Ends with a barrier.
+template <GemvWeight kType>
+__device__ __forceinline__ void bring_rows(const __nv_bfloat16* from, int64_t stride, int rows,
+                                           int width, __nv_bfloat16* to, float* units) {
   for (int r = 0; r < rows; ++r) {
-    auto* const row = reinterpret_cast<int4*>(to + r * width);
-    float squares = 0.0f;
-    for (int u = static_cast<int>(threadIdx.x); u < units; u += DecodeC::kThreads) {
+    auto* const row = reinterpret_cast<int4*>(to + r * row_stride_of(width));
+    float largest = 0.0f;
+    for (int u = static_cast<int>(threadIdx.x); u < width / 8; u += DecodeC::kThreads) {
       const int4 raw = fresh_16(from + r * stride + u * 8);
       row[u] = raw;
-      float v[8];
-      unpack_bf16(raw, v);
+      if constexpr (kType == GemvWeight::kE4M3) {
+        float v[8];
+        unpack_bf16(raw, v);
 #pragma unroll
-      for (float e : v) squares += e * e;
+        for (const float e : v) largest = fmaxf(largest, fabsf(e));
+      }
     }
-    const float inverse = rsqrtf(sum_of_block(squares) / static_cast<float>(width) + eps);
-    for (int u = static_cast<int>(threadIdx.x); u < units; u += DecodeC::kThreads) {
-      float v[8];
-      unpack_bf16(row[u], v);
-      const float4 g0 = __ldg(reinterpret_cast<const float4*>(gain) + 2 * u);
-      const float4 g1 = __ldg(reinterpret_cast<const float4*>(gain) + 2 * u + 1);
-      const float g[8] = {g0.x, g0.y, g0.z, g0.w, g1.x, g1.y, g1.z, g1.w};
-      uint32_t packed[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j)
-        packed[j] = pack_bf16(v[2 * j] * inverse * g[2 * j], v[2 * j + 1] * inverse * g[2 * j + 1]);
-      row[u] = *reinterpret_cast<const int4*>(packed);
-    }
+    if constexpr (kType == GemvWeight::kE4M3) largest = largest_of_block(largest);
+    const TileScale<kType> scale(largest);
+    if constexpr (kType == GemvWeight::kE4M3)
+      for (int u = static_cast<int>(threadIdx.x); u < width / 8; u += DecodeC::kThreads) {
+        float v[8];
+        unpack_bf16(row[u], v);
+        row[u] = scale.pack(v);
+      }
+    if (threadIdx.x == 0) units[r] = scale.unit;
   }
   __syncthreads();
 }
 
-// sum[r][o] += x row r . weight row o over this lane's share of begin .. end - 1; x in shared
-// memory.
-template <GemvWeight kType, int kRows, int kOutputs>
-__device__ __forceinline__ void add_products(const ExpertRow (&row)[kOutputs],
-                                             const __nv_bfloat16* x, int x_stride, int begin,
-                                             int end, float (&sum)[kRows][kOutputs]) {
-  using Load = GemvLoad<kType>;
-  constexpr int kElements = Load::kElements, kStep = 32 * kElements, kUnroll = 8 / kOutputs;
-  for (int first = begin + block_lane() * kElements; first < end; first += kUnroll * kStep) {
-    int4 raw[kUnroll][kOutputs];
+// The same with RMSNorm, rounded to bf16. Ends with a barrier.
+template <GemvWeight kType>
+__device__ __forceinline__ void bring_normed(const __nv_bfloat16* from, int64_t stride, int rows,
+                                             int width, const float* gain, float eps,
+                                             __nv_bfloat16* to, float* units) {
+  const int pieces = width / 8, thread = static_cast<int>(threadIdx.x);
+  const auto gains = [&](int u, float4(&g)[2]) {
+    g[0] = __ldg(reinterpret_cast<const float4*>(gain) + 2 * u);
+    g[1] = __ldg(reinterpret_cast<const float4*>(gain) + 2 * u + 1);
+  };
+  float4 first[2] = {};  // asked for together with the row
+  if (thread < pieces) gains(thread, first);
+  for (int r = 0; r < rows; ++r) {
+    auto* const row = reinterpret_cast<int4*>(to + r * row_stride_of(width));
+    float squares = 0.0f, largest = 0.0f;
+    for (int u = thread; u < pieces; u += DecodeC::kThreads) {
+      const int4 raw = fresh_16(from + r * stride + u * 8);
+      row[u] = raw;
+      float v[8];
+      unpack_bf16(raw, v);
+      float4 g4[2] = {first[0], first[1]};
+      if (u != thread) gains(u, g4);
+      const float g[8] = {g4[0].x, g4[0].y, g4[0].z, g4[0].w, g4[1].x, g4[1].y, g4[1].z, g4[1].w};
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u)
-#pragma unroll
-      for (int o = 0; o < kOutputs; ++o)
-        if (first + u * kStep < end)
-          raw[u][o] = __ldg(
-              reinterpret_cast<const int4*>(row[o].data + (first + u * kStep) * Load::kBytes));
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int k = first + u * kStep;
-      if (k >= end) break;
-      float w[kOutputs][kElements];
-#pragma unroll
-      for (int o = 0; o < kOutputs; ++o) {
-        Load::unpack(raw[u][o], w[o]);
-        if constexpr (kType == GemvWeight::kE4M3) {
-          const float s = __ldg(row[o].scale + k / 128);
-#pragma unroll
-          for (float& e : w[o]) e *= s;
-        }
-      }
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-        for (int part = 0; part < kElements; part += 4) {
-          const int2 four = *reinterpret_cast<const int2*>(x + r * x_stride + k + part);
-          const auto* pairs = reinterpret_cast<const __nv_bfloat162*>(&four);
-          const float2 lo = __bfloat1622float2(pairs[0]), hi = __bfloat1622float2(pairs[1]);
-          const float a[4] = {lo.x, lo.y, hi.x, hi.y};
-#pragma unroll
-          for (int o = 0; o < kOutputs; ++o)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) sum[r][o] = fmaf(a[i], w[o][part + i], sum[r][o]);
-        }
+      for (int j = 0; j < 8; ++j) {
+        squares += v[j] * v[j];
+        largest = fmaxf(largest, fabsf(v[j] * g[j]));
       }
     }
+    const float inverse = rsqrtf(sum_of_block(squares) / static_cast<float>(width) + eps);
+    if constexpr (kType == GemvWeight::kE4M3) largest = largest_of_block(largest * inverse);
+    const TileScale<kType> scale(largest);
+    for (int u = thread; u < pieces; u += DecodeC::kThreads) {
+      float v[8];
+      unpack_bf16(row[u], v);
+      float4 g4[2] = {first[0], first[1]};
+      if (u != thread) gains(u, g4);
+      const float g[8] = {g4[0].x, g4[0].y, g4[0].z, g4[0].w, g4[1].x, g4[1].y, g4[1].z, g4[1].w};
+#pragma unroll
+      for (int j = 0; j < 8; ++j) v[j] = __bfloat162float(__float2bfloat16(v[j] * inverse * g[j]));
+      row[u] = scale.pack(v);
+    }
+    if (thread == 0) units[r] = scale.unit;
   }
-#pragma unroll
-  for (int r = 0; r < kRows; ++r)
-#pragma unroll
-    for (int o = 0; o < kOutputs; ++o) sum[r][o] = sum_of_warp(sum[r][o]);
+  __syncthreads();
 }
 
-// to[t, n] and to[t, n + 1]: weight rows n and n + 1 . x row t, by one warp.
-template <GemvWeight kType, int kRows>
-__device__ __forceinline__ void product_pair(const ExpertMatrices& w, int n, int k,
-                                             const __nv_bfloat16* x, int tokens, __nv_bfloat16* to,
-                                             int64_t to_stride) {
-  constexpr int kBytes = GemvLoad<kType>::kBytes;
-  const ExpertRow rows[2] = {expert_row<kBytes>(w, 0, n), expert_row<kBytes>(w, 0, n + 1)};
-  float sum[kRows][2] = {};
-  add_products<kType, kRows, 2>(rows, x, k, 0, k, sum);
-  if (block_lane() != 0) return;
+// Sixteen outputs of a product for each of the tokens: the shares of kShare warps, side by side.
+template <int kRows>
+using TileSums = float[DecodeC::kWarps][16][kRows];
+
+// Puts a warp's share where the others' are.
+template <int kRows>
+__device__ __forceinline__ void put_share(TileSums<kRows>& sums, const float (&share)[4]) {
+  const int row = block_lane() / 4, token = block_lane() % 4 * 2;
 #pragma unroll
-  for (int t = 0; t < kRows; ++t)
-    if (t < tokens)
-      *reinterpret_cast<uint32_t*>(to + t * to_stride + n) = pack_bf16(sum[t][0], sum[t][1]);
+  for (int i = 0; i < 2; ++i)
+    if (token + i < kRows) {
+      sums[block_warp()][row][token + i] = share[i];
+      sums[block_warp()][row + 8][token + i] = share[2 + i];
+    }
 }
+
+// Outputs of one or two matrices that stand one under the other, in tiles of 16; kShare warps of a
+// block share K. Weights depend on nothing: the first are asked for when this is made, before the
+// barrier that its rows wait for.
+template <GemvWeight kType, int kRows, int kShare>
+class DecodeProduct {
+  static constexpr int kTiles = DecodeC::kWarps / kShare;  // of a block at once
+
+ public:
+  struct Output {
+    const ExpertMatrices* matrix;
+    int outputs;        // a multiple of 16
+    __nv_bfloat16* to;  // [T, stride]
+    int64_t stride;
+  };
+  __device__ DecodeProduct(const Output& first, const Output& second, int width, bool adds)
+      : first_(first), second_(second), width_(width), adds_(adds) {
+    find(static_cast<int>(blockIdx.x) * kTiles);
+  }
+  // Ends with a barrier.
+  __device__ void run(const __nv_bfloat16* rows, const float* units, int tokens,
+                      TileSums<kRows>& sums) {
+    while (tile_ * 16 < first_.outputs + second_.outputs) {
+      float share[4];
+      product_.run(reinterpret_cast<const uint8_t*>(rows + begin()), row_stride_of(width_) * 2,
+                   share);
+      put_share<kRows>(sums, share);
+      __syncthreads();
+      if (mine() < kTiles && token() < tokens && place_ != nullptr) {
+        float total = 0.0f;
+#pragma unroll
+        for (int w = 0; w < kShare; ++w) total += sums[mine() * kShare + w][row()][token()];
+        *place_ = __float2bfloat16(old_ + total * units[token()]);
+      }
+      __syncthreads();
+      find(tile_ + static_cast<int>(gridDim.x) * kTiles);
+    }
+  }
+
+ private:
+  __device__ int share() const { return ((width_ + kShare - 1) / kShare + 127) / 128 * 128; }
+  __device__ int begin() const { return min(block_warp() % kShare * share(), width_); }
+  // Of the output that this thread writes: the tile among the block's, its row, its token.
+  __device__ static int mine() { return static_cast<int>(threadIdx.x) / (16 * kRows); }
+  __device__ static int row() { return static_cast<int>(threadIdx.x) / kRows % 16; }
+  __device__ static int token() { return static_cast<int>(threadIdx.x) % kRows; }
+
+  __device__ void find(int tile) {
+    tile_ = tile;
+    const auto of = [&](int at, int* n) {
+      *n = at < first_.outputs ? at : at - first_.outputs;
+      return at < first_.outputs ? first_ : second_;
+    };
+    int n = 0;
+    const Output weights = of((tile + block_warp() / kShare) * 16, &n);
+    if (n < weights.outputs) {
+      constexpr int kBytes = GemvLoad<kType>::kBytes;
+      const int r = n + block_lane() / 4;
+      product_ = TileProduct<kType, kRows>({{expert_row<kBytes>(*weights.matrix, 0, r),
+                                             expert_row<kBytes>(*weights.matrix, 0, r + 8)}},
+                                           begin(), min(begin() + share(), width_));
+    } else {
+      product_ = TileProduct<kType, kRows>();
+    }
+    const Output to = of((tile + mine()) * 16, &n);
+    place_ = n < to.outputs ? to.to + token() * to.stride + n + row() : nullptr;
+    old_ = adds_ && place_ != nullptr && mine() < kTiles ? fresh_bf16(place_) : 0.0f;
+  }
+
+  Output first_, second_;
+  int width_, tile_;
+  bool adds_;
+  __nv_bfloat16* place_;
+  float old_;
+  TileProduct<kType, kRows> product_;
+};
 
 }  // namespace hadal::cuda

@@ -9,20 +9,6 @@
 
 namespace hadal::cuda {
 
-// 16 bytes into shared memory, zeros where there is nothing to bring.
-__device__ __forceinline__ void bring_async(void* to, const void* from, bool is_there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem_addr(to)), "l"(from),
-               "r"(is_there ? 16 : 0)
-               : "memory");
-}
-__device__ __forceinline__ void commit_async() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-template <int kLeft>
-__device__ __forceinline__ void wait_async() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
-}
-
 __device__ __forceinline__ int decode_sequence(const DecodeAttentionArgs& args, int token) {
   int s = 0;
   while (s + 1 < args.seqs && __ldg(args.offsets + s + 1) <= token) ++s;
@@ -58,14 +44,25 @@ class DecodePages<CacheRows::kBF16> {
   // Two pages in shared memory.
   __device__ explicit DecodePages(uint8_t* shared)
       : wide_(reinterpret_cast<__nv_bfloat16*>(shared)) {}
-  // Starts to bring a page into place `slot`, zeros in rows from `valid` on.
-  __device__ void bring(const DecodeAttentionArgs& args, int page, int valid, int slot) const {
-    const uint8_t* const from = row(args, page, 0);
-    __nv_bfloat16* const to = wide_ + slot * C::kPage * C::kStride;
+  // The copy engine brings the first `rows` rows of a page into `slot` and counts them in at
+  // `full`.
+  __device__ void bring(const DecodeAttentionArgs& args, int page, int rows, int slot,
+                        uint64_t* full) const {
+    constexpr int kBytes = C::kWidth * 2;
+    const int r = static_cast<int>(threadIdx.x);
+    if (r == 0) barrier_expect(full, static_cast<uint32_t>(rows * kBytes));
+    if (r >= rows) return;
+    copy_bytes(wide_ + (slot * C::kPage + r) * C::kStride, row(args, page, r), kBytes, full);
+  }
+  // Rows begin .. end - 1, which this launch wrote, and zeros in those from end on.
+  __device__ void finish(const DecodeAttentionArgs& args, int page, int begin, int end,
+                         int slot) const {
     constexpr int kUnits = C::kWidth / 8;
-    for (int i = static_cast<int>(threadIdx.x); i < C::kPage * kUnits; i += C::kThreads) {
-      const int r = i / kUnits, u = i % kUnits;
-      bring_async(to + r * C::kStride + u * 8, from + (r * kUnits + u) * 16, r < valid);
+    __nv_bfloat16* const to = wide_ + slot * C::kPage * C::kStride;
+    for (int i = static_cast<int>(threadIdx.x); i < (C::kPage - begin) * kUnits; i += C::kThreads) {
+      const int r = begin + i / kUnits, u = i % kUnits;
+      *reinterpret_cast<int4*>(to + r * C::kStride + u * 8) =
+          r < end ? fresh_16(row(args, page, r) + u * 16) : int4{};
     }
   }
   // The page in `slot`, [kPage, kStride], once all threads have seen it arrive.
@@ -112,11 +109,23 @@ class DecodePages<CacheRows::kFp8> {
 
   __device__ explicit DecodePages(uint8_t* shared)
       : wide_(reinterpret_cast<__nv_bfloat16*>(shared)), raw_(shared + C::kPageBytes) {}
-  __device__ void bring(const DecodeAttentionArgs& args, int page, int valid, int slot) const {
-    const uint8_t* const from = row(args, page, 0);
+  __device__ void bring(const DecodeAttentionArgs& args, int page, int rows, int slot,
+                        uint64_t* full) const {
+    if (threadIdx.x != 0) return;
+    barrier_expect(full, static_cast<uint32_t>(rows * kRow));
+    if (rows > 0)
+      copy_bytes(raw_ + slot * C::kFp8PageBytes, row(args, page, 0),
+                 static_cast<uint32_t>(rows * kRow), full);
+  }
+  __device__ void finish(const DecodeAttentionArgs& args, int page, int begin, int end,
+                         int slot) const {
+    constexpr int kUnits = kRow / 16;
     uint8_t* const to = raw_ + slot * C::kFp8PageBytes;
-    for (int i = static_cast<int>(threadIdx.x); i < C::kFp8PageBytes / 16; i += C::kThreads)
-      bring_async(to + i * 16, from + i * 16, i / (kRow / 16) < valid);
+    for (int i = static_cast<int>(threadIdx.x); i < (C::kPage - begin) * kUnits; i += C::kThreads) {
+      const int r = begin + i / kUnits, u = i % kUnits;
+      *reinterpret_cast<int4*>(to + r * kRow + u * 16) =
+          r < end ? fresh_16(row(args, page, r) + u * 16) : int4{};
+    }
   }
   __device__ const __nv_bfloat16* ready(int slot) const {
     constexpr int kUnits = C::kLatent / 16, kKeyUnits = C::kRope / 8;

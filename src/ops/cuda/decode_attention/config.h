@@ -37,9 +37,10 @@ struct DecodeAttentionConfig {
   static constexpr int kScoreBytes = 2 * kHeads * kPage * 4;
   static constexpr int kProbStride = kPage + 8;
   static constexpr int kProbBytes = kHeads * kProbStride * 2;
-  static constexpr int attention_bytes(CacheRows rows) {
-    return kQueryBytes + kScoreBytes + kProbBytes +
-           (rows == CacheRows::kFp8 ? kPageBytes + 2 * kFp8PageBytes : 2 * kPageBytes);
+  static constexpr int kMostShared = (227 - 4) << 10;  // beside what the kernel has of its own
+  static constexpr int kHeadBytes = kQueryBytes + kScoreBytes + kProbBytes;
+  static constexpr int pages_bytes(CacheRows rows) {
+    return rows == CacheRows::kFp8 ? kPageBytes + 2 * kFp8PageBytes : 2 * kPageBytes;
   }
 };
 
@@ -75,6 +76,9 @@ struct DecodeAttentionArgs {
   float2* partial_stat;      // [tasks, kHeads]   maximum in powers of two, sum
   __nv_bfloat16* out;        // [T, H*Dv]
   int max_splits;            // of a token's context: tasks are T * ceil(H/kHeads) * max_splits
+  // Set by the launch: where pages lie in shared memory, and whether nothing else does, so that
+  // they can be on their way from the start.
+  int pages_at, pages_early;
 
   __host__ __device__ int head_groups() const {
     return (heads + DecodeAttentionConfig::kHeads - 1) / DecodeAttentionConfig::kHeads;
@@ -86,7 +90,7 @@ int64_t decode_attention_shared_bytes(const DecodeAttentionArgs& args);
 // REQUIRES: the device can hold `num_sms` such blocks at once; T <=
 // kMaxTokens; D, Rq, H*Dv, F, Fs multiples of 16, Dn and Dv of 16; rows aligned to 16 bytes.
 // `no_page` is raised with the position and the sequence of a token without a page.
-void decode_attention_sm90(const DecodeAttentionArgs& args, const ops::cuda::FaultSite& no_page,
+void decode_attention_sm90(DecodeAttentionArgs args, const ops::cuda::FaultSite& no_page,
                            int num_sms, cudaStream_t stream);
 
 }  // namespace hadal::cuda

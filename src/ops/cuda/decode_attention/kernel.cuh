@@ -22,104 +22,162 @@
 
 namespace hadal::cuda {
 
-template <GemvWeight kType, int kRows>
-__device__ inline void decode_inputs(const DecodeAttentionArgs& args, __nv_bfloat16* rows) {
-  bring_normed(args.x, args.x_row_stride, args.tokens, args.d, args.attn_norm, args.eps, rows);
-  const int q_width = args.heads * (args.nope + DecodeC::kRope);
-  const int first = args.q_rank > 0 ? args.q_rank : q_width;
-  __nv_bfloat16* const to = args.q_rank > 0 ? args.q_lat : args.q;
-  for (int i = first_warp_task(); i < (first + DecodeC::kWidth) / 2; i += warp_task_step()) {
-    const int n = 2 * i;
-    if (n < first)
-      product_pair<kType, kRows>(args.q_rank > 0 ? args.wq_a : args.wq, n, args.d, rows,
-                                 args.tokens, to, first);
-    else
-      product_pair<kType, kRows>(args.wkv_a, n - first, args.d, rows, args.tokens, args.kv_lat,
-                                 DecodeC::kWidth);
+// The rows that the FFN reads, and the gate's logits of them: a block for an expert.
+template <int kRows>
+class DecodeGate {
+  static constexpr int kAhead = 4;
+
+ public:
+  __device__ explicit DecodeGate(const DecodeAttentionArgs& args) : args_(args) {
+    load(static_cast<int>(blockIdx.x), static_cast<int>(threadIdx.x));
   }
-}
-
-template <GemvWeight kType, int kRows>
-__device__ inline void decode_query(const DecodeAttentionArgs& args, __nv_bfloat16* rows) {
-  bring_normed(args.q_lat, args.q_rank, args.tokens, args.q_rank, args.q_norm, args.eps, rows);
-  const int width = args.heads * (args.nope + DecodeC::kRope);
-  for (int i = first_warp_task(); i < width / 2; i += warp_task_step())
-    product_pair<kType, kRows>(args.wq_b, 2 * i, args.q_rank, rows, args.tokens, args.q, width);
-}
-
-// x[t, n] += weight row n . row t.
-template <GemvWeight kType, int kRows>
-__device__ inline void decode_output(const DecodeAttentionArgs& args, __nv_bfloat16* rows) {
-  const int k = args.heads * args.v;
-  bring_rows(args.out, k, args.tokens, k, rows);
-  __syncthreads();
-  for (int n = first_warp_task(); n < args.d; n += warp_task_step()) {
-    const ExpertRow row[1] = {expert_row<GemvLoad<kType>::kBytes>(args.wo, 0, n)};
-    float sum[kRows][1] = {};
-    add_products<kType, kRows, 1>(row, rows, k, 0, k, sum);
-    if (block_lane() != 0) continue;
+  __device__ void run(__nv_bfloat16* rows, float* scales) {
+    const int thread = static_cast<int>(threadIdx.x), units = args_.d / 4;
+    const int stride = row_stride_of(args_.d);
+    bring_normed<GemvWeight::kBF16>(args_.x, args_.x_row_stride, args_.tokens, args_.d,
+                                    args_.ffn_norm, args_.eps, rows, scales);
+    if (blockIdx.x == gridDim.x - 1)
+      for (int t = 0; t < args_.tokens; ++t)
+        for (int i = thread; i < args_.d / 8; i += DecodeC::kThreads)
+          reinterpret_cast<int4*>(args_.normed + t * args_.d)[i] =
+              reinterpret_cast<const int4*>(rows + t * stride)[i];
+    for (int e = static_cast<int>(blockIdx.x); e < args_.experts;) {
+      float sum[kRows] = {};
+      for (int first = thread; first < units;) {
 #pragma unroll
-    for (int t = 0; t < kRows; ++t) {
-      if (t >= args.tokens) break;
-      __nv_bfloat16* const to = args.x + t * args.x_row_stride + n;
-      *to = __float2bfloat16(fresh_bf16(to) + sum[t][0]);
+        for (int j = 0; j < kAhead; ++j) {
+          const int u = first + j * DecodeC::kThreads;
+          if (u >= units) break;
+#pragma unroll
+          for (int t = 0; t < kRows; ++t) {
+            const int2 four = *reinterpret_cast<const int2*>(rows + t * stride + u * 4);
+            const auto* pairs = reinterpret_cast<const __nv_bfloat162*>(&four);
+            const float2 lo = __bfloat1622float2(pairs[0]), hi = __bfloat1622float2(pairs[1]);
+            sum[t] = fmaf(lo.x, weight_[j].x, sum[t]);
+            sum[t] = fmaf(lo.y, weight_[j].y, sum[t]);
+            sum[t] = fmaf(hi.x, weight_[j].z, sum[t]);
+            sum[t] = fmaf(hi.y, weight_[j].w, sum[t]);
+          }
+        }
+        first += kAhead * DecodeC::kThreads;
+        if (first < units) load(e, first);
+      }
+#pragma unroll
+      for (int t = 0; t < kRows; ++t) {
+        if (t >= args_.tokens) break;
+        const float total = sum_of_block(sum[t]);
+        if (thread == 0) args_.logits[t * args_.experts + e] = total;
+      }
+      e += static_cast<int>(gridDim.x);
+      load(e, thread);
     }
   }
-}
 
-// The rows that the FFN reads, and the gate's logits of them.
-template <int kRows>
-__device__ inline void decode_ffn_inputs(const DecodeAttentionArgs& args, __nv_bfloat16* rows) {
-  bring_normed(args.x, args.x_row_stride, args.tokens, args.d, args.ffn_norm, args.eps, rows);
-  if (blockIdx.x == gridDim.x - 1)
-    for (int i = static_cast<int>(threadIdx.x); i < args.tokens * args.d / 8;
-         i += DecodeC::kThreads)
-      reinterpret_cast<int4*>(args.normed)[i] = reinterpret_cast<const int4*>(rows)[i];
-  for (int e = first_warp_task(); e < args.experts; e += warp_task_step()) {
-    const ExpertRow row[1] = {
-        {reinterpret_cast<const char*>(args.gate_weight + static_cast<int64_t>(e) * args.d),
-         nullptr}};
-    float sum[kRows][1] = {};
-    add_products<GemvWeight::kF32, kRows, 1>(row, rows, args.d, 0, args.d, sum);
-    if (block_lane() != 0) continue;
+ private:
+  __device__ void load(int expert, int first) {
+    if (expert >= args_.experts) return;
+    const auto* const from =
+        reinterpret_cast<const float4*>(args_.gate_weight + static_cast<int64_t>(expert) * args_.d);
 #pragma unroll
-    for (int t = 0; t < kRows; ++t)
-      if (t < args.tokens) args.logits[t * args.experts + e] = sum[t][0];
+    for (int j = 0; j < kAhead; ++j) {
+      const int u = first + j * DecodeC::kThreads;
+      if (u < args_.d / 4) weight_[j] = __ldg(from + u);
+    }
   }
-}
+
+  const DecodeAttentionArgs& args_;
+  float4 weight_[kAhead];
+};
 
 template <GemvWeight kType, int kRows, CacheRows kFormat>
 __global__ void __launch_bounds__(DecodeAttentionConfig::kThreads, 1)
     decode_attention_kernel(const __grid_constant__ DecodeAttentionArgs args,
                             const __grid_constant__ ops::cuda::FaultSite no_page) {
   extern __shared__ __align__(128) uint8_t shared[];
+  __shared__ uint64_t full[2];  // pages that have arrived
+  __shared__ float units[kRows];
+  __shared__ TileSums<kRows> sums;
   auto* const rows = reinterpret_cast<__nv_bfloat16*>(shared);
   const auto grid = cooperative_groups::this_grid();
   const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
 
-  decode_inputs<kType, kRows>(args, rows);
-  grid.sync();
-  if (args.q_rank > 0) {
-    decode_query<kType, kRows>(args, rows);
-    grid.sync();
+  if (threadIdx.x == 0) {
+    barrier_init(full, 1);
+    barrier_init(full + 1, 1);
+    barrier_init_fence();
   }
+  __syncthreads();
+
+  using Product = DecodeProduct<kType, kRows, 8>;
+  using Output = typename Product::Output;
+  const int q_width = args.heads * (args.nope + DecodeC::kRope);
+  const bool has_rank = args.q_rank > 0;
+  Product inputs(has_rank ? Output{&args.wq_a, args.q_rank, args.q_lat, args.q_rank}
+                          : Output{&args.wq, q_width, args.q, q_width},
+                 {&args.wkv_a, DecodeC::kWidth, args.kv_lat, DecodeC::kWidth}, args.d, false);
+  const DecodePages<kFormat> pages(shared + args.pages_at);
+  const DecodeSplit first_split(args, block);
+  if (args.pages_early) {
+    bring_page(args, first_split, pages, full, 0);
+    bring_page(args, first_split, pages, full, 1);
+  }
+  bring_normed<kType>(args.x, args.x_row_stride, args.tokens, args.d, args.attn_norm, args.eps,
+                      rows, units);
+  inputs.run(rows, units, args.tokens, sums);
+  if (has_rank) {
+    Product query({&args.wq_b, q_width, args.q, q_width}, {&args.wq_b, 0, args.q, q_width},
+                  args.q_rank, false);
+    grid.sync();
+    bring_normed<kType>(args.q_lat, args.q_rank, args.tokens, args.q_rank, args.q_norm, args.eps,
+                        rows, units);
+    query.run(rows, units, args.tokens, sums);
+  }
+
+  using Absorb = DecodeAbsorb<kType, kRows>;
+  Absorb absorb(args, block);
+  grid.sync();
   for (int t = blocks - 1 - block; t < args.tokens; t += blocks)
     decode_latent<kFormat>(args, no_page, t);
-  constexpr int kChunks = DecodeC::kLatent / 64;
-  for (int i = block; i < args.heads * kChunks; i += blocks)
-    decode_absorb<kType, kRows>(args, i / kChunks, i % kChunks * 64,
-                                reinterpret_cast<float*>(shared));
+  for (int i = block; i < args.heads * Absorb::kChunks;) {
+    absorb.run(reinterpret_cast<float*>(shared));
+    i += blocks;
+    if (i < args.heads * Absorb::kChunks) absorb.find(i);
+  }
+
+  async_proxy_fence();  // rows lay where pages may come
   grid.sync();
-  for (int i = block; i < args.tokens * args.head_groups() * args.max_splits; i += blocks)
-    decode_attend<kFormat>(args, i, shared);
+  uint32_t parity[2] = {0, 0};
+  for (int i = block; i < args.tokens * args.head_groups() * args.max_splits; i += blocks) {
+    const DecodeSplit split = i == block ? first_split : DecodeSplit(args, i);
+    if (i != block || !args.pages_early) {
+      async_proxy_fence();  // rows of the last task's last page were written by hand
+      __syncthreads();
+      bring_page(args, split, pages, full, 0);
+      bring_page(args, split, pages, full, 1);
+    }
+    decode_attend<kFormat>(args, split, pages, full, parity, shared);
+  }
+
+  DecodeValues<kType, kRows> values(args, block);
   grid.sync();
-  const int value_chunks = args.v / DecodeC::kWarps;
-  for (int i = block; i < args.heads * value_chunks; i += blocks)
-    decode_values<kType, kRows>(args, i / value_chunks, i % value_chunks * DecodeC::kWarps, rows);
+  const int value_tasks = args.heads * (args.v / 16);
+  for (int i = block; i < value_tasks;) {
+    values.run(rows, units, sums);
+    i += blocks;
+    if (i < value_tasks) values.find(i);
+  }
+
+  const int out_width = args.heads * args.v;
+  using Final = DecodeProduct<kType, kRows, 16>;
+  Final output({&args.wo, args.d, args.x, args.x_row_stride}, {&args.wo, 0, args.x, 0}, out_width,
+               true);
   grid.sync();
-  decode_output<kType, kRows>(args, rows);
+  bring_rows<kType>(args.out, out_width, args.tokens, out_width, rows, units);
+  output.run(rows, units, args.tokens, sums);
+
+  DecodeGate<kRows> gate(args);
   grid.sync();
-  decode_ffn_inputs<kRows>(args, rows);
+  gate.run(rows, units);
 }
 
 }  // namespace hadal::cuda

@@ -12,11 +12,24 @@ namespace {
 
 int rows_of(const DecodeAttentionArgs& args) { return args.tokens <= 2 ? args.tokens : 4; }
 
+// Bytes of rows, and of what else is not there while pages are used.
+int64_t rows_bytes(const DecodeAttentionArgs& args) {
+  using C = DecodeAttentionConfig;
+  const int64_t rows = rows_of(args);
+  const int64_t widest = std::max({args.d, args.q_rank, args.heads * args.v, C::kLatent});
+  return std::max(rows * (widest + 8) * 2,
+                  C::kWarps * rows * 64 * static_cast<int64_t>(sizeof(float)));
+}
+int64_t early_pages_at(const DecodeAttentionArgs& args) {
+  return (std::max<int64_t>(rows_bytes(args), DecodeAttentionConfig::kHeadBytes) + 127) / 128 * 128;
+}
+
 template <GemvWeight kType, int kRows, CacheRows kFormat>
 void launch(const DecodeAttentionArgs& args, const ops::cuda::FaultSite& no_page, int num_sms,
             cudaStream_t stream) {
   const auto kernel = decode_attention_kernel<kType, kRows, kFormat>;
-  const auto shared = static_cast<int>(decode_attention_shared_bytes(args));
+  const auto shared = static_cast<int>(std::max<int64_t>(
+      rows_bytes(args), args.pages_at + DecodeAttentionConfig::pages_bytes(args.rows)));
   HADAL_CHECK_CUDA(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
   cudaLaunchAttribute attribute{};
@@ -58,13 +71,10 @@ void choose_format(const DecodeAttentionArgs& args, const ops::cuda::FaultSite& 
 
 int64_t decode_attention_shared_bytes(const DecodeAttentionArgs& args) {
   using C = DecodeAttentionConfig;
-  const int64_t rows = rows_of(args);
-  const int64_t widest = std::max({args.d, args.q_rank, args.heads * args.v, C::kLatent});
-  return std::max({int64_t{C::attention_bytes(args.rows)}, rows * widest * 2,
-                   C::kWarps * rows * 64 * static_cast<int64_t>(sizeof(float))});
+  return std::max<int64_t>(rows_bytes(args), C::kHeadBytes + C::pages_bytes(args.rows));
 }
 
-void decode_attention_sm90(const DecodeAttentionArgs& args, const ops::cuda::FaultSite& no_page,
+void decode_attention_sm90(DecodeAttentionArgs args, const ops::cuda::FaultSite& no_page,
                            int num_sms, cudaStream_t stream) {
   using C = DecodeAttentionConfig;
   static_assert(C::kWarps == C::kHeads && C::kThreads == C::kLatent);
@@ -72,6 +82,8 @@ void decode_attention_sm90(const DecodeAttentionArgs& args, const ops::cuda::Fau
                   args.max_splits <= C::kMaxSplits,
               "decode_attention takes up to ", C::kMaxTokens, " tokens and ", C::kMaxSplits,
               " splits; got ", args.tokens, " and ", args.max_splits);
+  args.pages_early = early_pages_at(args) + C::pages_bytes(args.rows) <= C::kMostShared;
+  args.pages_at = args.pages_early ? static_cast<int>(early_pages_at(args)) : C::kHeadBytes;
   switch (args.type) {
     case GemvWeight::kBF16:
       return choose_format<GemvWeight::kBF16>(args, no_page, num_sms, stream);

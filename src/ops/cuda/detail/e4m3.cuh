@@ -1,4 +1,4 @@
-// e4m3 elements as bf16 operands of the matrix unit.
+// e4m3 elements as operands of the matrix unit in a wider type.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -8,6 +8,16 @@
 
 namespace hadal::cuda {
 
+// Four e4m3 elements as two pairs of f16, exactly.
+__device__ __forceinline__ void e4m3_to_f16(uint32_t four, uint32_t& low, uint32_t& high) {
+  asm("{\n.reg .b16 lo, hi;\n"
+      "mov.b32 {lo, hi}, %2;\n"
+      "cvt.rn.f16x2.e4m3x2 %0, lo;\n"
+      "cvt.rn.f16x2.e4m3x2 %1, hi;\n}"
+      : "=r"(low), "=r"(high)
+      : "r"(four));
+}
+
 // Sixteen e4m3 elements times their scale as bf16, rounded once: exact where the scale is a power
 // of two.
 __device__ __forceinline__ void widen_e4m3(const uint4& raw, float scale, uint4 (&out)[2]) {
@@ -16,12 +26,7 @@ __device__ __forceinline__ void widen_e4m3(const uint4& raw, float scale, uint4 
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     uint32_t halves[2];
-    asm("{\n.reg .b16 lo, hi;\n"
-        "mov.b32 {lo, hi}, %2;\n"
-        "cvt.rn.f16x2.e4m3x2 %0, lo;\n"
-        "cvt.rn.f16x2.e4m3x2 %1, hi;\n}"
-        : "=r"(halves[0]), "=r"(halves[1])
-        : "r"(words[i]));
+    e4m3_to_f16(words[i], halves[0], halves[1]);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const float2 two = __half22float2(*reinterpret_cast<const __half2*>(&halves[j]));

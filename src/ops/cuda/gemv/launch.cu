@@ -3,6 +3,7 @@
 #include "core/check.h"
 #include "ops/cuda/detail/programmatic_launch.h"
 #include "ops/cuda/detail/tensor_map.h"
+#include "ops/cuda/gemv/kernel.cuh"
 #include "ops/cuda/gemv/moe.cuh"
 
 namespace hadal::cuda {
@@ -11,10 +12,10 @@ namespace {
 
 template <class Args>
 void launch_gemv(void (*kernel)(Args), dim3 grid, const Args& args, cudaStream_t stream,
-                 int warps = GemvConfig::kWarps) {
+                 int warps = GemvConfig::kWarps, int shared_bytes = 0) {
   HADAL_CHECK(grid.y <= 65535 && grid.z <= 65535, "gemv: ", grid.y, " x ", grid.z,
               " batches are more than a CUDA grid has");
-  const ProgrammaticLaunch launch(grid, warps * 32, 0, stream);
+  const ProgrammaticLaunch launch(grid, warps * 32, shared_bytes, stream);
   HADAL_CHECK_CUDA(launch.start(kernel, args));
 }
 
@@ -44,26 +45,33 @@ void gemv_nn(const GemvArgs& args, cudaStream_t stream) {
               args, stream, GemvConfig::kColumnWarps);
 }
 
-void moe_few_tokens(const MoeFewArgs& args, cudaStream_t stream) {
+namespace {
+
+template <GemvWeight kType>
+void launch_moe(const MoeFewArgs& args, cudaStream_t stream) {
+  const auto tokens = static_cast<unsigned>(args.num_tokens);
+  const int blocks = (args.shared_f + args.num_choices * args.f) / kMoeUnits;
+  launch_gemv(moe_up_kernel<kType>, dim3(static_cast<unsigned>(blocks), tokens), args, stream,
+              kMoeUpWarps, kMoeUpWarps * staged_bytes<kType>(moe_up_share(args.d)));
+  launch_gemv(moe_down_kernel<kType>, dim3(static_cast<unsigned>(args.d / kMoeOutputs), tokens),
+              args, stream, kMoeDownWarps, kMoeDownWarps * staged_bytes<kType>(args.down_share));
+}
+
+}  // namespace
+
+void moe_few_tokens(const MoeFewArgs& given, cudaStream_t stream) {
+  MoeFewArgs args = given;
   HADAL_CHECK(args.d % 16 == 0 && args.f % 16 == 0 && args.shared_f % 16 == 0,
               "moe_few_tokens needs widths that are multiples of 16; got ", args.d, ", ", args.f,
               " and ", args.shared_f);
-  const auto blocks = [](int width) {
-    return static_cast<unsigned>((width + GemvConfig::kWarps - 1) / GemvConfig::kWarps);
-  };
-  const int tasks = args.num_tokens * (args.num_choices + (args.shared_f > 0 ? 1 : 0));
-  if (tasks == 0) return;
-  const int widest = args.num_choices > 0 && args.f > args.shared_f ? args.f : args.shared_f;
-  const dim3 up(blocks(widest), static_cast<unsigned>(tasks));
-  const dim3 down(static_cast<unsigned>((args.d + kMoeDownRows - 1) / kMoeDownRows),
-                  static_cast<unsigned>(args.num_tokens));
+  if (args.num_choices == 0) args.f = 0;
+  if (args.num_tokens == 0 || args.shared_f + args.num_choices * args.f == 0) return;
+  args.down_share = moe_down_share(args.num_choices, args.f, args.shared_f);
   switch (args.type) {
     case GemvWeight::kBF16:
-      launch_gemv(moe_up_kernel<GemvWeight::kBF16>, up, args, stream);
-      return launch_gemv(moe_down_kernel<GemvWeight::kBF16>, down, args, stream, kMoeDownWarps);
+      return launch_moe<GemvWeight::kBF16>(args, stream);
     case GemvWeight::kE4M3:
-      launch_gemv(moe_up_kernel<GemvWeight::kE4M3>, up, args, stream);
-      return launch_gemv(moe_down_kernel<GemvWeight::kE4M3>, down, args, stream, kMoeDownWarps);
+      return launch_moe<GemvWeight::kE4M3>(args, stream);
     case GemvWeight::kF32:
       HADAL_FAIL("moe_few_tokens takes bf16 and e4m3 weights");
   }

@@ -3,9 +3,10 @@
 //   T tokens   D model width   F, Fs hidden widths of routed and shared experts   K choices
 //
 // Up: hidden = weight * silu(w1 x) * (w3 x) for each choice and the shared expert. Down: y += the
-// sum over choices and the shared expert of w2 hidden, in an order that K and Fs fix. bf16 but for
-// the weights, which may be e4m3 with block scales; sums in f32. REQUIRES: D and F, Fs multiples of
-// 16, 16-byte aligned rows. Deterministic; a token does not depend on the others.
+// sum over choices and the shared expert of w2 hidden, in an order that D, F, Fs and K fix. bf16
+// but for the weights, which may be e4m3 with block scales; sums in f32. REQUIRES: D and F, Fs
+// multiples of 16, D at most kMostWidth, 16-byte aligned rows. Deterministic; a token does not
+// depend on the others.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -23,6 +24,7 @@ struct ExpertMatrices {
 };
 
 struct MoeFewArgs {
+  static constexpr int kMostWidth = 20480;  // D: what the warps of a block hold in shared memory
   GemvWeight type;
   ExpertMatrices w1, w3, w2;
   ExpertMatrices shared_w1, shared_w3, shared_w2;
@@ -38,6 +40,7 @@ struct MoeFewArgs {
   int64_t y_row_stride;
   int y_is_f32;
   int num_tokens, d, f, shared_f, num_choices, num_experts;
+  int down_share;  // set by the launch: elements of a hidden row for a warp
 };
 
 void moe_few_tokens(const MoeFewArgs& args, cudaStream_t stream);
