@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Ranks on GPUs: built here, checked and timed on a machine with two GPUs or more.
+# Ranks on GPUs: built here, checked and timed on a machine with two GPUs or more. On a machine with one,
+# two ranks share it over a stand-in for NCCL (tests/dist/fake_nccl.cc): checked, not timed.
 #
 #   scripts/gpu_ranks.sh pack       builds, and puts stripped programs in build/gpu_ranks
 #   scripts/gpu_ranks.sh run OUT    where the GPUs are, from a copy of this tree: checks, then figures,
 #                                   within 5 minutes; logs and rows go to OUT. Needs no compiler.
-#   scripts/gpu_ranks.sh run OUT STEP...   some of: links nccl mesh comm kill train
+#   scripts/gpu_ranks.sh run OUT STEP...   some of: links nccl model mesh comm kill train
 # HADAL_NCCL names NCCL's library; without it, that of the loader or of python3's nvidia-nccl package.
 # SPDX-License-Identifier: Apache-2.0
 set -euo pipefail
@@ -14,7 +15,7 @@ programs=build/gpu_ranks
 hadal=$programs/hadal
 
 usage() {
-  sed -n '4,9s/^# \{0,1\}//p' "$0" >&2
+  sed -n '5,9s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 
@@ -26,10 +27,15 @@ pack() {
   strip -o "$programs/nccl_test" build/cuda/tests/dist_nccl_test
   strip -o "$programs/parallel_check" build/cuda/tests/parallel_check
   strip -o "$programs/ops_cuda_test" build/cuda/tests/ops_cuda/ops_cuda_test
+  strip -o "$programs/libfake_nccl.so" build/cuda/tests/libfake_nccl.so
   du -sh "$programs"
 }
 
 find_nccl() {
+  if [ "$gpus" -eq 1 ]; then
+    export HADAL_SHARE_GPUS=1 HADAL_NCCL=$PWD/$programs/libfake_nccl.so
+    return 0
+  fi
   if [ -n "${HADAL_NCCL:-}" ] || ldconfig -p 2>/dev/null | grep "libnccl\\.so\\.2" >/dev/null; then return 0; fi
   HADAL_NCCL=$(python3 -c 'import nvidia.nccl, glob
 print(glob.glob(list(nvidia.nccl.__path__)[0] + "/lib/libnccl.so.2")[0])' 2>/dev/null) ||
@@ -48,7 +54,30 @@ nccl() {
 }
 
 mesh() {
-  "$programs/parallel_check" --device cuda --ranks "$gpus" --types f64,f32,bf16,fp8 --fast
+  "$programs/parallel_check" --device cuda --ranks "$ranks" --types f64,f32,bf16,fp8 --fast
+}
+
+# A model shared by ranks: decode against the golden, and the tokens of one GPU, with and without drafts.
+model() {
+  local path=tests/goldens/base dtype options many
+  for dtype in f64 f32 bf16; do
+    "$hadal" verify --model $path --golden $path/golden.safetensors --dtype $dtype --device cuda \
+      --ranks "$ranks" || return 1
+  done
+  ids() {
+    "$hadal" generate --model $path --prompt-ids 5,9,30,7,12 --max-tokens 48 --ignore-eos --json \
+      --device cuda --dtype f32 "$@" 2>/dev/null | grep -A 60 token_ids | tr -d ' \n' | sed 's/].*//'
+  }
+  for options in "" "--speculate 2" "--temperature 0.8 --top-p 0.9"; do
+    # shellcheck disable=SC2086
+    many=$(ids --ranks "$ranks" $options)
+    # shellcheck disable=SC2086
+    if [ -z "$many" ] || [ "$many" != "$(ids $options)" ]; then
+      echo "other tokens: $options"
+      return 1
+    fi
+  done
+  echo "$ranks ranks: the tokens of one"
 }
 
 comm() { "$hadal" bench comm --device cuda --ranks "$gpus" --samples 5; }
@@ -73,8 +102,9 @@ state() { cat "$work/$1"/checkpoints/latest/*.safetensors | sha256sum; }
 
 # A rank that is killed in a collective is named, and --resume goes on to the same weights.
 kill_rank() {
-  local mesh=(--set parallel.dp="$gpus" --set parallel.ep="$gpus" --set train.batch_sequences="$((4 * gpus))")
-  local small=(configs/quickstart.json --set train.steps=8 --set train.checkpoint_every=2)
+  local mesh=(--set parallel.dp="$ranks" --set parallel.ep="$ranks" --set train.batch_sequences="$((4 * ranks))")
+  # A checkpoint is awaited before the next one begins: that of step 2 is whole when step 4 begins.
+  local small=(configs/quickstart.json --set train.steps=8 --set train.checkpoint_every=1)
   make_text || return 1
   train_run whole "${small[@]}" "${mesh[@]}" || { tail -n 3 "$work/whole.log"; return 1; }
   if HADAL_SABOTAGE=die_in_collective train_run killed "${small[@]}" "${mesh[@]}"; then
@@ -122,9 +152,10 @@ run() {
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
   gpus=$(nvidia-smi -L | grep -c '^GPU')
-  [ "$gpus" -ge 2 ] || { echo "gpu_ranks.sh: this machine has $gpus GPUs; two are needed" >&2; exit 1; }
+  [ "$gpus" -ge 1 ] || { echo "gpu_ranks.sh: this machine has no GPU" >&2; exit 1; }
+  ranks=$((gpus > 1 ? gpus : 2))
   find_nccl
-  export gpus work
+  export gpus ranks work
   # A step that hangs is ended, its ranks with it.
   step() {
     local name=$1 limit=$2 status=0 start=$SECONDS
@@ -135,8 +166,10 @@ run() {
     [ $status -eq 0 ] || failed=$((failed + 1))
   }
   local wanted=("$@")
+  [ ${#wanted[@]} -gt 0 ] || [ "$gpus" -gt 1 ] || wanted=(links model mesh kill)
   step links 10
   step nccl 70
+  step model 60
   step mesh 120
   step comm 40
   step kill 50
@@ -150,7 +183,7 @@ case "${1:-}" in
   run) [ $# -ge 2 ] || usage; shift; run "$@" ;;
   step)  # one of a run's, with its variables
     case "$2" in
-      links | nccl | mesh | comm | train) "$2" ;;
+      links | nccl | model | mesh | comm | train) "$2" ;;
       kill) kill_rank ;;
       *) usage ;;
     esac

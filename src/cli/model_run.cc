@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "parallel/comm_host.h"
+#include "parallel/comm_nccl.h"
 #include "parallel/launch.h"
 #include "parallel/step_channel.h"
 #include "serve/follower.h"
@@ -16,10 +17,11 @@
 namespace hadal::cli {
 namespace {
 
-// Among all ranks.
-std::unique_ptr<Comm> make_comm(World& world) {
+// Among all ranks; over their GPUs where they have some.
+std::unique_ptr<Comm> make_comm(World& world, NcclWorld* gpus) {
   std::vector<int> all(static_cast<size_t>(world.size()));
   std::iota(all.begin(), all.end(), 0);
+  if (gpus != nullptr) return gpus->make_comm(std::move(all), "model");
   return make_comm_host(world, std::move(all), "model");
 }
 
@@ -73,7 +75,7 @@ void check_ranks_of(const PlanInput& plan) {
   if (ranks == 1) return;
   const MemoryPlan memory = plan_memory(plan);
   fmt::print(stderr, "{}", describe(memory, plan));
-  if (plan.options.machine.device == "cpu") check_fits(memory, plan, {});
+  if (!plan.options.machine.on_gpus()) check_fits(memory, plan, {});
 }
 
 void run_model(const PlanInput& plan, const std::function<void(ModelLead&)>& body) {
@@ -88,11 +90,14 @@ void run_model(const PlanInput& plan, const std::function<void(ModelLead&)>& bod
   }
   World world({.num_ranks = ranks});
   const auto run_rank = [&](int rank) {
-    const auto machine = o.machine.make(rank, ranks);
+    const bool on_gpus = o.machine.on_gpus();
+    const auto machine = o.machine.make(on_gpus ? gpu_of_rank(world) : Device{}, ranks);
     Context ctx = machine->context();
-    if (ctx.device.kind != DeviceKind::kCpu) check_fits(plan_memory(plan), plan, ctx.device);
+    if (on_gpus) check_fits(plan_memory(plan), plan, ctx.device);
+    std::unique_ptr<NcclWorld> gpus;
+    if (on_gpus) gpus = std::make_unique<NcclWorld>(world, ctx);
     const LoadedModel model(ctx, plan.model, Share{.ways = ranks, .index = rank});
-    const std::unique_ptr<Comm> comm = make_comm(world);
+    const std::unique_ptr<Comm> comm = make_comm(world, gpus.get());
     if (rank == 0)
       lead(ctx, model, TensorGroup(*comm), world, body);
     else

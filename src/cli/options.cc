@@ -26,11 +26,9 @@ int threads_of_rank(int threads, int num_ranks) {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / num_ranks);
 }
 
-std::unique_ptr<Machine> MachineOptions::make(int rank, int num_ranks) const {
+std::unique_ptr<Machine> MachineOptions::make(Device where, int num_ranks) const {
   HADAL_CHECK(numerics == "invariant" || numerics == "fastest", "--numerics is ", numerics,
               "; allowed: invariant, fastest");
-  Device where = parse_device(device, "--device");
-  if (where.kind == DeviceKind::kCuda) where.index = rank;
   auto machine = std::make_unique<Machine>(threads_of_rank(threads, num_ranks), where);
   HADAL_CHECK(numerics == "invariant" || machine->device.kind == DeviceKind::kCuda,
               "--numerics fastest is for --device cuda; on the CPU invariant is the only mode");

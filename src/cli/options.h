@@ -45,9 +45,10 @@ struct MachineOptions {
   int threads = 0;
   std::string device = "cpu", numerics = "invariant";
   void add_to(CLI::App& app);
-  std::unique_ptr<Machine> make() const { return make(0, 1); }
-  // Of one of several ranks on this host: the cores are shared.
-  std::unique_ptr<Machine> make(int rank, int num_ranks) const;
+  bool on_gpus() const { return device == "cuda"; }
+  std::unique_ptr<Machine> make() const { return make(parse_device(device, "--device"), 1); }
+  // Of one of several ranks on this host, on its device: the cores are shared.
+  std::unique_ptr<Machine> make(Device where, int num_ranks) const;
 };
 
 DType parse_dtype(const std::string& name, std::initializer_list<DType> allowed, const char* flag);

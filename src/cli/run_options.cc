@@ -42,24 +42,21 @@ void ModelOptions::add_to(CLI::App& app) {
 void ModelOptions::check() const {
   cache.check();
   HADAL_CHECK(chunk >= 1 && chunk <= 65536, "--chunk is ", chunk, "; allowed: 1 to 65536");
-  check_ranks(ranks, machine);
+  check_ranks(ranks);
 }
 
 void add_ranks_option(CLI::App& app, int64_t* ranks) {
-  app.add_option("--ranks", *ranks,
-                 "processes of this host that share the model: heads, dense widths, experts and "
-                 "vocabulary are split among them")
+  app.add_option(
+         "--ranks", *ranks,
+         "processes of this host, each with its cores or a GPU, that share the model: heads, dense "
+         "widths, experts and vocabulary are split among them")
       ->capture_default_str();
 }
 
-void check_ranks(int64_t ranks, const MachineOptions& machine) {
+void check_ranks(int64_t ranks) {
   HADAL_CHECK(ranks >= 1 && ranks <= 64, "--ranks is ", ranks, "; allowed: 1 to 64");
   HADAL_CHECK(ranks == 1 || !env::place(),
               "--ranks starts its processes itself; start hadal once, without mpirun or srun");
-  HADAL_CHECK(ranks == 1 || machine.device == "cpu", "--ranks is ", ranks, " with --device ",
-              machine.device,
-              ": there are no sums over several GPUs yet; use --device cpu, or "
-              "--ranks 1");
 }
 
 void SamplingOptions::add_to(CLI::App& app) {

@@ -50,7 +50,7 @@ struct SamplingOptions {
 
 // --ranks, of those that run a model.
 void add_ranks_option(CLI::App& app, int64_t* ranks);
-void check_ranks(int64_t ranks, const MachineOptions& machine);
+void check_ranks(int64_t ranks);
 
 // --speculate.
 struct SpeculateOptions {

@@ -84,7 +84,7 @@ void run(const Options& o) {
               "--record writes what one process computes; leave out --ranks");
   if (!o.record.empty()) return record(o);
   const VerifyFormat format = format_of(o);
-  check_ranks(o.ranks, o.machine);
+  check_ranks(o.ranks);
   const io::SafetensorsFile golden(o.golden);
   const bool trains = golden.find("train.tokens") != nullptr;
   if (o.ranks > 1) {

@@ -13,7 +13,7 @@
 namespace hadal::env {
 namespace {
 
-constexpr std::array<Variable, 13> kTable = {{
+constexpr std::array<Variable, 14> kTable = {{
     {"HADAL_RANK", "",
      "this process's rank, where a script starts the ranks; mpirun and srun say it by themselves"},
     {"HADAL_WORLD_SIZE", "", "how many ranks there are, likewise"},
@@ -31,6 +31,9 @@ constexpr std::array<Variable, 13> kTable = {{
      "1 keeps 14 bits of the sums of FP8 products instead of f32, to show what that does"},
     {"HADAL_NCCL", "",
      "path of NCCL's library, for ranks on GPUs; empty: libnccl.so.2 where the loader looks"},
+    {"HADAL_SHARE_GPUS", "0",
+     "1: ranks take a host's GPUs in turn where these are fewer; NCCL refuses that, a stand-in for "
+     "tests does not"},
     {"HADAL_PROFILE", "0",
      "1 prints the time of each op on the GPU at exit; steps are then not recorded in graphs"},
     {"HADAL_SABOTAGE", "",
@@ -75,6 +78,7 @@ bool profile() { return read("HADAL_PROFILE") == "1"; }
 std::string api_key() { return read("HADAL_API_KEY"); }
 bool trace() { return read("HADAL_TRACE") == "1"; }
 std::string nccl() { return read("HADAL_NCCL"); }
+bool share_gpus() { return read("HADAL_SHARE_GPUS") == "1"; }
 void restrict_nccl() {
   setenv("NCCL_NVLS_ENABLE", "0", 1);
   setenv("NCCL_GRAPH_REGISTER", "0", 1);

@@ -36,6 +36,7 @@ std::string host();        // HADAL_HOST: name of this host for the ranks' sake;
 std::string rendezvous();  // HADAL_RENDEZVOUS: file where ranks find each other; "": by the job
 
 std::string nccl();  // HADAL_NCCL: path of NCCL's library; "": libnccl.so.2 where the loader looks
+bool share_gpus();   // HADAL_SHARE_GPUS: several ranks on a GPU, for tests without NCCL itself
 // For this process and before NCCL is loaded, what NCCL must leave alone: NVLink's multicast
 // (NCCL_NVLS_ENABLE), which is not needed, as sums are ours, and where it fails can take a host's
 // GPUs out of service; and handing tensors of recorded calls to other processes

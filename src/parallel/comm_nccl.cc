@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/env.h"
 #include "core/pinned.h"
 #include "core/stream_state.h"
 #include "ops/ranks.h"
@@ -213,9 +214,9 @@ Device gpu_of_rank(const World& world) {
   const int gpus = device::num_devices(DeviceKind::kCuda);
   HADAL_CHECK(gpus > 0, ranks, " ranks of this host need a GPU each: ", device::why_no_cuda(),
               ", or use cpu");
-  HADAL_CHECK(ranks <= gpus, ranks, " ranks of this host need a GPU each, and it has ", gpus,
+  HADAL_CHECK(ranks <= gpus || env::share_gpus(), ranks, " ranks of this host need a GPU each, and it has ", gpus,
               "; start fewer ranks here, or use cpu");
-  return {.kind = DeviceKind::kCuda, .index = index};
+  return {.kind = DeviceKind::kCuda, .index = index % gpus};
 }
 
 // While one lives, this rank's thread is in NCCL.

@@ -1,5 +1,6 @@
-// A library with NCCL's functions for processes without GPUs: messages go through named pipes, and
-// ncclGroupEnd() waits for them. For tests of what calls NCCL, over host memory.
+// A library with NCCL's functions whose messages go through named pipes: for tests of what calls
+// NCCL, over host memory, where ncclGroupEnd() waits for them, and over that of one GPU that ranks
+// share, where they are work of the stream and can be recorded, as NCCL's are.
 // SPDX-License-Identifier: Apache-2.0
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -10,12 +11,15 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include "tests/dist/fake_nccl_gpu.h"
 
 namespace {
 
@@ -29,7 +33,8 @@ struct Id {
 struct Op {
   bool send = false;
   int peer = 0;
-  char* data = nullptr;
+  char* data = nullptr;  // of the host
+  char* gpu = nullptr;   // where that is copied from or to
   uint64_t bytes = 0, header = 0;
   size_t header_done = 0, done = 0;
   bool is_done() const { return header_done == sizeof(header) && done == bytes; }
@@ -42,6 +47,7 @@ struct ncclComm {
   int rank = 0;
   std::vector<int> to, from;  // pipes by peer
   std::vector<Op> group;
+  void* stream = nullptr;  // of the group
   std::atomic<bool> aborted{false};
   bool has_names = true;  // the pipes, in the folder
 };
@@ -49,6 +55,7 @@ struct ncclComm {
 namespace {
 
 ncclComm* current = nullptr;  // of the group that is open
+GpuStage stage;
 
 std::string pipe_of(const ncclComm& c, int from, int to) {
   return c.folder + "/" + std::to_string(from) + "-" + std::to_string(to);
@@ -74,8 +81,7 @@ void drop_names(ncclComm& c) {
   c.has_names = false;
 }
 
-int run_group(ncclComm& c) {
-  std::vector<Op> ops = std::exchange(c.group, {});
+int run(ncclComm& c, std::vector<Op> ops) {
   for (Op& op : ops)
     if (op.send) op.header = op.bytes;
   for (bool all = false; !all && !c.aborted.load();) {
@@ -95,17 +101,68 @@ int run_group(ncclComm& c) {
       all = false;
       busy.push_back(link);
     }
-    if (!all && !moved) std::this_thread::sleep_for(std::chrono::microseconds(100));
+    if (!all && !moved) std::this_thread::sleep_for(std::chrono::microseconds(20));
   }
   if (c.has_names) drop_names(c);
   return kSuccess;
 }
 
-int enqueue(bool send, void* data, size_t count, int type, int peer, ncclComm* c) {
+// A group in a stream: copies to the host, the messages, copies back.
+struct StreamGroup {
+  ncclComm* comm;
+  std::vector<Op> ops;
+  char* memory;
+  size_t bytes;
+};
+
+// NOTE: a GPU's kernel cannot return an error either: what was not sent the caller finds out by the
+// heart of its ranks.
+void run_in_stream(void* group) {
+  auto& g = *static_cast<StreamGroup*>(group);
+  if (const int error = run(*g.comm, g.ops); error != kSuccess && !g.comm->aborted.load()) {
+    std::fprintf(stderr, "fake_nccl: a group in a stream failed with %d\n", error);
+    std::abort();
+  }
+}
+void give_back(void* group) {
+  const auto* g = static_cast<StreamGroup*>(group);
+  stage.give_back(g->memory, g->bytes);
+  delete g;
+}
+
+int put_into_stream(ncclComm& c, std::vector<Op> ops) {
+  const bool recorded = stage.is_capturing(c.stream);
+  size_t bytes = 0;
+  for (const Op& op : ops) bytes += (op.bytes + 255) / 256 * 256;
+  char* at = stage.take(bytes, !recorded);
+  if (at == nullptr) return kSystemError;
+  auto* group = new StreamGroup{.comm = &c, .ops = std::move(ops), .memory = at, .bytes = bytes};
+  bool good = true;
+  for (Op& op : group->ops) {
+    op.gpu = std::exchange(op.data, at);
+    at += (op.bytes + 255) / 256 * 256;
+    if (op.send) good = good && stage.to_host(op.data, op.gpu, op.bytes, c.stream);
+  }
+  good = good && stage.call(c.stream, run_in_stream, group);
+  for (const Op& op : group->ops)
+    if (!op.send) good = good && stage.to_gpu(op.gpu, op.data, op.bytes, c.stream);
+  // A recorded group runs again with every launch, and keeps its memory.
+  good = good && (recorded || stage.call(c.stream, give_back, group));
+  return good ? kSuccess : kSystemError;
+}
+
+int end_group(ncclComm& c) {
+  std::vector<Op> ops = std::exchange(c.group, {});
+  if (!ops.empty() && stage.is_gpu_memory(ops[0].data)) return put_into_stream(c, std::move(ops));
+  return run(c, std::move(ops));
+}
+
+int enqueue(bool send, void* data, size_t count, int type, int peer, ncclComm* c, void* stream) {
   if (type != 1 || peer == c->rank || peer < 0 || static_cast<size_t>(peer) >= c->to.size())
     return kInvalidUsage;
   c->group.push_back(
       {.send = send, .peer = peer, .data = static_cast<char*>(data), .bytes = count});
+  c->stream = stream;
   current = c;
   return kSuccess;
 }
@@ -149,7 +206,7 @@ int ncclCommInitRank(ncclComm** comm, int num_ranks, Id id, int rank) {
     c->from[static_cast<size_t>(r)] = open_pipe(pipe_of(*c, r, rank));
   }
   *comm = c;
-  return kSuccess;
+  return stage.reserve() ? kSuccess : kSystemError;
 }
 
 int ncclCommDestroy(ncclComm* c) {
@@ -166,12 +223,12 @@ int ncclCommAbort(ncclComm* c) {
 }
 
 int ncclGroupStart() { return kSuccess; }
-int ncclGroupEnd() { return run_group(*current); }
-int ncclSend(const void* data, size_t count, int type, int peer, ncclComm* c, void*) {
-  return enqueue(true, const_cast<void*>(data), count, type, peer, c);
+int ncclGroupEnd() { return end_group(*current); }
+int ncclSend(const void* data, size_t count, int type, int peer, ncclComm* c, void* stream) {
+  return enqueue(true, const_cast<void*>(data), count, type, peer, c, stream);
 }
-int ncclRecv(void* data, size_t count, int type, int peer, ncclComm* c, void*) {
-  return enqueue(false, data, count, type, peer, c);
+int ncclRecv(void* data, size_t count, int type, int peer, ncclComm* c, void* stream) {
+  return enqueue(false, data, count, type, peer, c, stream);
 }
 const char* ncclGetErrorString(int) { return "the fake library's error"; }
 const char* ncclGetLastError(ncclComm*) { return "the ranks do not make the same calls"; }
