@@ -158,7 +158,8 @@ Tensor random_choices(Context& ctx, const Config& c, int64_t T, int rank, Block*
   return idx;
 }
 
-// Dispatch and combine of T tokens of each rank, bf16 on the wire. Both need the host between.
+// Dispatch of T tokens of each rank, in bf16 or FP8, and combine in bf16. Dispatch waits for the
+// host.
 void bench_exchange(Bench& bench, const Config& c, int64_t T) {
   Context& ctx = bench.ctx();
   Comm& comm = bench.comm();
@@ -175,11 +176,12 @@ void bench_exchange(Bench& bench, const Config& c, int64_t T) {
   RowLease rows;
   Ticket ticket = exchange.dispatch_start(ctx, x, idx, weight, &rows);
   const int64_t sent = exchange.counters().node_bytes;
-  bench.measure("dispatch", T, sent, [&] {
+  bench.measure(c.precision.fp8 ? "dispatch, FP8" : "dispatch", T, sent, [&] {
     rows = RowLease();
     ticket = exchange.dispatch_start(ctx, x, idx, weight, &rows);
     exchange.dispatch_finish(ctx, ticket);
   });
+  if (c.precision.fp8) return;  // combine is the same
   ops::PagedRows y_rows;
   const Block y_rows_memory =
       ctx.memory.take_tensor(DType::kBF16, {ticket.num_pages, ops::kPageRows, D}, &y_rows.slab);
@@ -212,8 +214,11 @@ void run_rank(World& world, const Options& o, const std::string& command) {
               {"nccl", gpus ? gpus->api().version() : ""}});
   Bench bench(ctx, *comm, o, row);
   for (const int64_t bytes : o.bytes) bench_collectives(bench, gpus.get(), bytes);
-  const Config config = read_model_config(o.config);
-  for (const int64_t tokens : o.tokens) bench_exchange(bench, config, tokens);
+  Config config = read_model_config(o.config);
+  for (const Precision& precision : {Precision{}, kFp8Recipe}) {
+    config.precision = precision;
+    for (const int64_t tokens : o.tokens) bench_exchange(bench, config, tokens);
+  }
 }
 
 void run(const Options& o) {

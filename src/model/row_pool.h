@@ -48,6 +48,7 @@ class RowPool {
   RowLease take(const ops::ExpertLayout& layout, const Tensor& page);
   int64_t num_pages() const { return x_.slab.dim(0); }
   int64_t num_free_pages() const;
+  bool is_fp8() const { return !x_.scale.empty(); }  // of experts' inputs
 
  private:
   friend class RowLease;

@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "model/bytes.h"
-#include "model/scatter_tokens.h"
+#include "ops/fp8_wire.h"
 
 namespace hadal {
 
@@ -52,6 +52,23 @@ void ExpertExchange::count_visits(const Hops& route) {
       std::max(counters_.most_nodes, has_outer_ ? first.most_ranks : std::min<int64_t>(T, 1));
 }
 
+namespace {
+
+// What came, to the row of each of its choices.
+void place(Context& ctx, ExpertHop::Wire wire, In came, In row_of_choice,
+           const ops::PagedRows& rows) {
+  if (wire == ExpertHop::Wire::kFp8)
+    ops::place_wire_rows(ctx, came, row_of_choice, rows);
+  else
+    ops::scatter_rows(ctx, came, row_of_choice, rows);
+}
+
+ExpertHop::Wire wire_of(const ops::PagedRows& rows) {
+  return rows.scale.empty() ? ExpertHop::Wire::kAsIs : ExpertHop::Wire::kFp8;
+}
+
+}  // namespace
+
 // A row for each choice that is here.
 Ticket ExpertExchange::place_rows(Context& ctx, const ExpertHop::Tokens& tokens,
                                   const std::vector<int64_t>& expert_rows, RowLease* rows) {
@@ -74,7 +91,7 @@ Ticket ExpertExchange::place_rows(Context& ctx, const ExpertHop::Tokens& tokens,
   t.row_weight = t.memory.tensor(stat, {t.num_pages * ops::kPageRows});
   ops::expert_layout(ctx, tokens.ids.rows, t.layout, t.row_of_choice);  // [R, K]
   *rows = pool_.take(t.layout, page);
-  scatter_tokens(ctx, tokens.x.rows, t.row_of_choice, rows->x());                 // [rows, D]
+  place(ctx, wire_of(rows->x()), tokens.x.rows, t.row_of_choice, rows->x());      // [rows, D]
   ops::scatter_choices(ctx, tokens.weights.rows, t.row_of_choice, t.row_weight);  // [rows]
   return t;
 }
@@ -83,10 +100,11 @@ Ticket ExpertExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_w
                                       RowLease* rows) {
   auto route = std::make_unique<Hops>();
   route->hops.resize(hops_.size());
+  const ExpertHop::Wire wire = pool_.is_fp8() ? ExpertHop::Wire::kFp8 : ExpertHop::Wire::kAsIs;
   ExpertHop::Tokens tokens =
-      hops_[0].dispatch(ctx, x, topk_idx, topk_weight, &route->hops[0]);  // [R, D]
+      hops_[0].dispatch(ctx, wire, x, topk_idx, topk_weight, &route->hops[0]);  // [R, D]
   for (size_t h = 1; h < hops_.size(); ++h)
-    tokens = hops_[h].dispatch(ctx, tokens.x.rows, tokens.ids.rows, tokens.weights.rows,
+    tokens = hops_[h].dispatch(ctx, wire, tokens.x.rows, tokens.ids.rows, tokens.weights.rows,
                                &route->hops[h]);
   count_visits(*route);
   Ticket t = place_rows(ctx, tokens, route->hops.back().expert_rows, rows);
@@ -120,9 +138,10 @@ void ExpertExchange::combine_finish(Context& ctx, Ticket& t, const ops::PagedRow
 void ExpertExchange::combine_backward_start(Context& ctx, Ticket& t, In dy,
                                             const ops::PagedRows& drows) {
   const auto& route = static_cast<const Hops&>(*t.route);
-  RowBuffer in = hops_[0].go(ctx, route.hops[0], dy);  // [R, D]
-  for (size_t h = 1; h < hops_.size(); ++h) in = hops_[h].go(ctx, route.hops[h], in.rows);
-  scatter_tokens(ctx, in.rows, t.row_of_choice, drows);  // [rows, D]
+  const ExpertHop::Wire wire = wire_of(drows);
+  RowBuffer in = hops_[0].go(ctx, wire, route.hops[0], dy);  // [R, D]
+  for (size_t h = 1; h < hops_.size(); ++h) in = hops_[h].go(ctx, wire, route.hops[h], in.rows);
+  place(ctx, wire, in.rows, t.row_of_choice, drows);  // [rows, D]
 }
 
 void ExpertExchange::dispatch_backward_start(Context& ctx, Ticket& t, const ops::PagedRows& drows,

@@ -10,9 +10,9 @@
 // travel in the type of the activations. Experts are in rank order, so every sum runs over
 // ascending experts. Backward mirrors it.
 //
-// Of FP8's rows tokens travel in the type of the activations and are quantised where they arrive,
-// once a token as on one rank. The exchange is done when its _start returns, on a device in the
-// order of the stream.
+// Where experts' rows are FP8, tokens and gradients are quantised once, before they leave, and
+// travel so (ops/fp8_wire.h); the rows are those of one rank. The exchange is done when its _start
+// returns, on a device in the order of the stream.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 

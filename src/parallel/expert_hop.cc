@@ -11,6 +11,7 @@
 #include "core/stream_state.h"
 #include "core/transfer.h"
 #include "model/bytes.h"
+#include "ops/fp8_wire.h"
 #include "ops/ranks.h"
 
 namespace hadal {
@@ -71,7 +72,8 @@ RowBuffer ExpertHop::send(Context& ctx, const std::vector<int64_t>& to,
   return y;
 }
 
-ExpertHop::Tokens ExpertHop::dispatch(Context& ctx, In x, In ids, In weights, Route* route) {
+ExpertHop::Tokens ExpertHop::dispatch(Context& ctx, Wire wire, In x, In ids, In weights,
+                                      Route* route) {
   Route& r = *route;
   choose_ranks(ctx, ids, r);
   const int64_t K = ids.dim(1);
@@ -79,14 +81,23 @@ ExpertHop::Tokens ExpertHop::dispatch(Context& ctx, In x, In ids, In weights, Ro
       weights_out(ctx, weights.dtype(), r.num_send, K);
   ops::hop_choices(ctx, experts_of_rank_, ids, weights, r.copy_of_choice, ids_out.rows,
                    weights_out.rows);
-  return {.x = go(ctx, r, x),
+  return {.x = go(ctx, wire, r, x),
           .ids = send(ctx, r.send, r.recv, r.num_recv, ids_out.rows),
           .weights = send(ctx, r.send, r.recv, r.num_recv, weights_out.rows)};
 }
 
-RowBuffer ExpertHop::go(Context& ctx, const Route& r, In x) {
-  RowBuffer out(ctx, x.dtype(), r.num_send, x.dim(1));
-  ops::scatter_rows(ctx, x, r.copy_of_rank, out.paged);  // [N, D]
+RowBuffer ExpertHop::go(Context& ctx, Wire wire, const Route& r, In x) {
+  RowBuffer out;  // [N, D]
+  if (wire == Wire::kAsIs) {
+    out = RowBuffer(ctx, x.dtype(), r.num_send, x.dim(1));
+    ops::scatter_rows(ctx, x, r.copy_of_rank, out.paged);
+  } else if (x.dtype() == DType::kE4M3) {
+    out = RowBuffer(ctx, x.dtype(), r.num_send, x.dim(1));
+    ops::copy_wire_rows(ctx, x, r.copy_of_rank, out.rows);
+  } else {
+    out = RowBuffer(ctx, DType::kE4M3, r.num_send, ops::wire_bytes(x.dim(1)));
+    ops::pack_wire_rows(ctx, x, r.copy_of_rank, out.rows);
+  }
   return send(ctx, r.send, r.recv, r.num_recv, out.rows);
 }
 

@@ -5,7 +5,8 @@
 //
 // Rank g of the group leads to experts [g*n, (g+1)*n): it has them, or the next hop starts there. A
 // token goes once to each rank that it needs, with the ids (counted from that rank's first expert;
-// -1 where a choice is elsewhere) and weights of its choices. On the way back a token's copies are
+// -1 where a choice is elsewhere) and weights of its choices; as it is, or as a row of FP8
+// (ops/fp8_wire.h), which later hops pass on. On the way back a token's copies are
 // summed in rank order, in f32 (f64 in f64).
 //
 // NOTE: the host learns how many rows go and come: dispatch waits for the device once, and so
@@ -13,6 +14,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "core/comm.h"
@@ -45,12 +47,14 @@ class ExpertHop {
     Tensor copy_of_choice;   // [T, K] i32           copy that carries a choice; -1
   };
   struct Tokens {
-    RowBuffer x, ids, weights;  // [R, D]  [R, K] i32  [R, K]
+    RowBuffer x, ids, weights;  // [R, D], or [R, wire_bytes(D)] of FP8   [R, K] i32   [R, K]
   };
+  enum class Wire : uint8_t { kAsIs, kFp8 };
 
-  Tokens dispatch(Context& ctx, In x, In ids, In weights, Route* route);
-  RowBuffer go(Context& ctx, const Route& route, In x);         // [T, D] -> [R, D]
-  RowBuffer come_back(Context& ctx, const Route& route, In x);  // [R, W] -> [N, W]
+  Tokens dispatch(Context& ctx, Wire wire, In x, In ids, In weights, Route* route);
+  // x: tokens, or what an earlier hop brought in FP8.
+  RowBuffer go(Context& ctx, Wire wire, const Route& route, In x);  // [T, D] -> [R, D]
+  RowBuffer come_back(Context& ctx, const Route& route, In x);      // [R, W] -> [N, W]
   void sum(Context& ctx, const Route& route, const RowBuffer& back,
            Out y) const;  // [N, D] -> [T, D]
   void pick(Context& ctx, const Route& route, const RowBuffer& back,

@@ -26,6 +26,7 @@
 #include <sstream>
 
 #include "core/transfer.h"
+#include "ops/fp8_wire.h"
 #include "parallel/comm_nccl.h"
 #include "parallel/launch.h"
 #include "tests/dist/machine.h"
@@ -268,13 +269,16 @@ void compare_losses(const StepResult& got, const StepResult& want, Comparison& c
 }
 
 // Tokens reach at most topk_group nodes (as many times more as a group of experts spans nodes), and
-// what crosses between nodes is at most a row for each of these, in each of the four trips.
+// what crosses between nodes is at most a row for each of these, in each of the four trips; of FP8
+// the two trips out are in FP8.
 void check_node_limit(const ExchangeCounters& c, const Team& team, const Setting& setting) {
   const Config config = model(setting);
   const DType stat = stat_dtype(setting.dtype);
   const auto value = static_cast<int64_t>(dtype_size(stat));
   const int64_t K = config.num_experts_per_tok;
-  const int64_t row = 4 * config.hidden_size * value + K * 4 + 2 * K * value;
+  const int64_t act = config.hidden_size * static_cast<int64_t>(dtype_size(setting.dtype));
+  const int64_t out = config.precision.fp8 ? ops::wire_bytes(config.hidden_size) : act;
+  const int64_t row = 2 * out + 2 * act + K * 4 + 2 * K * value;
   const Mesh& mesh = team.mesh();
   const int64_t nodes =
       team.parallel().ranks_per_node == 0 ? 1 : mesh.ep * mesh.tp / team.parallel().ranks_per_node;

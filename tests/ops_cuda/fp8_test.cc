@@ -5,6 +5,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/fp8.h"
 
+#include "ops/fp8_wire.h"
 #include "ops/norm.h"
 #include "ops/swiglu_tiles.h"
 #include "tests/ops_cuda/twin.h"
@@ -325,6 +326,27 @@ TEST(OpsCuda, Fp8Dispatch) {
       const ops::PagedRows rows = tile_pages(s, 4, D, s.list({3, 1}));
       ops::scatter_quantised_rows(s.ctx, s.random("x", DType::kBF16, {3, D}), rows_of, rows);
       return std::vector<Tensor>{rows.slab, rows.scale};
+    });
+}
+
+// What travels between ranks: packed, passed on, and put into rows.
+TEST(OpsCuda, Fp8Wire) {
+  for (int64_t D : {16, 130, 512, 7168})
+    expect_twins(concat("fp8 wire ", D), [&](Side& s) {
+      const auto numbers = [&](Shape shape, std::vector<int> values) {
+        return s.make(DType::kI32, shape, [values](int64_t i) {
+          return static_cast<double>(values[static_cast<size_t>(i)]);
+        });
+      };
+      const Tensor first = s.out(DType::kE4M3, {5, ops::wire_bytes(D)});
+      const Tensor second = s.out(DType::kE4M3, {5, ops::wire_bytes(D)});
+      const ops::PagedRows rows = tile_pages(s, 4, D, s.list({3, 1}));
+      ops::pack_wire_rows(s.ctx, s.random("x", DType::kBF16, {3, D}),
+                          numbers({3, 2}, {1, 3, 0, -1, 2, 4}), Tensor(first));
+      ops::copy_wire_rows(s.ctx, first, numbers({5, 1}, {3, 4, 0, 1, 2}), Tensor(second));
+      ops::place_wire_rows(s.ctx, second, numbers({5, 2}, {0, -1, 129, 5, 7, -1, 130, 6, 255, 1}),
+                           rows);
+      return std::vector<Tensor>{first, second, rows.slab, rows.scale};
     });
 }
 

@@ -15,29 +15,6 @@ namespace {
 
 constexpr int kTilesPerBlock = kThreads / kTileThreads;  // rows that a block works on at once
 
-// Eight elements of a row at a time. kFast: bf16, a whole number of eights, each at a multiple of
-// 16 bytes.
-template <bool kFast>
-struct Source {
-  const void* data;
-  DType dtype;
-
-  __device__ auto load(int64_t at, int64_t count) const {
-    if constexpr (kFast) {
-      if (count > 0) return PackedEight::load(static_cast<const bf16*>(data) + at);
-      return PackedEight{};
-    } else {
-      Eight e{};
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-        if (i < count) e.of[i] = cuda::load<float>(data, dtype, at + i);
-      return e;
-    }
-  }
-};
-template <bool kFast>
-using Loaded = std::conditional_t<kFast, PackedEight, Eight>;
-
 __device__ Eight widened(const Eight& e) { return e; }
 __device__ Eight widened(const PackedEight& e) { return Eight::widen(e); }
 
@@ -457,15 +434,6 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < 8; ++i)
       if (i < W - w) x.put(here.t * x.stride0 + w + i, e.of[i]);
   }
-}
-
-template <bool kFast>
-Source<kFast> source_of(const Tensor& x) {
-  return {x.raw(), x.dtype()};
-}
-template <bool kFast>
-Elements<kFast> elements_of(const Tensor& q) {
-  return {reinterpret_cast<uint8_t*>(q.data<e4m3>())};
 }
 
 LayoutPages layout_pages(const ExpertLayout& layout, const PagedRows& x, const PagedRows& q) {

@@ -14,6 +14,33 @@ inline constexpr int kTileThreads = kTileSize / 8;  // of a tile of a row
 inline constexpr const char* kNotFinite =
     "an element to quantise is {0}; FP8 holds finite values only";
 
+// Eight elements of a row at a time. kFast: bf16, a whole number of eights, each at a multiple of
+// 16 bytes.
+template <bool kFast>
+struct Source {
+  const void* data;
+  DType dtype;
+
+  __device__ auto load(int64_t at, int64_t count) const {
+    if constexpr (kFast) {
+      if (count > 0) return PackedEight::load(static_cast<const bf16*>(data) + at);
+      return PackedEight{};
+    } else {
+      Eight e{};
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        if (i < count) e.of[i] = cuda::load<float>(data, dtype, at + i);
+      return e;
+    }
+  }
+};
+template <bool kFast>
+using Loaded = std::conditional_t<kFast, PackedEight, Eight>;
+template <bool kFast>
+Source<kFast> source_of(const Tensor& x) {
+  return {x.raw(), x.dtype()};
+}
+
 // Eight e4m3 elements of a row at a time. kFast: a whole number of eights, each at a multiple of 8
 // bytes.
 template <bool kFast>
@@ -51,6 +78,11 @@ struct Elements {
     return e;
   }
 };
+
+template <bool kFast>
+Elements<kFast> elements_of(const Tensor& q) {
+  return {reinterpret_cast<uint8_t*>(q.data<e4m3>())};
+}
 
 // Whether rows of e4m3, of a matrix or of pages, can be read this way; so can none.
 inline bool has_eights(const Tensor& t) {
