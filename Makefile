@@ -24,13 +24,16 @@ test: setup  ## install, build and pass all tests
 	@cmake --build --preset release -j $(JOBS)
 	@ctest --preset release -j $(JOBS)
 
-sanitize: setup  ## the tests under ASan and UBSan, then the thread pool's under TSan
+# Those under TSan: what runs on the thread pool, the engine, and the server with its clients.
+TSAN_TARGETS = hadal unit_thread_pool_test unit_gemm_test model_invariance_test \
+  model_decode_invariance_test serve_engine_test serve_scheduler_test serve_page_pool_test
+sanitize: setup  ## all tests under ASan and UBSan, those with threads under TSan
 	@cmake --preset debug >/dev/null
 	@cmake --build --preset debug -j $(JOBS)
 	@ctest --preset debug -j $(JOBS)
 	@cmake --preset tsan >/dev/null
-	@cmake --build --preset tsan -j $(JOBS)
-	@ctest --preset tsan -R 'thread_pool|invariance|gemm' -j 1
+	@cmake --build --preset tsan -j $(JOBS) --target $(TSAN_TARGETS)
+	@ctest --preset tsan -R 'ThreadPool|Invariance|Gemm|^serve\.|^server\.[a-z]' -j 1
 
 SECONDS_EACH ?= 1200
 fuzz:  ## libFuzzer on every reader of files and requests, SECONDS_EACH=1200 each
