@@ -55,6 +55,11 @@ def make_model(folder):
     return str(model)
 
 
+def is_sanitized():
+    program = pathlib.Path(HADAL).read_bytes()
+    return b"__asan_init" in program or b"__tsan_init" in program
+
+
 class Server:
     model = None  # made once for all servers of a test
 

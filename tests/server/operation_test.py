@@ -255,8 +255,10 @@ class Hostile(unittest.TestCase):
             self.assertGreater(count, 50)
             self.assertTrue(wait_until(lambda: idle(server)))
             self.assertEqual(server.post(COMPLETIONS, {"prompt": "x", "max_tokens": 2})[0], 200)
-            # Memory returns to its base: 8 MiB are for what malloc keeps.
-            self.assertLess(self.memory(server), before + (8 << 20))
+            # Memory returns to its base: 8 MiB are for what malloc keeps. A sanitizer keeps what is
+            # freed, to see whether it is used.
+            if not harness.is_sanitized():
+                self.assertLess(self.memory(server), before + (8 << 20))
 
     @staticmethod
     def memory(server):
