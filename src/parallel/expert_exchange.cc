@@ -55,16 +55,15 @@ void ExpertExchange::count_visits(const Hops& route) {
 namespace {
 
 // What came, to the row of each of its choices.
-void place(Context& ctx, ExpertHop::Wire wire, In came, In row_of_choice,
-           const ops::PagedRows& rows) {
-  if (wire == ExpertHop::Wire::kFp8)
+void place(Context& ctx, In came, In row_of_choice, const ops::PagedRows& rows) {
+  if (came.dtype() == DType::kE4M3)
     ops::place_wire_rows(ctx, came, row_of_choice, rows);
   else
     ops::scatter_rows(ctx, came, row_of_choice, rows);
 }
 
-ExpertHop::Wire wire_of(const ops::PagedRows& rows) {
-  return rows.scale.empty() ? ExpertHop::Wire::kAsIs : ExpertHop::Wire::kFp8;
+ExpertHop::Wire wire_of(bool rows_are_fp8) {
+  return rows_are_fp8 ? ExpertHop::Wire::kFp8 : ExpertHop::Wire::kAsIs;
 }
 
 }  // namespace
@@ -91,7 +90,7 @@ Ticket ExpertExchange::place_rows(Context& ctx, const ExpertHop::Tokens& tokens,
   t.row_weight = t.memory.tensor(stat, {t.num_pages * ops::kPageRows});
   ops::expert_layout(ctx, tokens.ids.rows, t.layout, t.row_of_choice);  // [R, K]
   *rows = pool_.take(t.layout, page);
-  place(ctx, wire_of(rows->x()), tokens.x.rows, t.row_of_choice, rows->x());      // [rows, D]
+  place(ctx, tokens.x.rows, t.row_of_choice, rows->x());                          // [rows, D]
   ops::scatter_choices(ctx, tokens.weights.rows, t.row_of_choice, t.row_weight);  // [rows]
   return t;
 }
@@ -100,7 +99,7 @@ Ticket ExpertExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_w
                                       RowLease* rows) {
   auto route = std::make_unique<Hops>();
   route->hops.resize(hops_.size());
-  const ExpertHop::Wire wire = pool_.is_fp8() ? ExpertHop::Wire::kFp8 : ExpertHop::Wire::kAsIs;
+  const ExpertHop::Wire wire = wire_of(pool_.is_fp8());
   ExpertHop::Tokens tokens =
       hops_[0].dispatch(ctx, wire, x, topk_idx, topk_weight, &route->hops[0]);  // [R, D]
   for (size_t h = 1; h < hops_.size(); ++h)
@@ -138,10 +137,10 @@ void ExpertExchange::combine_finish(Context& ctx, Ticket& t, const ops::PagedRow
 void ExpertExchange::combine_backward_start(Context& ctx, Ticket& t, In dy,
                                             const ops::PagedRows& drows) {
   const auto& route = static_cast<const Hops&>(*t.route);
-  const ExpertHop::Wire wire = wire_of(drows);
+  const ExpertHop::Wire wire = wire_of(!drows.scale.empty());
   RowBuffer in = hops_[0].go(ctx, wire, route.hops[0], dy);  // [R, D]
   for (size_t h = 1; h < hops_.size(); ++h) in = hops_[h].go(ctx, wire, route.hops[h], in.rows);
-  place(ctx, wire, in.rows, t.row_of_choice, drows);  // [rows, D]
+  place(ctx, in.rows, t.row_of_choice, drows);  // [rows, D]
 }
 
 void ExpertExchange::dispatch_backward_start(Context& ctx, Ticket& t, const ops::PagedRows& drows,

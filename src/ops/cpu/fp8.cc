@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "ops/cpu/pages.h"
+#include "ops/cpu/tiles.h"
 
 namespace hadal::ops::cpu {
 namespace {
@@ -25,16 +26,6 @@ struct RowBlock {
 // The elements of one tile of a row as f32.
 const float* tile_of(const RowBlock& b, int64_t row, int64_t k0, int64_t count, float* scratch) {
   return read_row(b.x, b.x_at + row * b.x_stride + k0, count, scratch);
-}
-
-float largest(const float* v, int64_t count) {
-  float amax = 0.0f;
-  for (int64_t i = 0; i < count; ++i) {
-    HADAL_CHECK(std::isfinite(v[i]), "an element to quantise is ", static_cast<double>(v[i]),
-                "; FP8 holds finite values only");
-    amax = std::max(amax, std::fabs(v[i]));
-  }
-  return amax;
 }
 
 void quantise(const RowBlock& b, TileRule rule) {
@@ -173,8 +164,7 @@ void scatter_quantised_rows(Context& ctx, In x, In row_of_choice, const PagedRow
       for (int64_t w0 = 0; w0 < W; w0 += kTileSize) {
         const int64_t count = std::min(kTileSize, W - w0);
         const float* v = read_row(x, t * x.stride(0) + w0, count, scratch);
-        const float scale = tile_scale(largest(v, count), ScaleFormat::kPowerOfTwo);
-        for (int64_t i = 0; i < count; ++i) tile[i] = to_e4m3(v[i] / scale);
+        const float scale = quantise_tile(v, count, tile);
         for (int64_t k = 0; k < K; ++k) {
           const int64_t row = choices[k];
           if (row == -1) continue;

@@ -5,11 +5,11 @@
 #include "ops/fp8_wire.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <vector>
 
 #include "ops/cpu/pages.h"
+#include "ops/cpu/tiles.h"
 
 namespace hadal::ops::cpu {
 namespace {
@@ -52,15 +52,7 @@ void pack_wire_rows(Context& ctx, In x, In copy, Out wire) {
     for (int64_t w0 = 0; w0 < W; w0 += kTileSize) {
       const int64_t count = std::min(kTileSize, W - w0);
       const float* v = read_row(x, t * x.stride(0) + w0, count, scratch);
-      float amax = 0.0f;
-      for (int64_t i = 0; i < count; ++i) {
-        HADAL_CHECK(std::isfinite(v[i]), "an element to quantise is ", static_cast<double>(v[i]),
-                    "; FP8 holds finite values only");
-        amax = std::max(amax, std::fabs(v[i]));
-      }
-      const float scale = tile_scale(amax, ScaleFormat::kPowerOfTwo);
-      for (int64_t i = 0; i < count; ++i) elements[w0 + i] = to_e4m3(v[i] / scale);
-      scales[w0 / kTileSize] = to_wire_scale(scale);
+      scales[w0 / kTileSize] = to_wire_scale(quantise_tile(v, count, elements + w0));
     }
     std::memset(scales + num_tiles(W), 0, static_cast<size_t>(B - W - num_tiles(W)));
     for (size_t k = 1; k < copies.size(); ++k) {
