@@ -4,6 +4,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/fp8.h"
 
+#include "ops/fp8_checks.h"
 #include "ops/quant.h"
 
 namespace hadal::ops {
@@ -40,21 +41,6 @@ void check_columns(const TileColumns& q, const char* op) {
                   q.scale.dim(0) == q.data.dim(0) && q.scale.dim(1) == q.data.dim(1),
               op, ": columns ", q.data.str(), " have scales ", q.scale.str(), "; dense f32 [",
               q.data.dim(0), ", ", q.data.dim(1), "] is needed");
-}
-
-void check_page_rows(const PagedRows& rows, const char* op) {
-  HADAL_CHECK(rows.slab.rank() == 3 && rows.slab.dim(1) == kPageRows, op, ": rows are ",
-              rows.slab.str(), "; they must be [pages, ", kPageRows, ", width]");
-}
-
-void check_page_tiles(const PagedRows& q, const char* op) {
-  check_page_rows(q, op);
-  HADAL_CHECK(q.slab.dtype() == DType::kE4M3, op, ": rows are ", q.slab.str(), "; e4m3 is needed");
-  HADAL_CHECK(q.scale.rank() == 2 && q.scale.dtype() == DType::kF32 &&
-                  q.scale.dim(0) == num_tiles(q.slab.dim(2)) &&
-                  q.scale.dim(1) == q.slab.dim(0) * kPageRows,
-              op, ": rows ", q.slab.str(), " have scales ", q.scale.str(), "; f32 [",
-              num_tiles(q.slab.dim(2)), ", ", q.slab.dim(0) * kPageRows, "] is needed");
 }
 
 // A weight with 128 x 128 scales both ways; N x K.

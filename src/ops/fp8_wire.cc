@@ -5,6 +5,7 @@
 #include "ops/fp8_wire.h"
 
 #include "ops/checks.h"
+#include "ops/fp8_checks.h"
 
 namespace hadal::ops {
 namespace {
@@ -43,14 +44,9 @@ void copy_wire_rows(Context& ctx, In from, In copy, Out wire) {
 
 void place_wire_rows(Context& ctx, In from, In row_of_choice, const PagedRows& rows) {
   const auto [T, B] = HADAL_SHAPE(from, 2);
-  const auto [pages, page_rows, W] = HADAL_SHAPE(rows.slab, 3);
-  check_wire(from, wire_bytes(W), "place_wire_rows");
+  check_page_tiles(rows, "place_wire_rows");
+  check_wire(from, wire_bytes(rows.slab.dim(2)), "place_wire_rows");
   check_places(row_of_choice, T, "place_wire_rows");
-  HADAL_CHECK(rows.slab.dtype() == DType::kE4M3 && page_rows == kPageRows &&
-                  rows.scale.rank() == 2 && rows.scale.dtype() == DType::kF32 &&
-                  rows.scale.dim(0) == num_tiles(W) && rows.scale.dim(1) == pages * kPageRows,
-              "place_wire_rows: rows are ", rows.slab.str(), " with scales ", rows.scale.str(),
-              "; e4m3 pages with f32 scales are needed");
   HADAL_DISPATCH(ctx, place_wire_rows, from, row_of_choice, rows);
 }
 
