@@ -20,6 +20,7 @@ struct Context {
   ThreadPool& threads;
   Pool& memory;
   Numerics numerics = Numerics::kInvariant;
+  int spare_sms = 0;  // of a GPU: left to what runs beside this work (core/side_stream.h)
 };
 
 }  // namespace hadal

@@ -74,6 +74,16 @@ Stream make_stream(Device device) {
   return {stream};
 }
 
+Stream make_urgent_stream(Device device) {
+  if (is_cpu(device)) return {};
+  use(device);
+  int least = 0, greatest = 0;
+  CHECK_CALL(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+  cudaStream_t stream = nullptr;
+  CHECK_CALL(cudaStreamCreateWithPriority(&stream, cudaStreamDefault, greatest));
+  return {stream};
+}
+
 void destroy(Device device, Stream stream) {
   if (!is_cpu(device) && stream.handle != nullptr) cudaStreamDestroy(native(stream));
 }
@@ -162,6 +172,18 @@ Event make_event(Device device) {
   cudaEvent_t event = nullptr;
   CHECK_CALL(cudaEventCreate(&event));
   return {event};
+}
+
+Event make_mark(Device device) {
+  if (is_cpu(device)) return {};
+  use(device);
+  cudaEvent_t event = nullptr;
+  CHECK_CALL(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  return {event};
+}
+
+void await(Device device, Stream stream, Event event) {
+  if (!is_cpu(device)) CHECK_CALL(cudaStreamWaitEvent(native(stream), native(event), 0));
 }
 
 void destroy(Device device, Event event) {

@@ -1,4 +1,4 @@
-// What a stream is doing.
+// What a stream is doing, and the order between two of them.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -10,5 +10,12 @@ namespace hadal::device {
 bool is_idle(Device device, Stream stream);
 // Whether what comes into the stream is recorded (begin_recording) and not done.
 bool is_recording(Device device, Stream stream);
+
+// A stream whose kernels start before those of others that wait for room.
+Stream make_urgent_stream(Device device);
+// An event for await() alone: it keeps no time.
+Event make_mark(Device device);
+// What comes into the stream from here on begins after what the event was last recorded behind.
+void await(Device device, Stream stream, Event event);
 
 }  // namespace hadal::device

@@ -29,7 +29,10 @@ inline int attribute_of(const Context& ctx, cudaDeviceAttr attribute) {
   HADAL_CHECK(status == cudaSuccess, "cudaDeviceGetAttribute failed: ", cudaGetErrorString(status));
   return value;
 }
-inline int num_sms(const Context& ctx) { return attribute_of(ctx, cudaDevAttrMultiProcessorCount); }
+// SMs that a kernel of this context may fill: all but those that are left to transfers.
+inline int num_sms(const Context& ctx) {
+  return attribute_of(ctx, cudaDevAttrMultiProcessorCount) - ctx.spare_sms;
+}
 // Whether kernels written for Hopper run here and are wanted.
 inline bool has_sm90(const Context& ctx) {
   static const bool plain = env::cuda_plain();
