@@ -174,12 +174,13 @@ void bench_exchange(Bench& bench, const Config& c, int64_t T) {
   const Tensor idx = random_choices(ctx, c, T, comm.rank(), &idx_memory);
   const Tensor weight = filled(ctx, DType::kF32, {T, K}, &weight_memory);
   RowLease rows;
-  Ticket ticket = exchange.dispatch_start(ctx, x, idx, weight, &rows);
+  Ticket ticket = exchange.dispatch_start(ctx, x, idx, weight);
+  exchange.dispatch_finish(ctx, ticket, &rows);
   const int64_t sent = exchange.counters().node_bytes;
   bench.measure(c.precision.fp8 ? "dispatch, FP8" : "dispatch", T, sent, [&] {
     rows = RowLease();
-    ticket = exchange.dispatch_start(ctx, x, idx, weight, &rows);
-    exchange.dispatch_finish(ctx, ticket);
+    ticket = exchange.dispatch_start(ctx, x, idx, weight);
+    exchange.dispatch_finish(ctx, ticket, &rows);
   });
   if (c.precision.fp8) return;  // combine is the same
   ops::PagedRows y_rows;

@@ -544,7 +544,8 @@ class Maker {
         ExpertExchange::Groups{
             .inner = team_->in_node(), .outer = team_->across_nodes(), .num_experts = E},
         *t->pool);
-    t->ticket = t->exchange->dispatch_start(ctx_, t->x, t->gate.idx, t->gate.weight, &t->lease);
+    t->ticket = t->exchange->dispatch_start(ctx_, t->x, t->gate.idx, t->gate.weight);
+    t->exchange->dispatch_finish(ctx_, t->ticket, &t->lease);
     t->rows = {.slab = input({t->ticket.num_pages, ops::kPageRows, D}), .page = Tensor()};
     t->drow_weight = filled(kStat, {t->ticket.num_pages * ops::kPageRows});
     return t;
@@ -552,8 +553,8 @@ class Maker {
   void exchange_dispatch() {
     run([t = trips(), &ctx = ctx_] {
       RowLease rows;
-      Ticket ticket = t->exchange->dispatch_start(ctx, t->x, t->gate.idx, t->gate.weight, &rows);
-      t->exchange->dispatch_finish(ctx, ticket);
+      Ticket ticket = t->exchange->dispatch_start(ctx, t->x, t->gate.idx, t->gate.weight);
+      t->exchange->dispatch_finish(ctx, ticket, &rows);
     });
   }
   void exchange_combine() {
@@ -565,7 +566,7 @@ class Maker {
   void exchange_combine_backward() {
     run([t = trips(), &ctx = ctx_] {
       t->exchange->combine_backward_start(ctx, t->ticket, t->x, t->rows);
-      t->exchange->combine_backward_finish(ctx, t->ticket);
+      t->exchange->combine_backward_finish(ctx, t->ticket, t->rows);
     });
   }
   void exchange_dispatch_backward() {

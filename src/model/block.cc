@@ -160,9 +160,13 @@ Deferred backward_input(Context& ctx, const Layer& l, Saved&& saved, double bala
 
 void mlp_backward_weight(Context& ctx, Deferred& d, Grads& dw) {
   if (d.is_moe)
-    moe::backward_weight(ctx, std::move(d.moe), dw.moe);
+    moe::mlp_backward_weight(ctx, d.moe, dw.moe);
   else
     mlp::backward_weight(ctx, std::move(d.mlp), dw.mlp);
+}
+
+void dispatch_backward_weight(Context& ctx, Deferred& d, Grads& dw) {
+  if (d.is_moe) moe::gate_backward_weight(ctx, d.moe, dw.moe);
   ops::add_acc(ctx, d.dffn_norm, dw.ffn_norm);  // [D]
 }
 
@@ -174,7 +178,26 @@ void attn_backward_weight(Context& ctx, Deferred& d, Grads& dw) {
 void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw) {
   Deferred d = std::move(deferred);
   mlp_backward_weight(ctx, d, dw);
+  dispatch_backward_weight(ctx, d, dw);
   attn_backward_weight(ctx, d, dw);
+}
+
+// The order of DeepSeek's trace. On the left what starts a transfer, on the right what hides it.
+Saved overlap(Context& ctx, const ForwardArgs& f, BackwardArgs&& b) {
+  block::Saved saved = std::move(b.saved);
+  Deferred d = std::move(b.deferred);                // combine(B)
+  Saved s = attn_forward(ctx, f.layer, f.seq, f.x);  //                 attn(F)
+  dispatch_forward(ctx, f.layer, s);                 // dispatch(F)
+  mlp_backward(ctx, b.layer, saved, d);              // dispatch(B)     mlp(B)
+  mlp_backward_weight(ctx, d, b.dw);                 //                 mlp(W)
+  mlp_forward(ctx, f.layer, s);                      // combine(F)      mlp(F)
+  dispatch_backward(ctx, b.layer, saved, b.balance_scale, d);
+  dispatch_backward_weight(ctx, d, b.dw);
+  attn_backward(ctx, b.layer, std::move(saved), d, b.dx);  //           attn(B)
+  b.next();                                                // combine(B) of the layer before
+  attn_backward_weight(ctx, d, b.dw);                      //           attn(W)
+  combine_forward(ctx, f.layer, s, f.y);
+  return s;
 }
 
 namespace {

@@ -9,6 +9,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <functional>
+
 #include "model/mla.h"
 #include "model/mlp.h"
 #include "model/moe.h"
@@ -60,13 +62,37 @@ void mlp_backward(Context& ctx, const Layer& layer, Saved& s, Deferred& d);
 void dispatch_backward(Context& ctx, const Layer& layer, Saved& s, double balance_scale,
                        Deferred& d);
 void attn_backward(Context& ctx, const Layer& layer, Saved&& s, Deferred& d, Out dx);
-void mlp_backward_weight(Context& ctx, Deferred& d, Grads& dw);   // dw += ...
-void attn_backward_weight(Context& ctx, Deferred& d, Grads& dw);  // dw += ...
+// dw += ..., each after the stage whose name it has
+void mlp_backward_weight(Context& ctx, Deferred& d, Grads& dw);
+void dispatch_backward_weight(Context& ctx, Deferred& d, Grads& dw);
+void attn_backward_weight(Context& ctx, Deferred& d, Grads& dw);
 
 Saved forward(Context& ctx, const Layer& layer, const Packed& seq, In x, Out y);
 Deferred backward_input(Context& ctx, const Layer& layer, Saved&& saved, double balance_scale,
                         In dy, Out dx);
 void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw);
+
+// A layer of one micro-batch forward and a layer of another backward, both halves, so that each
+// transfer runs beside work of the other (figure 4): the bits of forward() and of backward_input()
+// with backward_weight().
+struct ForwardArgs {
+  const Layer& layer;
+  const Packed& seq;
+  In x;   // [T, D]
+  Out y;  // [T, D]
+};
+struct BackwardArgs {
+  const Layer& layer;
+  Saved&& saved;
+  Deferred&& deferred;  // of combine_backward
+  double balance_scale;
+  Out dx;  // [T, D]
+  Grads& dw;
+  // Called once dx is there: combine_backward of the layer that reads it, which is hidden by what
+  // is left of this one.
+  const std::function<void()>& next;
+};
+Saved overlap(Context& ctx, const ForwardArgs& f, BackwardArgs&& b);
 
 // T new tokens through the layer with the latent cache: x [T, D] becomes the layer's output. In a
 // tensor group all ranks have all of x, and each a part of the heads, widths and experts.

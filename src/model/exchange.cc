@@ -5,6 +5,7 @@
 #include "model/exchange.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "model/bytes.h"
 #include "ops/fp8.h"
@@ -21,8 +22,7 @@ void scatter_tokens(Context& ctx, In x, In row_of_choice, const ops::PagedRows& 
 
 }  // namespace
 
-Ticket LocalExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight,
-                                     RowLease* rows) {
+Ticket LocalExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight) {
   const auto [T, K] = HADAL_SHAPE(topk_idx, 2);
   // A token has one row of an expert: at most E, where other experts' rows are left out.
   const int64_t E = here_.count, rows_of_token = here_.are_all() ? K : std::min(K, E);
@@ -49,13 +49,15 @@ Ticket LocalExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_we
     ops::choices_here(ctx, topk_idx, here_.first, here_.count, choices);  // [T, K]
   }
   ops::expert_layout(ctx, choices, t.layout, t.row_of_choice);  // [T, K]
-  *rows = pool_.take(t.layout, page);
-  scatter_tokens(ctx, x, t.row_of_choice, rows->x());                     // [rows, D]
+  t.rows = pool_.take(t.layout, page);
+  scatter_tokens(ctx, x, t.row_of_choice, t.rows.x());                    // [rows, D]
   ops::scatter_choices(ctx, topk_weight, t.row_of_choice, t.row_weight);  // [rows]
   return t;
 }
 
-void LocalExchange::dispatch_finish(Context&, Ticket&) {}
+void LocalExchange::dispatch_finish(Context&, Ticket& t, RowLease* rows) {
+  *rows = std::move(t.rows);
+}
 
 void LocalExchange::combine_start(Context&, Ticket&, const ops::PagedRows&) {}
 
@@ -69,7 +71,7 @@ void LocalExchange::combine_backward_start(Context& ctx, Ticket& ticket, In dy,
   scatter_tokens(ctx, dy, ticket.row_of_choice, drows);  // [rows, D]
 }
 
-void LocalExchange::combine_backward_finish(Context&, Ticket&) {}
+void LocalExchange::combine_backward_finish(Context&, Ticket&, const ops::PagedRows&) {}
 
 void LocalExchange::dispatch_backward_start(Context&, Ticket&, const ops::PagedRows&, In) {}
 

@@ -2,7 +2,8 @@
 //
 //   T tokens   K choices of a token   D model width   P pages
 //
-// Every transfer has a start and a finish so that other work can run between them (report, 3.2.1).
+// Every transfer has a start and a finish so that other work can run between them (report, 3.2.1):
+// what a start was given stays as it is until its finish, and what it fills is there after that.
 // dispatch takes tokens to expert rows; combine sums a token's rows. Their backward mirrors them:
 // combine_backward takes gradients to rows, dispatch_backward sums them back. Routing weights
 // travel with dispatch and are applied by the experts, so combine is a plain sum. Order per
@@ -28,11 +29,12 @@ class Route {
 
 struct [[nodiscard]] Ticket {
   Block memory;
-  Event ready;               // the transfer under way
+  Event ready;               // the transfer under way, where it runs beside the work
   ops::ExpertLayout layout;  // rows of this rank's experts
   int64_t num_pages = 0;     // P, the capacity of `layout` and of buffers of rows
   Tensor row_of_choice;      // [T, K] i32   T: tokens that came to this rank; -1: no expert here
   Tensor row_weight;         // [P*kPageRows]   routing weight of each row
+  RowLease rows;             // until dispatch_finish gives them to the experts
   std::unique_ptr<Route> route;
 };
 
@@ -40,17 +42,18 @@ class Exchange {
  public:
   virtual ~Exchange() = default;
 
-  // Tokens x [T, D] with their choices go out; rows() of the lease hold them after finish.
-  virtual Ticket dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight,
-                                RowLease* rows) = 0;
-  virtual void dispatch_finish(Context& ctx, Ticket& ticket) = 0;
+  // Tokens x [T, D] with their choices go out. After finish rows() of the lease hold them, and the
+  // ticket says whose they are; its num_pages is known before.
+  virtual Ticket dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight) = 0;
+  virtual void dispatch_finish(Context& ctx, Ticket& ticket, RowLease* rows) = 0;
   // Rows y of this rank's experts go back; y [T, D] is their sum per token.
   virtual void combine_start(Context& ctx, Ticket& ticket, const ops::PagedRows& rows) = 0;
   virtual void combine_finish(Context& ctx, Ticket& ticket, const ops::PagedRows& rows, Out y) = 0;
   // dy [T, D] goes to each row of its token.
   virtual void combine_backward_start(Context& ctx, Ticket& ticket, In dy,
                                       const ops::PagedRows& drows) = 0;
-  virtual void combine_backward_finish(Context& ctx, Ticket& ticket) = 0;
+  virtual void combine_backward_finish(Context& ctx, Ticket& ticket,
+                                       const ops::PagedRows& drows) = 0;
   // drows and the gradients of the row weights go back: dx [T, D], dtopk_weight [T, K].
   virtual void dispatch_backward_start(Context& ctx, Ticket& ticket, const ops::PagedRows& drows,
                                        In drow_weight) = 0;
@@ -65,13 +68,13 @@ class LocalExchange final : public Exchange {
   LocalExchange(RowPool& pool, int64_t num_experts)
       : LocalExchange(pool, ExpertRun{.first = 0, .count = num_experts, .of = num_experts}) {}
   LocalExchange(RowPool& pool, ExpertRun here) : pool_(pool), here_(here) {}
-  Ticket dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight, RowLease* rows) override;
-  void dispatch_finish(Context& ctx, Ticket& ticket) override;
+  Ticket dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight) override;
+  void dispatch_finish(Context& ctx, Ticket& ticket, RowLease* rows) override;
   void combine_start(Context& ctx, Ticket& ticket, const ops::PagedRows& rows) override;
   void combine_finish(Context& ctx, Ticket& ticket, const ops::PagedRows& rows, Out y) override;
   void combine_backward_start(Context& ctx, Ticket& ticket, In dy,
                               const ops::PagedRows& drows) override;
-  void combine_backward_finish(Context& ctx, Ticket& ticket) override;
+  void combine_backward_finish(Context& ctx, Ticket& ticket, const ops::PagedRows& drows) override;
   void dispatch_backward_start(Context& ctx, Ticket& ticket, const ops::PagedRows& drows,
                                In drow_weight) override;
   void dispatch_backward_finish(Context& ctx, Ticket& ticket, const ops::PagedRows& drows,

@@ -20,7 +20,7 @@ experts::Rows rows_of(const Ticket& t) {
 Saved dispatch(Context& ctx, Exchange& exchange, gate::Saved&& choice, In x) {
   Saved s;
   s.gate = std::move(choice);
-  s.ticket = exchange.dispatch_start(ctx, x, s.gate.topk_idx, s.gate.topk_weight, &s.experts.rows);
+  s.ticket = exchange.dispatch_start(ctx, x, s.gate.topk_idx, s.gate.topk_weight);
   return s;
 }
 
@@ -44,7 +44,7 @@ void mlp_forward(Context& ctx, const Config& c, const Weights& w, Exchange& exch
     s.y_shared = s.memory.tensor(x.dtype(), {T, D});
     s.shared = mlp::forward(ctx, w.shared, x, s.y_shared, c.precision, x_tiles);  // [T, D]
   }
-  exchange.dispatch_finish(ctx, s.ticket);
+  exchange.dispatch_finish(ctx, s.ticket, &s.experts.rows);
   experts::forward(ctx, c, w.experts, rows_of(s.ticket), s.experts, s.y_rows);  // [rows, D]
   exchange.combine_start(ctx, s.ticket, s.y_rows);
 }
@@ -109,7 +109,7 @@ void mlp_backward(Context& ctx, const Config& c, const Weights& w, Exchange& exc
     d.shared =
         mlp::backward_input(ctx, w.shared, std::move(s.shared), x, dy, d.dx_shared, c.precision);
   }
-  exchange.combine_backward_finish(ctx, s.ticket);
+  exchange.combine_backward_finish(ctx, s.ticket, d.experts.dy);
   experts::backward_input(ctx, c, w.experts, rows_of(s.ticket), std::move(s.experts), d.experts,
                           d.dx_rows, d.drow_weight);  // [rows, D]
   exchange.dispatch_backward_start(ctx, s.ticket, d.dx_rows, d.drow_weight);
@@ -138,11 +138,19 @@ Deferred backward_input(Context& ctx, const Config& c, const Weights& w, Exchang
   return d;
 }
 
-void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw) {
-  Deferred d = std::move(deferred);
-  gate::backward_weight(ctx, std::move(d.gate), dw.gate);
+void mlp_backward_weight(Context& ctx, Deferred& d, Grads& dw) {
   experts::backward_weight(ctx, std::move(d.experts), dw.experts);
   if (d.has_shared) mlp::backward_weight(ctx, std::move(d.shared), dw.shared);
+}
+
+void gate_backward_weight(Context& ctx, Deferred& d, Grads& dw) {
+  gate::backward_weight(ctx, std::move(d.gate), dw.gate);
+}
+
+void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw) {
+  Deferred d = std::move(deferred);
+  mlp_backward_weight(ctx, d, dw);
+  gate_backward_weight(ctx, d, dw);
 }
 
 }  // namespace hadal::moe

@@ -56,6 +56,8 @@ void mlp_backward(Context& ctx, const Config& config, const Weights& w, Exchange
                   Saved& saved, In x, In dy, Deferred& d);
 void dispatch_backward(Context& ctx, const Config& config, const Weights& w, Exchange& exchange,
                        Saved&& saved, In x, double balance_scale, Deferred& d, Out dx);
+void mlp_backward_weight(Context& ctx, Deferred& d, Grads& dw);   // after mlp_backward
+void gate_backward_weight(Context& ctx, Deferred& d, Grads& dw);  // after dispatch_backward
 
 Saved forward(Context& ctx, const Config& config, const Weights& w, Exchange& exchange,
               const Packed& seq, In x, Out y);

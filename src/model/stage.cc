@@ -117,29 +117,112 @@ void loss_backward(const Sink& sink, Saved& s, const LossScale& scale, Out dh) {
   }
 }
 
-void run_backward(const Sink& sink, Saved& s, const BackwardArgs& args, Out dx, Out dnorm) {
-  Context& ctx = sink.ctx;
-  const Stage& stage = sink.stage;
-  Tensor dy;
-  const Block dy_memory = ctx.memory.take_tensor(s.x[0].dtype(), s.x[0].shape(), &dy);
-  if (stage.is_last()) {
-    loss_backward(sink, s, args.scale, dy);
-    ops::rmsnorm_backward(ctx, s.x.back(), stage.w.norm.data, s.rstd, dy, dx, dnorm);  // [T, D]
-    sink.norm(dnorm);
-  } else {
-    ops::cast(ctx, args.dy_in, dx);
-  }
-  for (int64_t l = stage.last_layer; l-- > stage.first_layer;) {
-    const auto i = static_cast<size_t>(l - stage.first_layer);
-    ops::cast(ctx, dx, dy);
-    sink.block(block::backward_input(ctx, layer_of(stage, l), std::move(s.blocks[i]),
-                                     args.scale.balance, dy, dx),
-               l);
-  }
-  if (stage.is_first())
-    sink.embed(dx);
+// The gradient of the residual stream on its way through backward's layers.
+struct Gradient {
+  Block memory, copy_memory;
+  Tensor dx;     // [T, D]   of the output of the layer that is next
+  Tensor dnorm;  // [D]
+  Tensor dy;     // [T, D]   room for a copy of dx
+};
+
+Gradient make_gradient(Context& ctx, const Stage& stage, const Saved& s) {
+  const DType act = s.x[0].dtype(), stat = stat_dtype(act);
+  const Shape shape = s.x[0].shape();
+  const int64_t D = stage.config.hidden_size;
+  Gradient g;
+  g.memory = ctx.memory.take(ByteCount().add(act, shape).add(stat, {D}).total());
+  g.dx = g.memory.tensor(act, shape);
+  g.dnorm = g.memory.tensor(stat, {D});
+  g.copy_memory = ctx.memory.take_tensor(act, shape, &g.dy);
+  return g;
+}
+
+// The gradient of the last layer's output: of the loss, or from the stage after.
+void begin_backward(const Sink& sink, Saved& s, const BackwardArgs& args, Gradient& g) {
+  if (!sink.stage.is_last()) return ops::cast(sink.ctx, args.dy_in, g.dx);
+  loss_backward(sink, s, args.scale, g.dy);
+  ops::rmsnorm_backward(sink.ctx, s.x.back(), sink.stage.w.norm.data, s.rstd, g.dy, g.dx, g.dnorm);
+  sink.norm(g.dnorm);
+}
+
+void layer_backward(const Sink& sink, Saved& s, int64_t layer, double balance, Gradient& g) {
+  block::Saved& saved = s.blocks[static_cast<size_t>(layer - sink.stage.first_layer)];
+  ops::cast(sink.ctx, g.dx, g.dy);
+  sink.block(block::backward_input(sink.ctx, layer_of(sink.stage, layer), std::move(saved), balance,
+                                   g.dy, g.dx),
+             layer);
+}
+
+// The gradient of the first layer's input: to the embedding, or to the stage before.
+void end_backward(const Sink& sink, const BackwardArgs& args, const Gradient& g) {
+  if (sink.stage.is_first())
+    sink.embed(g.dx);
   else
-    ops::cast(ctx, dx, args.dx_out);
+    ops::cast(sink.ctx, g.dx, args.dx_out);
+}
+
+void run_backward(const Sink& sink, Saved& s, const BackwardArgs& args, Gradient& g) {
+  begin_backward(sink, s, args, g);
+  for (int64_t l = sink.stage.last_layer; l-- > sink.stage.first_layer;)
+    layer_backward(sink, s, l, args.scale.balance, g);
+  end_backward(sink, args, g);
+}
+
+// Room for the residual stream, and its beginning: the embedding, or what the stage before sent.
+Saved begin_forward(Context& ctx, const Stage& stage, const Batch& batch, In x_in) {
+  const int64_t T = stage.tensor.num_tokens(batch.seq.num_tokens), D = stage.config.hidden_size;
+  const int64_t L = stage.last_layer - stage.first_layer;
+  const DType act = stage.is_first() ? stage.w.embed.data.dtype() : x_in.dtype();
+  const DType stat = stat_dtype(act);
+  Saved s;
+  ByteCount bytes;
+  for (int64_t l = 0; l <= L; ++l) bytes.add(act, {T, D});
+  if (stage.is_last()) bytes.add(act, {T, D}).add(stat, {T});
+  s.memory = ctx.memory.take(bytes.total());
+  for (int64_t l = 0; l <= L; ++l) s.x.push_back(s.memory.tensor(act, {T, D}));
+  if (stage.is_first())
+    embed::forward(ctx, stage.w.embed, stage.tensor.own(batch.ids), s.x[0]);  // [T, D]
+  else
+    ops::cast(ctx, x_in, s.x[0]);  // [T, D]
+  return s;
+}
+
+// What layer i of the stage adds to the meter.
+void measure_layer(Context& ctx, const Stage& stage, const Saved& s, size_t i, Meter& meter) {
+  if (!stage.config.is_moe_layer(stage.first_layer + static_cast<int64_t>(i))) return;
+  int64_t moe_idx = 0;
+  for (int64_t l = 0; l < static_cast<int64_t>(i); ++l)
+    moe_idx += stage.config.is_moe_layer(stage.first_layer + l) ? 1 : 0;
+  measure(ctx, stage, s.blocks[i].moe, moe_idx, meter);
+}
+
+void layer_forward(Context& ctx, const Stage& stage, const Batch& batch, Saved& s, Meter& meter) {
+  const size_t i = s.blocks.size();
+  const block::Layer layer = layer_of(stage, stage.first_layer + static_cast<int64_t>(i));
+  s.blocks.push_back(block::forward(ctx, layer, batch.seq, s.x[i], s.x[i + 1]));  // [T, D]
+  measure_layer(ctx, stage, s, i, meter);
+}
+
+// Of the last stage: final norm, head, and the chain of MTP modules.
+void end_forward(Context& ctx, const Stage& stage, const Batch& batch, Saved& s, Meter& meter) {
+  if (!stage.is_last()) return;
+  const Config& c = stage.config;
+  const DType act = s.x[0].dtype();
+  s.h = s.memory.tensor(act, s.x[0].shape());
+  s.rstd = s.memory.tensor(stat_dtype(act), {s.x[0].dim(0)});
+  ops::rmsnorm_forward(ctx, s.x.back(), stage.w.norm.data, c.rms_norm_eps, s.h, s.rstd);
+  const Operand& w_head = stage.w.head_of(c);
+  s.head = head::forward(ctx, c, w_head, s.h, stage.tensor.own(batch.targets));
+  ops::sum_acc(ctx, s.head.loss, meter.main);
+  int64_t moe_idx = num_moe_layers(stage) - stage.num_mtp;
+  for (size_t k = 0; k < static_cast<size_t>(stage.num_mtp); ++k) {
+    const Tensor& h_prev = k == 0 ? s.h : s.mtp[k - 1].out;
+    s.mtp.push_back(mtp::forward(ctx, module_of(stage, k), batch.mtp[k], h_prev));  // [Tk, D]
+    s.mtp_head.push_back(
+        head::forward(ctx, c, w_head, s.mtp[k].out, stage.tensor.own(batch.mtp[k].targets)));
+    ops::sum_acc(ctx, s.mtp_head[k].loss, meter.mtp.rows(static_cast<int64_t>(k), 1));
+    measure(ctx, stage, s.mtp[k].block.moe, moe_idx++, meter);
+  }
 }
 
 }  // namespace
@@ -186,63 +269,25 @@ Meter part_of(const Meter& whole, const Stage& s) {
 }
 
 Saved forward(Context& ctx, const Stage& stage, const Batch& batch, In x_in, Meter& meter) {
-  const Config& c = stage.config;
-  const int64_t T = stage.tensor.num_tokens(batch.seq.num_tokens), D = c.hidden_size;
-  const int64_t L = stage.last_layer - stage.first_layer;
-  const DType act = stage.is_first() ? stage.w.embed.data.dtype() : x_in.dtype();
-  const DType stat = stat_dtype(act);
-  Saved s;
-  ByteCount bytes;
-  for (int64_t l = 0; l <= L; ++l) bytes.add(act, {T, D});
-  if (stage.is_last()) bytes.add(act, {T, D}).add(stat, {T});
-  s.memory = ctx.memory.take(bytes.total());
-  for (int64_t l = 0; l <= L; ++l) s.x.push_back(s.memory.tensor(act, {T, D}));
-
-  // Embedding, layers.
-  if (stage.is_first())
-    embed::forward(ctx, stage.w.embed, stage.tensor.own(batch.ids), s.x[0]);  // [T, D]
-  else
-    ops::cast(ctx, x_in, s.x[0]);  // [T, D]
-  int64_t moe_idx = 0;
-  for (int64_t l = 0; l < L; ++l) {
-    const auto i = static_cast<size_t>(l);
-    const block::Layer layer = layer_of(stage, stage.first_layer + l);
-    s.blocks.push_back(block::forward(ctx, layer, batch.seq, s.x[i], s.x[i + 1]));  // [T, D]
-    if (layer.is_moe) measure(ctx, stage, s.blocks.back().moe, moe_idx++, meter);
-  }
-  if (!stage.is_last()) return s;
-
-  // Final norm, head, and the chain of MTP modules.
-  s.h = s.memory.tensor(act, {T, D});
-  s.rstd = s.memory.tensor(stat, {T});
-  ops::rmsnorm_forward(ctx, s.x.back(), stage.w.norm.data, c.rms_norm_eps, s.h, s.rstd);
-  const Operand& w_head = stage.w.head_of(c);
-  s.head = head::forward(ctx, c, w_head, s.h, stage.tensor.own(batch.targets));
-  ops::sum_acc(ctx, s.head.loss, meter.main);
-  for (size_t k = 0; k < static_cast<size_t>(stage.num_mtp); ++k) {
-    const Tensor& h_prev = k == 0 ? s.h : s.mtp[k - 1].out;
-    s.mtp.push_back(mtp::forward(ctx, module_of(stage, k), batch.mtp[k], h_prev));  // [Tk, D]
-    s.mtp_head.push_back(
-        head::forward(ctx, c, w_head, s.mtp[k].out, stage.tensor.own(batch.mtp[k].targets)));
-    ops::sum_acc(ctx, s.mtp_head[k].loss, meter.mtp.rows(static_cast<int64_t>(k), 1));
-    measure(ctx, stage, s.mtp[k].block.moe, moe_idx++, meter);
-  }
+  Saved s = begin_forward(ctx, stage, batch, x_in);
+  for (int64_t l = stage.first_layer; l < stage.last_layer; ++l)
+    layer_forward(ctx, stage, batch, s, meter);
+  end_forward(ctx, stage, batch, s, meter);
   return s;
 }
 
 Deferred backward_input(Context& ctx, const Stage& stage, Saved&& saved, const BackwardArgs& args) {
   Deferred d;
   d.saved = std::move(saved);
-  const DType act = d.saved.x[0].dtype(), stat = stat_dtype(act);
-  const int64_t D = stage.config.hidden_size;
-  d.memory = ctx.memory.take(ByteCount().add(act, d.saved.x[0].shape()).add(stat, {D}).total());
-  d.dx = d.memory.tensor(act, d.saved.x[0].shape());
-  d.dnorm = d.memory.tensor(stat, {D});
   d.blocks.resize(d.saved.blocks.size());
   d.mtp.resize(d.saved.mtp.size());
   d.mtp_head.resize(d.saved.mtp.size());
+  Gradient g = make_gradient(ctx, stage, d.saved);
   const Sink sink{ctx, stage, args.batch, nullptr, &d};
-  run_backward(sink, d.saved, args, d.dx, d.dnorm);
+  run_backward(sink, d.saved, args, g);
+  d.dx = g.dx;
+  d.dnorm = g.dnorm;
+  d.memory = std::move(g.memory);
   return d;
 }
 
@@ -267,13 +312,53 @@ void backward_weight(Context& ctx, const Stage& stage, const Batch& batch, Defer
 void backward(Context& ctx, const Stage& stage, Saved&& saved, const BackwardArgs& args,
               hadal::Grads& grads) {
   Saved s = std::move(saved);
-  Tensor dx, dnorm;
-  const DType act = s.x[0].dtype();
-  const Block dx_memory = ctx.memory.take_tensor(act, s.x[0].shape(), &dx);
-  const Block dnorm_memory =
-      ctx.memory.take_tensor(stat_dtype(act), {stage.config.hidden_size}, &dnorm);
+  Gradient g = make_gradient(ctx, stage, s);
   const Sink sink{ctx, stage, args.batch, &grads, nullptr};
-  run_backward(sink, s, args, dx, dnorm);
+  run_backward(sink, s, args, g);
+}
+
+Saved overlap(Context& ctx, const ForwardArgs& f, const Stage& stage, Saved&& saved,
+              const BackwardArgs& args, hadal::Grads& grads) {
+  Saved behind = std::move(saved);
+  Gradient g = make_gradient(ctx, stage, behind);
+  const Sink sink{ctx, stage, args.batch, &grads, nullptr};
+  begin_backward(sink, behind, args, g);
+  Saved s = begin_forward(ctx, f.stage, f.batch, f.x_in);
+  const int64_t pairs =
+      std::min(f.stage.last_layer - f.stage.first_layer, stage.last_layer - stage.first_layer);
+  int64_t ahead = f.stage.first_layer, back = stage.last_layer - 1;
+  Context beside = ctx;
+  beside.spare_sms = stage.spare_sms;
+  const auto saved_of = [&](int64_t layer) -> block::Saved& {
+    return behind.blocks[static_cast<size_t>(layer - stage.first_layer)];
+  };
+  block::Deferred d;
+  const auto start = [&](int64_t layer) {
+    d = block::combine_backward(beside, layer_of(stage, layer), saved_of(layer), g.dx);
+  };
+  if (pairs > 0) start(back);
+  for (int64_t i = 0; i < pairs; ++i, ++ahead, --back) {
+    const auto at = static_cast<size_t>(i);
+    const block::Layer layer = layer_of(f.stage, ahead), layer_back = layer_of(stage, back);
+    s.blocks.push_back(
+        block::overlap(beside, {.layer = layer, .seq = f.batch.seq, .x = s.x[at], .y = s.x[at + 1]},
+                       {.layer = layer_back,
+                        .saved = std::move(saved_of(back)),
+                        .deferred = std::move(d),
+                        .balance_scale = args.scale.balance,
+                        .dx = g.dx,
+                        .dw = grads.layers[static_cast<size_t>(back)],
+                        .next = [&] {
+                          if (i + 1 < pairs) start(back - 1);
+                        }}));
+    measure_layer(ctx, f.stage, s, at, f.meter);
+  }
+  for (; back >= stage.first_layer; --back)
+    layer_backward(sink, behind, back, args.scale.balance, g);
+  end_backward(sink, args, g);
+  for (; ahead < f.stage.last_layer; ++ahead) layer_forward(ctx, f.stage, f.batch, s, f.meter);
+  end_forward(ctx, f.stage, f.batch, s, f.meter);
+  return s;
 }
 
 }  // namespace hadal::stage

@@ -6,7 +6,8 @@
 //   M MoE layers of the stage   E experts
 //
 // Per micro-batch: forward -> backward_input -> backward_weight, each once; backward() does both
-// halves layer by layer and holds one layer's Deferred at a time, with the same bits.
+// halves layer by layer and holds one layer's Deferred at a time, and overlap() does forward() of
+// one micro-batch and backward() of another side by side; all with the same bits.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -24,6 +25,7 @@ struct Stage {
   int64_t first_layer, last_layer;  // [first, last) of num_hidden_layers
   int64_t num_mtp;                  // MTP depths that train; 0 on stages without the loss
   TensorGroup tensor = {};          // ranks that share the micro-batch's tokens, heads and widths
+  int spare_sms = 0;                // of a GPU: left to the exchange by layers of overlap()
   bool is_first() const { return first_layer == 0; }
   bool is_last() const { return last_layer == config.num_hidden_layers; }
 };
@@ -91,5 +93,16 @@ void backward_weight(Context& ctx, const Stage& stage, const Batch& batch, Defer
                      hadal::Grads& grads);  // grads += ...
 void backward(Context& ctx, const Stage& stage, Saved&& saved, const BackwardArgs& args,
               hadal::Grads& grads);  // grads += ...
+
+// Layers in pairs, so that transfers of one micro-batch run beside work of the other (report,
+// 3.2.1). The two may be of different stages.
+struct ForwardArgs {
+  const Stage& stage;
+  const Batch& batch;
+  In x_in;
+  Meter& meter;
+};
+Saved overlap(Context& ctx, const ForwardArgs& forward, const Stage& stage, Saved&& saved,
+              const BackwardArgs& args, hadal::Grads& grads);  // grads += ...
 
 }  // namespace hadal::stage

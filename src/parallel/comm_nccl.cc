@@ -214,7 +214,8 @@ Device gpu_of_rank(const World& world) {
   const int gpus = device::num_devices(DeviceKind::kCuda);
   HADAL_CHECK(gpus > 0, ranks, " ranks of this host need a GPU each: ", device::why_no_cuda(),
               ", or use cpu");
-  HADAL_CHECK(ranks <= gpus || env::share_gpus(), ranks, " ranks of this host need a GPU each, and it has ", gpus,
+  HADAL_CHECK(ranks <= gpus || env::share_gpus(), ranks,
+              " ranks of this host need a GPU each, and it has ", gpus,
               "; start fewer ranks here, or use cpu");
   return {.kind = DeviceKind::kCuda, .index = index % gpus};
 }
@@ -235,7 +236,7 @@ class NcclWorld::Calling {
 };
 
 NcclWorld::NcclWorld(World& world, Context& ctx, const NcclOptions& options)
-    : world_(world), ctx_(ctx), options_(options), api_(nccl()) {
+    : world_(world), ctx_(ctx), options_(options), side_(ctx.device), api_(nccl()) {
   NcclId id;
   if (world.rank() == 0) api_.check(api_.get_unique_id(&id), "ncclGetUniqueId");
   world.at("start", "NCCL");
@@ -252,7 +253,7 @@ NcclWorld::NcclWorld(World& world, Context& ctx, const NcclOptions& options)
                    [this] {
                      if (in_call_.load()) return true;
                      return !device::is_recording(ctx_.device, ctx_.stream) &&
-                            !device::is_idle(ctx_.device, ctx_.stream);
+                            (!device::is_idle(ctx_.device, ctx_.stream) || !side_.is_idle());
                    },
                .on_failure =
                    [this] {
@@ -280,6 +281,7 @@ NcclWorld::~NcclWorld() {
       std::vector<int> all;
       for (int r = 0; r < world_.size(); ++r) all.push_back(r);
       device::synchronize(ctx_.device, ctx_.stream);
+      side_.synchronize();
       make_comm_host(world_, all, "NCCL")->barrier();
       const Calling calling(*this);
       if (!stopped_.load())

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "core/comm.h"
+#include "core/side_stream.h"
 #include "parallel/nccl_api.h"
 #include "parallel/world.h"
 
@@ -49,6 +50,8 @@ class NcclWorld {
   std::unique_ptr<Comm> make_comm(std::vector<int> ranks, const char* name);
 
   World& world() const { return world_; }
+  // For transfers beside the work of ctx.
+  SideStream& side() { return side_; }
   const NcclApi& api() const { return api_; }
   const NcclOptions& options() const { return options_; }
 
@@ -73,6 +76,7 @@ class NcclWorld {
   World& world_;
   Context& ctx_;
   NcclOptions options_;
+  SideStream side_;
   const NcclApi& api_;
   ncclComm* comm_ = nullptr;
   // NCCL's calls of the two threads, this rank's and the one that aborts.

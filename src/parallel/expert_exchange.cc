@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/stream_state.h"
 #include "model/bytes.h"
 #include "ops/fp8_wire.h"
 
@@ -15,11 +16,12 @@ namespace hadal {
 // Where the tokens of one dispatch went; what waits between a start and its finish.
 struct ExpertExchange::Hops final : Route {
   std::vector<ExpertHop::Route> hops;
+  ExpertHop::Tokens came;       // from the last hop: x, or a gradient in its place
   RowBuffer back, back_weight;  // of the first hop: [N, D]  [N, K]
 };
 
 ExpertExchange::ExpertExchange(const Groups& g, RowPool& pool)
-    : pool_(pool), has_outer_(g.outer != nullptr) {
+    : pool_(pool), side_(g.side), has_outer_(g.outer != nullptr) {
   const int64_t num_nodes = has_outer_ ? g.outer->size() : 1;
   experts_of_node_ = g.num_experts / num_nodes;
   experts_of_rank_ = experts_of_node_ / g.inner.size();
@@ -68,14 +70,35 @@ ExpertHop::Wire wire_of(bool rows_are_fp8) {
 
 }  // namespace
 
-// A row for each choice that is here.
-Ticket ExpertExchange::place_rows(Context& ctx, const ExpertHop::Tokens& tokens,
-                                  const std::vector<int64_t>& expert_rows, RowLease* rows) {
-  const int64_t R = tokens.ids.rows.dim(0), K = tokens.ids.rows.dim(1), E = experts_of_rank_;
-  const DType stat = tokens.weights.rows.dtype();
+Ticket ExpertExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight) {
+  HADAL_CHECK(!device::is_recording(ctx.device, ctx.stream),
+              "tokens cannot be sent to other ranks' experts in recorded work: the host has to "
+              "learn how many come");
+  Context side = fork(ctx);
+  auto route = std::make_unique<Hops>();
+  route->hops.resize(hops_.size());
+  const ExpertHop::Wire wire = wire_of(pool_.is_fp8());
+  ExpertHop::Tokens& came = route->came;
+  came = hops_[0].dispatch(side, wire, x, topk_idx, topk_weight, &route->hops[0]);  // [R, D]
+  for (size_t h = 1; h < hops_.size(); ++h)
+    came = hops_[h].dispatch(side, wire, came.x.rows, came.ids.rows, came.weights.rows,
+                             &route->hops[h]);
+  count_visits(*route);
   Ticket t;
-  for (const int64_t n : expert_rows) t.num_pages += (n + ops::kPageRows - 1) / ops::kPageRows;
+  for (const int64_t n : route->hops.back().expert_rows)
+    t.num_pages += (n + ops::kPageRows - 1) / ops::kPageRows;
   t.num_pages = std::max<int64_t>(1, t.num_pages);
+  t.route = std::move(route);
+  mark(t);
+  return t;
+}
+
+// A row for each choice that is here.
+void ExpertExchange::dispatch_finish(Context& ctx, Ticket& t, RowLease* rows) {
+  join(ctx, t);
+  ExpertHop::Tokens& came = static_cast<Hops&>(*t.route).came;
+  const int64_t R = came.ids.rows.dim(0), K = came.ids.rows.dim(1), E = experts_of_rank_;
+  const DType stat = came.weights.rows.dtype();
   t.memory = ctx.memory.take(ByteCount()
                                  .add(DType::kI32, {E})
                                  .add(DType::kI32, {E + 1})
@@ -88,47 +111,34 @@ Ticket ExpertExchange::place_rows(Context& ctx, const ExpertHop::Tokens& tokens,
   const Tensor page = t.memory.tensor(DType::kI32, {t.num_pages});
   t.row_of_choice = t.memory.tensor(DType::kI32, {R, K});
   t.row_weight = t.memory.tensor(stat, {t.num_pages * ops::kPageRows});
-  ops::expert_layout(ctx, tokens.ids.rows, t.layout, t.row_of_choice);  // [R, K]
+  ops::expert_layout(ctx, came.ids.rows, t.layout, t.row_of_choice);  // [R, K]
   *rows = pool_.take(t.layout, page);
-  place(ctx, tokens.x.rows, t.row_of_choice, rows->x());                          // [rows, D]
-  ops::scatter_choices(ctx, tokens.weights.rows, t.row_of_choice, t.row_weight);  // [rows]
-  return t;
-}
-
-Ticket ExpertExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight,
-                                      RowLease* rows) {
-  auto route = std::make_unique<Hops>();
-  route->hops.resize(hops_.size());
-  const ExpertHop::Wire wire = wire_of(pool_.is_fp8());
-  ExpertHop::Tokens tokens =
-      hops_[0].dispatch(ctx, wire, x, topk_idx, topk_weight, &route->hops[0]);  // [R, D]
-  for (size_t h = 1; h < hops_.size(); ++h)
-    tokens = hops_[h].dispatch(ctx, wire, tokens.x.rows, tokens.ids.rows, tokens.weights.rows,
-                               &route->hops[h]);
-  count_visits(*route);
-  Ticket t = place_rows(ctx, tokens, route->hops.back().expert_rows, rows);
-  t.route = std::move(route);
-  return t;
+  place(ctx, came.x.rows, t.row_of_choice, rows->x());                          // [rows, D]
+  ops::scatter_choices(ctx, came.weights.rows, t.row_of_choice, t.row_weight);  // [rows]
+  came = {};
 }
 
 void ExpertExchange::combine_start(Context& ctx, Ticket& t, const ops::PagedRows& rows) {
+  Context side = fork(ctx);
   auto& route = static_cast<Hops&>(*t.route);
   const DType act = rows.slab.dtype();
   const int64_t D = rows.slab.dim(2);
-  RowBuffer sums(ctx, act, route.hops.back().num_recv, D);
-  ops::combine_rows(ctx, rows, t.row_of_choice, sums.rows);  // [R, D]
+  RowBuffer sums(side, act, route.hops.back().num_recv, D);
+  ops::combine_rows(side, rows, t.row_of_choice, sums.rows);  // [R, D]
   for (size_t h = hops_.size(); h-- > 0;) {
-    RowBuffer back = hops_[h].come_back(ctx, route.hops[h], sums.rows);  // [N, D]
+    RowBuffer back = hops_[h].come_back(side, route.hops[h], sums.rows);  // [N, D]
     if (h == 0) {
       route.back = std::move(back);
       break;
     }
-    sums = RowBuffer(ctx, act, route.hops[h].num_tokens, D);
-    hops_[h].sum(ctx, route.hops[h], back, sums.rows);
+    sums = RowBuffer(side, act, route.hops[h].num_tokens, D);
+    hops_[h].sum(side, route.hops[h], back, sums.rows);
   }
+  mark(t);
 }
 
 void ExpertExchange::combine_finish(Context& ctx, Ticket& t, const ops::PagedRows&, Out y) {
+  join(ctx, t);
   auto& route = static_cast<Hops&>(*t.route);
   hops_[0].sum(ctx, route.hops[0], route.back, y);  // [T, D]
   route.back = RowBuffer();
@@ -136,39 +146,51 @@ void ExpertExchange::combine_finish(Context& ctx, Ticket& t, const ops::PagedRow
 
 void ExpertExchange::combine_backward_start(Context& ctx, Ticket& t, In dy,
                                             const ops::PagedRows& drows) {
-  const auto& route = static_cast<const Hops&>(*t.route);
+  Context side = fork(ctx);
+  auto& route = static_cast<Hops&>(*t.route);
   const ExpertHop::Wire wire = wire_of(!drows.scale.empty());
-  RowBuffer in = hops_[0].go(ctx, wire, route.hops[0], dy);  // [R, D]
-  for (size_t h = 1; h < hops_.size(); ++h) in = hops_[h].go(ctx, wire, route.hops[h], in.rows);
+  RowBuffer& in = route.came.x;
+  in = hops_[0].go(side, wire, route.hops[0], dy);  // [R, D]
+  for (size_t h = 1; h < hops_.size(); ++h) in = hops_[h].go(side, wire, route.hops[h], in.rows);
+  mark(t);
+}
+
+void ExpertExchange::combine_backward_finish(Context& ctx, Ticket& t, const ops::PagedRows& drows) {
+  join(ctx, t);
+  RowBuffer& in = static_cast<Hops&>(*t.route).came.x;
   place(ctx, in.rows, t.row_of_choice, drows);  // [rows, D]
+  in = RowBuffer();
 }
 
 void ExpertExchange::dispatch_backward_start(Context& ctx, Ticket& t, const ops::PagedRows& drows,
                                              In drow_weight) {
+  Context side = fork(ctx);
   auto& route = static_cast<Hops&>(*t.route);
   const DType act = drows.slab.dtype(), stat = drow_weight.dtype();
   const int64_t D = drows.slab.dim(2), K = t.row_of_choice.dim(1);
-  RowBuffer sums(ctx, act, route.hops.back().num_recv, D);
-  RowBuffer weights(ctx, stat, route.hops.back().num_recv, K);
-  ops::combine_rows(ctx, drows, t.row_of_choice, sums.rows);             // [R, D]
-  ops::gather_choices(ctx, drow_weight, t.row_of_choice, weights.rows);  // [R, K]
+  RowBuffer sums(side, act, route.hops.back().num_recv, D);
+  RowBuffer weights(side, stat, route.hops.back().num_recv, K);
+  ops::combine_rows(side, drows, t.row_of_choice, sums.rows);             // [R, D]
+  ops::gather_choices(side, drow_weight, t.row_of_choice, weights.rows);  // [R, K]
   for (size_t h = hops_.size(); h-- > 0;) {
-    RowBuffer back = hops_[h].come_back(ctx, route.hops[h], sums.rows);            // [N, D]
-    RowBuffer back_weight = hops_[h].come_back(ctx, route.hops[h], weights.rows);  // [N, K]
+    RowBuffer back = hops_[h].come_back(side, route.hops[h], sums.rows);            // [N, D]
+    RowBuffer back_weight = hops_[h].come_back(side, route.hops[h], weights.rows);  // [N, K]
     if (h == 0) {
       route.back = std::move(back);
       route.back_weight = std::move(back_weight);
       break;
     }
-    sums = RowBuffer(ctx, act, route.hops[h].num_tokens, D);
-    weights = RowBuffer(ctx, stat, route.hops[h].num_tokens, K);
-    hops_[h].sum(ctx, route.hops[h], back, sums.rows);
-    hops_[h].pick(ctx, route.hops[h], back_weight, weights.rows);
+    sums = RowBuffer(side, act, route.hops[h].num_tokens, D);
+    weights = RowBuffer(side, stat, route.hops[h].num_tokens, K);
+    hops_[h].sum(side, route.hops[h], back, sums.rows);
+    hops_[h].pick(side, route.hops[h], back_weight, weights.rows);
   }
+  mark(t);
 }
 
 void ExpertExchange::dispatch_backward_finish(Context& ctx, Ticket& t, const ops::PagedRows&, In,
                                               Out dx, Out dtopk_weight) {
+  join(ctx, t);
   auto& route = static_cast<Hops&>(*t.route);
   hops_[0].sum(ctx, route.hops[0], route.back, dx);                    // [T, D]
   hops_[0].pick(ctx, route.hops[0], route.back_weight, dtopk_weight);  // [T, K]

@@ -11,13 +11,17 @@
 // ascending experts. Backward mirrors it.
 //
 // Where experts' rows are FP8, tokens and gradients are quantised once, before they leave, and
-// travel so (ops/fp8_wire.h); the rows are those of one rank. The exchange is done when its _start
-// returns, on a device in the order of the stream.
+// travel so (ops/fp8_wire.h); the rows are those of one rank.
+//
+// Transfers, with what packs and sums rows for them, run in the side stream where there is one;
+// _finish makes the stream of the work go on behind them. Only how many rows go and come the host
+// has to wait for, in dispatch_start.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <vector>
 
+#include "core/side_stream.h"
 #include "model/exchange.h"
 #include "parallel/expert_hop.h"
 
@@ -36,20 +40,21 @@ struct ExchangeCounters {
 class ExpertExchange final : public Exchange {
  public:
   struct Groups {
-    Comm& inner;          // ranks of this rank's node that share the node's experts
-    Comm* outer;          // ranks of the same index in other nodes; none: there is one node
-    int64_t num_experts;  // of the layer
+    Comm& inner;                 // ranks of this rank's node that share the node's experts
+    Comm* outer;                 // ranks of the same index in other nodes; none: there is one node
+    int64_t num_experts;         // of the layer
+    SideStream* side = nullptr;  // none: transfers are in the stream of the work
   };
-  // REQUIRES: the comms and the pool outlive it.
+  // REQUIRES: the comms, the side stream and the pool outlive it, and it the tickets.
   ExpertExchange(const Groups& groups, RowPool& pool);
 
-  Ticket dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight, RowLease* rows) override;
-  void dispatch_finish(Context&, Ticket&) override {}
+  Ticket dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight) override;
+  void dispatch_finish(Context& ctx, Ticket& ticket, RowLease* rows) override;
   void combine_start(Context& ctx, Ticket& ticket, const ops::PagedRows& rows) override;
   void combine_finish(Context& ctx, Ticket& ticket, const ops::PagedRows& rows, Out y) override;
   void combine_backward_start(Context& ctx, Ticket& ticket, In dy,
                               const ops::PagedRows& drows) override;
-  void combine_backward_finish(Context&, Ticket&) override {}
+  void combine_backward_finish(Context& ctx, Ticket& ticket, const ops::PagedRows& drows) override;
   void dispatch_backward_start(Context& ctx, Ticket& ticket, const ops::PagedRows& drows,
                                In drow_weight) override;
   void dispatch_backward_finish(Context& ctx, Ticket& ticket, const ops::PagedRows& drows,
@@ -61,10 +66,16 @@ class ExpertExchange final : public Exchange {
  private:
   struct Hops;
   void count_visits(const Hops& route);
-  Ticket place_rows(Context& ctx, const ExpertHop::Tokens& tokens,
-                    const std::vector<int64_t>& expert_rows, RowLease* rows);
+  Context fork(Context& ctx) const { return side_ == nullptr ? ctx : side_->fork(ctx); }
+  void mark(Ticket& ticket) const {
+    if (side_ != nullptr) ticket.ready = side_->mark();
+  }
+  void join(Context& ctx, Ticket& ticket) const {
+    if (side_ != nullptr) side_->join(ctx, ticket.ready);
+  }
 
   RowPool& pool_;
+  SideStream* side_;
   std::vector<ExpertHop> hops_;
   bool has_outer_;
   int64_t experts_of_rank_, experts_of_node_;

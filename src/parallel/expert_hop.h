@@ -10,7 +10,8 @@
 // summed in rank order, in f32 (f64 in f64).
 //
 // NOTE: the host learns how many rows go and come: dispatch waits for the device once, and so
-// cannot be recorded.
+// cannot be recorded. Memory comes from the context's pool and is given back to it, so a context on
+// the side has a pool of its own.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 

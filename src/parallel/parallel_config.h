@@ -19,6 +19,8 @@ struct ParallelConfig {
   int stages_per_rank = 2;           // of interleaved alone
   std::vector<int64_t> layers = {};  // of each stage; empty: as even as can be
   int ranks_per_node = 0;            // ranks that count as one node; 0: all
+  bool overlap = true;               // pairs of a schedule run side by side, with their transfers
+  int comm_sms = 20;                 // of a GPU: left to the transfers of a pair
   double heartbeat_seconds = 20.0;   // of silence until a rank counts as hung
   double timeout_seconds = 600.0;    // without progress, likewise
 };

@@ -12,8 +12,13 @@
 namespace hadal {
 
 Pipeline::Pipeline(const ScheduleShape& shape, int rank, Comm& comm, std::vector<Local> stages,
-                   DType act)
-    : shape_(shape), rank_(rank), comm_(comm), stages_(std::move(stages)), act_(act) {
+                   DType act, bool overlap)
+    : shape_(shape),
+      rank_(rank),
+      comm_(comm),
+      stages_(std::move(stages)),
+      act_(act),
+      overlap_(overlap) {
   schedule_.num_microbatches = 0;
 }
 
@@ -79,19 +84,23 @@ void Pipeline::transfer(Context& ctx, const Job& job, const std::vector<Transfer
   for (const Key& key : sent) input_grads_.erase(key);
 }
 
+Tensor Pipeline::input_of(const Chunk& c) {
+  if (c.stage > 0 && is_here(c.direction, c.stage - 1))
+    return live_.at({c.direction, c.stage - 1, c.microbatch}).saved.x.back();
+  return live_[{c.direction, c.stage, c.microbatch}].in;
+}
+
 void Pipeline::forward(Context& ctx, const Job& job, const Chunk& c) {
   const stage::Stage& model = model_of(c.stage);
   const Batch& batch = batch_of(job, c);
   Live& live = live_[{c.direction, c.stage, c.microbatch}];
   stage::Meter meter = stage::part_of(job.meter, model);
-  Tensor in = live.in;
-  if (!model.is_first() && is_here(c.direction, c.stage - 1))
-    in = live_.at({c.direction, c.stage - 1, c.microbatch}).saved.x.back();
-  live.saved = stage::forward(ctx, model, batch, in, meter);
+  live.saved = stage::forward(ctx, model, batch, input_of(c), meter);
   live.in_memory = Block();
 }
 
-void Pipeline::backward(Context& ctx, const Job& job, const Chunk& c, Work work) {
+template <class Run>
+void Pipeline::backward(Context& ctx, const Job& job, const Chunk& c, Run&& run) {
   const stage::Stage& model = model_of(c.stage);
   const Batch& batch = batch_of(job, c);
   const Key key{c.direction, c.stage, c.microbatch}, after{c.direction, c.stage + 1, c.microbatch};
@@ -101,26 +110,56 @@ void Pipeline::backward(Context& ctx, const Job& job, const Chunk& c, Work work)
   if (from_here) dy = input_grads_.at(after).dx;
   InputGrad grad;
   if (!model.is_first()) grad.dx = state(ctx, batch, &grad.memory);
-  const stage::BackwardArgs args{
-      .batch = batch, .scale = job.scale(index_of(c)), .dy_in = dy, .dx_out = grad.dx};
-  if (work == Work::kBackwardInput)
-    live.deferred = stage::backward_input(ctx, model, std::move(live.saved), args);
-  else
-    stage::backward(ctx, model, std::move(live.saved), args, job.grads);
+  run(model, live,
+      stage::BackwardArgs{
+          .batch = batch, .scale = job.scale(index_of(c)), .dy_in = dy, .dx_out = grad.dx});
   if (from_here) input_grads_.erase(after);
   live.dy_memory = Block();
   if (!model.is_first()) input_grads_[key] = std::move(grad);
-  if (work == Work::kBackwardInput) return;
-  live_.erase(key);
+}
+
+void Pipeline::backward_input(Context& ctx, const Job& job, const Chunk& c) {
+  backward(ctx, job, c,
+           [&](const stage::Stage& model, Live& live, const stage::BackwardArgs& args) {
+             live.deferred = stage::backward_input(ctx, model, std::move(live.saved), args);
+           });
+}
+
+void Pipeline::backward_whole(Context& ctx, const Job& job, const Chunk& c) {
+  backward(ctx, job, c,
+           [&](const stage::Stage& model, Live& live, const stage::BackwardArgs& args) {
+             stage::backward(ctx, model, std::move(live.saved), args, job.grads);
+           });
+  finish(c);
+}
+
+void Pipeline::overlap(Context& ctx, const Job& job, const Chunk& ahead, const Chunk& behind) {
+  const stage::Stage& model = model_of(ahead.stage);
+  const Batch& batch = batch_of(job, ahead);
+  stage::Meter meter = stage::part_of(job.meter, model);
+  Live& live = live_[{ahead.direction, ahead.stage, ahead.microbatch}];
+  const stage::ForwardArgs forward{
+      .stage = model, .batch = batch, .x_in = input_of(ahead), .meter = meter};
+  backward(ctx, job, behind,
+           [&](const stage::Stage& stage, Live& back, const stage::BackwardArgs& args) {
+             live.saved =
+                 stage::overlap(ctx, forward, stage, std::move(back.saved), args, job.grads);
+           });
+  live.in_memory = Block();
+  finish(behind);
+}
+
+// Nothing of the chunk is needed any more.
+void Pipeline::finish(const Chunk& c) {
+  live_.erase({c.direction, c.stage, c.microbatch});
   release_batch(c);
 }
 
 void Pipeline::backward_weight(Context& ctx, const Job& job, const Chunk& c) {
-  const auto found = live_.find({c.direction, c.stage, c.microbatch});
-  stage::backward_weight(ctx, model_of(c.stage), batch_of(job, c),
-                         std::move(found->second.deferred), job.grads);
-  live_.erase(found);
-  release_batch(c);
+  Live& live = live_.at({c.direction, c.stage, c.microbatch});
+  stage::backward_weight(ctx, model_of(c.stage), batch_of(job, c), std::move(live.deferred),
+                         job.grads);
+  finish(c);
 }
 
 void Pipeline::run(Context& ctx, const Job& job) {
@@ -131,8 +170,13 @@ void Pipeline::run(Context& ctx, const Job& job) {
   const auto rank = static_cast<size_t>(rank_);
   for (const ScheduleStep& step : schedule_.steps[rank]) {
     transfer(ctx, job, step.transfers);
+    if (step.work == Work::kOverlap && overlap_) {
+      overlap(ctx, job, step.forward, step.backward);
+      continue;
+    }
     if (step.has_forward()) forward(ctx, job, step.forward);
-    if (step.has_backward_input()) backward(ctx, job, step.backward, step.work);
+    if (step.has_backward()) backward_whole(ctx, job, step.backward);
+    if (step.work == Work::kBackwardInput) backward_input(ctx, job, step.backward);
     if (step.work == Work::kBackwardWeight) backward_weight(ctx, job, step.backward);
   }
   transfer(ctx, job, schedule_.last_transfers[rank]);

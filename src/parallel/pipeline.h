@@ -7,8 +7,10 @@
 // the step's work. Between two stages of the same rank nothing is sent. A rank alone runs the same
 // code: forward, backward, micro-batch by micro-batch.
 //
-// Micro-batches are numbered over both directions: direction 0 has the first half. NOTE: an
-// overlapped pair runs one after the other here; overlapping is for devices with streams.
+// An overlapped pair runs layer beside layer (stage::overlap), or one chunk after the other where
+// the run's config says so.
+//
+// Micro-batches are numbered over both directions: direction 0 has the first half.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -31,7 +33,8 @@ class Pipeline {
     stage::Stage model;
   };
   // REQUIRES: comm (the pipeline's ranks, in order) and what the stages refer to outlive it.
-  Pipeline(const ScheduleShape& shape, int rank, Comm& comm, std::vector<Local> stages, DType act);
+  Pipeline(const ScheduleShape& shape, int rank, Comm& comm, std::vector<Local> stages, DType act,
+           bool overlap = true);
 
   struct Job {
     int num_microbatches = 0;
@@ -76,8 +79,15 @@ class Pipeline {
   void release_batch(const Chunk& chunk);
   Tensor state(Context& ctx, const Batch& batch, Block* memory) const;  // [T, D]
   void transfer(Context& ctx, const Job& job, const std::vector<Transfer>& transfers);
+  Tensor input_of(const Chunk& chunk);  // [T, D]; empty for the first stage
   void forward(Context& ctx, const Job& job, const Chunk& chunk);
-  void backward(Context& ctx, const Job& job, const Chunk& chunk, Work work);
+  // One chunk's backward, of which `run` does what is between its gradients.
+  template <class Run>
+  void backward(Context& ctx, const Job& job, const Chunk& chunk, Run&& run);
+  void backward_input(Context& ctx, const Job& job, const Chunk& chunk);
+  void backward_whole(Context& ctx, const Job& job, const Chunk& chunk);
+  void overlap(Context& ctx, const Job& job, const Chunk& ahead, const Chunk& behind);
+  void finish(const Chunk& chunk);
   void backward_weight(Context& ctx, const Job& job, const Chunk& chunk);
 
   ScheduleShape shape_;
@@ -85,6 +95,7 @@ class Pipeline {
   Comm& comm_;
   std::vector<Local> stages_;
   DType act_;
+  bool overlap_;
   Schedule schedule_;
   std::map<Key, Live> live_;
   std::map<Key, InputGrad> input_grads_;

@@ -53,6 +53,10 @@ class Team {
   Comm& in_node() { return *in_node_; }                 // those of them on this rank's node
   Comm* across_nodes() { return across_nodes_.get(); }  // those of its index; none: one node
   Comm& tensor() { return *tensor_; }                   // ranks that share tokens and heads
+  // Where the transfers of experts' tokens run beside the work; null: in its stream.
+  SideStream* side() const {
+    return gpus_ != nullptr && parallel_.overlap ? &gpus_->side() : nullptr;
+  }
   // Ranks that sum gradients: of a region of what they hold, and of dense parameters in particular.
   Comm& summing(ParamStore::Region region);
   Comm& dense() { return summing(ParamStore::Region::kDense); }

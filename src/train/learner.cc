@@ -135,9 +135,12 @@ void Learner::make_stages() {
     exchange_ = std::make_unique<ExpertExchange>(
         ExpertExchange::Groups{.inner = team_->in_node(),
                                .outer = team_->across_nodes(),
-                               .num_experts = config_.n_routed_experts},
+                               .num_experts = config_.n_routed_experts,
+                               .side = team_->side()},
         rows_);
   }
+  const bool beside = team.mesh().ep > 1 && team.side() != nullptr;
+  const int spare_sms = beside ? team.parallel().comm_sms : 0;
   std::vector<Pipeline::Local> stages;
   for (const LocalStage& s : team.stages())
     stages.push_back({.stage = s.stage,
@@ -147,9 +150,11 @@ void Learner::make_stages() {
                                 .first_layer = s.range.first_layer,
                                 .last_layer = s.range.first_layer + s.range.num_layers,
                                 .num_mtp = s.range.num_mtp,
-                                .tensor = TensorGroup(team_->tensor())}});
+                                .tensor = TensorGroup(team_->tensor()),
+                                .spare_sms = spare_sms}});
   pipeline_ = std::make_unique<Pipeline>(schedule_shape(team.parallel(), 1), team.at().pp,
-                                         team_->pipeline(), std::move(stages), compute_);
+                                         team_->pipeline(), std::move(stages), compute_,
+                                         team.parallel().overlap);
   meter_ = stage::make_meter(
       ctx_, stage::whole_model(config_, weights_, *exchange_, config_.num_nextn_predict_layers));
 }

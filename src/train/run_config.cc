@@ -196,12 +196,15 @@ ParallelConfig read_parallel(const io::JsonObject& o) {
   p.schedule = parse_schedule(o.string("schedule", schedule_name(p.schedule)));
   p.stages_per_rank = static_cast<int>(o.integer("stages_per_rank", p.stages_per_rank));
   p.ranks_per_node = static_cast<int>(o.integer("ranks_per_node", p.ranks_per_node));
+  p.overlap = o.boolean("overlap", p.overlap);
+  p.comm_sms = static_cast<int>(o.integer("comm_sms", p.comm_sms));
   p.heartbeat_seconds = o.number("heartbeat_seconds", p.heartbeat_seconds);
   p.timeout_seconds = o.number("timeout_seconds", p.timeout_seconds);
   if (o.has("layers")) p.layers = o.integers("layers");
   o.check_no_unknown();
   check_integer(o.where(), "stages_per_rank", p.stages_per_rank, 1, 64);
   check_integer(o.where(), "ranks_per_node", p.ranks_per_node, 0, 512);
+  check_integer(o.where(), "comm_sms", p.comm_sms, 0, 64);
   check_number(o.where(), "heartbeat_seconds", p.heartbeat_seconds, 1.0, 30.0);
   check_number(o.where(), "timeout_seconds", p.timeout_seconds, 1.0, 1e6);
   return p;
@@ -289,6 +292,8 @@ io::Json to_json(const ParallelConfig& p) {
                    {"schedule", schedule_name(p.schedule)},
                    {"stages_per_rank", p.stages_per_rank},
                    {"ranks_per_node", p.ranks_per_node},
+                   {"overlap", p.overlap},
+                   {"comm_sms", p.comm_sms},
                    {"heartbeat_seconds", p.heartbeat_seconds},
                    {"timeout_seconds", p.timeout_seconds}};
   if (!p.layers.empty()) json["layers"] = p.layers;

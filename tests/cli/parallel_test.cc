@@ -89,6 +89,8 @@ TEST_F(Parallel, RefusesNumbersThatDoNotFit) {
                  "dualpipev");
   expect_refused(on("x", "pp=2 layers=[1,2]"),
                  "parallel.layers add up to 3, and the model has 4 layers");
+  expect_refused(on("x", "comm_sms=65"),
+                 std::string(kWhere) + "parallel.comm_sms is 65; allowed: 0 to 64");
   expect_refused(on("x", "pq=2"),
                  std::string(kWhere) + "parallel: unknown key \"pq\"; did you mean \"pp\"?");
   EXPECT_FALSE(fs::exists(output()));
@@ -101,6 +103,15 @@ TEST_F(Parallel, LossesAreThoseOfOneRank) {
     const Result r = run(on(mesh, mesh));
     ASSERT_EQ(r.status, 0) << mesh << ": " << r.err;
     expect_same_losses(mesh, "one");
+  }
+}
+
+TEST_F(Parallel, PairsSideBySideHaveTheBitsOfPairsInTurn) {
+  for (const std::string mesh :
+       {"dp=2 ep=2 schedule=dualpipev", "pp=2 dp=2 ep=2 schedule=dualpipe"}) {
+    ASSERT_EQ(run(on(mesh, mesh)).status, 0);
+    ASSERT_EQ(run(on(mesh + " in turn", mesh + " overlap=false")).status, 0);
+    expect_same_files(mesh + " in turn", mesh);
   }
 }
 

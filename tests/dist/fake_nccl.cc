@@ -137,7 +137,8 @@ int put_into_stream(ncclComm& c, std::vector<Op> ops) {
   char* at = stage.take(bytes, !recorded);
   if (at == nullptr) return kSystemError;
   auto* group = new StreamGroup{.comm = &c, .ops = std::move(ops), .memory = at, .bytes = bytes};
-  bool good = true;
+  // NOTE: recorded groups are all in one stream.
+  bool good = recorded || stage.begin_group(c.stream);
   for (Op& op : group->ops) {
     op.gpu = std::exchange(op.data, at);
     at += (op.bytes + 255) / 256 * 256;
@@ -147,7 +148,8 @@ int put_into_stream(ncclComm& c, std::vector<Op> ops) {
   for (const Op& op : group->ops)
     if (!op.send) good = good && stage.to_gpu(op.gpu, op.data, op.bytes, c.stream);
   // A recorded group runs again with every launch, and keeps its memory.
-  good = good && (recorded || stage.call(c.stream, give_back, group));
+  good =
+      good && (recorded || (stage.call(c.stream, give_back, group) && stage.end_group(c.stream)));
   return good ? kSuccess : kSystemError;
 }
 

@@ -29,7 +29,9 @@ class GpuStage {
     };
     has_driver_ = find("cuPointerGetAttribute", attribute_) && find("cuMemHostAlloc", allocate_) &&
                   find("cuMemcpyDtoHAsync_v2", to_host_) && find("cuMemcpyHtoDAsync_v2", to_gpu_) &&
-                  find("cuLaunchHostFunc", call_) && find("cuStreamIsCapturing", is_capturing_);
+                  find("cuLaunchHostFunc", call_) && find("cuStreamIsCapturing", is_capturing_) &&
+                  find("cuEventCreate", create_event_) && find("cuEventRecord", record_) &&
+                  find("cuStreamWaitEvent", await_);
   }
   GpuStage(const GpuStage&) = delete;
   GpuStage& operator=(const GpuStage&) = delete;
@@ -51,6 +53,12 @@ class GpuStage {
     free_[0] = kBytes;
     return true;
   }
+  // Groups of a communicator run in the order of their calls, whatever their streams.
+  bool begin_group(Stream stream) {
+    if (order_ == nullptr) return create_event_(&order_, kNoTiming) == 0;
+    return await_(stream, order_, 0) == 0;
+  }
+  bool end_group(Stream stream) const { return record_(order_, stream) == 0; }
   // Waits for room; null where nothing under way will make some.
   char* take(size_t bytes, bool may_wait) {
     bytes = (bytes + 255) / 256 * 256;
@@ -94,12 +102,18 @@ class GpuStage {
   }
 
  private:
+  static constexpr unsigned kNoTiming = 2;
+
   bool has_driver_ = false;
+  void* order_ = nullptr;  // event behind the group before
   int (*attribute_)(void* value, int attribute, uint64_t pointer) = nullptr;
   int (*allocate_)(void** to, size_t bytes, unsigned flags) = nullptr;
   int (*to_host_)(void* to, uint64_t from, size_t bytes, Stream stream) = nullptr;
   int (*to_gpu_)(uint64_t to, const void* from, size_t bytes, Stream stream) = nullptr;
   int (*call_)(Stream stream, Call function, void* argument) = nullptr;
+  int (*create_event_)(void** event, unsigned flags) = nullptr;
+  int (*record_)(void* event, Stream stream) = nullptr;
+  int (*await_)(Stream stream, void* event, unsigned flags) = nullptr;
   int (*is_capturing_)(Stream stream, int* status) = nullptr;
   std::mutex mutex_;
   char* base_ = nullptr;

@@ -45,8 +45,8 @@ void check(const std::string& name, int64_t num_tokens, Scope scope) {
   Tensor pdweight = machine.tensor(DType::kF64, choices);
   experts::Saved saved;
   Ticket ticket = exchange.dispatch_start(ctx, px, machine.put(idx, choices),
-                                          machine.put(weight, DType::kF64), &saved.rows);
-  exchange.dispatch_finish(ctx, ticket);
+                                          machine.put(weight, DType::kF64));
+  exchange.dispatch_finish(ctx, ticket, &saved.rows);
   const experts::Rows rows{
       .layout = ticket.layout, .row_weight = ticket.row_weight, .num_pages = num_pages};
   ops::PagedRows row_buffer;
@@ -59,7 +59,7 @@ void check(const std::string& name, int64_t num_tokens, Scope scope) {
   experts::Deferred deferred =
       experts::make_deferred(ctx, c, ticket.layout, num_pages, DType::kF64);
   exchange.combine_backward_start(ctx, ticket, pdy, deferred.dy);
-  exchange.combine_backward_finish(ctx, ticket);
+  exchange.combine_backward_finish(ctx, ticket, deferred.dy);
   experts::backward_input(ctx, c, product.w.layers[1].moe.experts, rows, std::move(saved), deferred,
                           row_buffer, drow_weight);
   exchange.dispatch_backward_start(ctx, ticket, row_buffer, drow_weight);

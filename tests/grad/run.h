@@ -11,9 +11,11 @@
 namespace hadal::test {
 
 enum class BackwardOrder : uint8_t {
-  kJoint,      // stage::backward of each micro-batch
-  kDelayed,    // every micro-batch's forward and backward_input, then every backward_weight
-  kTwoStages,  // two pipeline stages, delayed in each
+  kJoint,             // stage::backward of each micro-batch
+  kDelayed,           // every micro-batch's forward and backward_input, then every backward_weight
+  kTwoStages,         // two pipeline stages, delayed in each
+  kOverlapped,        // each micro-batch's backward beside the next one's forward
+  kOverlappedStages,  // the same, where the backward is of a stage with another number of layers
 };
 
 struct Objective {
@@ -87,6 +89,49 @@ inline stage::Meter run_step(Machine& machine, const Config& c, Product& product
     }
     for (size_t i = 0; i < batches.size(); ++i)
       stage::backward_weight(ctx, whole, batches[i], std::move(deferred[i]), product.grads);
+  } else if (order == BackwardOrder::kOverlapped) {
+    stage::Saved saved = stage::forward(ctx, whole, batches[0], In(), meter);
+    for (size_t i = 0; i < batches.size(); ++i) {
+      const stage::BackwardArgs args{
+          .batch = batches[i], .scale = scale, .dy_in = In(), .dx_out = Out()};
+      if (i + 1 == batches.size())
+        stage::backward(ctx, whole, std::move(saved), args, product.grads);
+      else
+        saved = stage::overlap(
+            ctx, {.stage = whole, .batch = batches[i + 1], .x_in = In(), .meter = meter}, whole,
+            std::move(saved), args, product.grads);
+    }
+  } else if (order == BackwardOrder::kOverlappedStages) {
+    // The second stage's backward beside the next micro-batch's first stage, and the other way
+    // round.
+    stage::Stage first = whole, last = whole;
+    first.last_layer = last.first_layer = 1;
+    first.num_mtp = 0;
+    stage::Meter first_meter = stage::make_meter(ctx, first);
+    stage::Saved a = stage::forward(ctx, first, batches[0], In(), first_meter);
+    stage::Saved b = stage::forward(ctx, last, batches[0], a.x.back(), meter);
+    for (size_t i = 0; i < batches.size(); ++i) {
+      Tensor dx;
+      const Shape shape{batches[i].seq.num_tokens, c.hidden_size};
+      const Block memory = ctx.memory.take_tensor(act, shape, &dx);
+      const stage::BackwardArgs of_last{
+          .batch = batches[i], .scale = scale, .dy_in = In(), .dx_out = dx};
+      const stage::BackwardArgs of_first{
+          .batch = batches[i], .scale = scale, .dy_in = dx, .dx_out = Out()};
+      if (i + 1 == batches.size()) {
+        stage::backward(ctx, last, std::move(b), of_last, product.grads);
+        stage::backward(ctx, first, std::move(a), of_first, product.grads);
+        break;
+      }
+      const Batch& next = batches[i + 1];
+      stage::Saved next_a =
+          stage::overlap(ctx, {.stage = first, .batch = next, .x_in = In(), .meter = first_meter},
+                         last, std::move(b), of_last, product.grads);
+      b = stage::overlap(ctx,
+                         {.stage = last, .batch = next, .x_in = next_a.x.back(), .meter = meter},
+                         first, std::move(a), of_first, product.grads);
+      a = std::move(next_a);
+    }
   } else {
     stage::Stage first = whole, last = whole;
     first.last_layer = last.first_layer = 1;

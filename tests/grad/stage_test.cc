@@ -105,6 +105,15 @@ TEST(StageGrad, TwoStagesEqualOne) {
     expect_order_keeps_bits(BackwardOrder::kTwoStages, act, false);
 }
 
+TEST(StageGrad, OverlappedEqualsJoint) {
+  for (DType act : {DType::kF64, DType::kF32, DType::kBF16})
+    for (const BackwardOrder order :
+         {BackwardOrder::kOverlapped, BackwardOrder::kOverlappedStages}) {
+      expect_order_keeps_bits(order, act, false);
+      expect_order_keeps_bits(order, act, true);
+    }
+}
+
 // The longest chain from a weight to its gradient and back.
 int64_t num_products(const Config& c) {
   return 2 * 8 * (c.num_hidden_layers + c.num_nextn_predict_layers + 1);
