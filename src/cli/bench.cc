@@ -20,7 +20,14 @@ struct Options {
   std::vector<std::string> kv_caches = {"auto"};
   std::vector<int64_t> depths = {0}, tokens = {512};
   int64_t samples = 10;
+  OverlapOptions overlap;
 };
+
+Precision precision_of(const std::string& format) {
+  HADAL_CHECK(format == "bf16" || format == "fp8", "layers are benched in bf16 or fp8, not in ",
+              format);
+  return format == "fp8" ? kFp8Recipe : Precision{};
+}
 
 void check(const Options& o) {
   HADAL_CHECK(o.samples >= 1 && o.samples <= 10000, "--samples is ", o.samples,
@@ -137,18 +144,43 @@ void add_bench_command(CLI::App& app) {
       "--device cuda",
       o,
       [](Context& ctx, const Options& options, const nlohmann::json& row) {
-        for (const std::string& format : options.formats) {
-          HADAL_CHECK(format == "bf16" || format == "fp8", "bench layer computes in bf16 or ",
-                      "fp8, not ", format);
-          const Precision precision = format == "fp8" ? kFp8Recipe : Precision{};
+        for (const std::string& format : options.formats)
           for (int64_t tokens : options.tokens)
-            bench_layer(ctx, read_model_config(options.config), precision, tokens, options.samples,
-                        row);
-        }
+            bench_layer(ctx, read_model_config(options.config), precision_of(format), tokens,
+                        options.samples, row);
       },
       true);
   add_formats(layer, o);
   layer->add_option("--tokens", o->tokens, "of the one sequence")->delimiter(',');
+  auto* overlap = add(
+      *bench, "overlap", "a chunk forward beside another backward, with transfers of a link's rate",
+      "hadal bench overlap --config configs/deepseek_v3.json --tokens 4096 --format fp8 --device "
+      "cuda",
+      o,
+      [](Context& ctx, const Options& options, const nlohmann::json& row) {
+        OverlapOptions overlap = options.overlap;
+        HADAL_CHECK(overlap.layers >= 1 && overlap.layers <= 64, "--layers is ", overlap.layers,
+                    "; allowed: 1 to 64");
+        HADAL_CHECK(overlap.comm_sms >= 1 && overlap.comm_sms <= 64, "--comm-sms is ",
+                    overlap.comm_sms, "; allowed: 1 to 64");
+        for (const double gbps : overlap.gbps)
+          HADAL_CHECK(gbps > 0.0 && gbps <= 1000.0, "--gbps is ", gbps,
+                      "; allowed: more than 0 and at most 1000");
+        overlap.samples = options.samples;
+        for (const std::string& format : options.formats)
+          for (const int64_t tokens : options.tokens) {
+            overlap.tokens = tokens;
+            bench_overlap(ctx, read_model_config(options.config), precision_of(format), overlap,
+                          row);
+          }
+      },
+      true);
+  add_formats(overlap, o);
+  overlap->add_option("--tokens", o->tokens, "of a micro-batch")->delimiter(',');
+  overlap->add_option("--layers", o->overlap.layers, "of a chunk")->capture_default_str();
+  overlap->add_option("--comm-sms", o->overlap.comm_sms, "SMs of a transfer")
+      ->capture_default_str();
+  overlap->add_option("--gbps", o->overlap.gbps, "GB/s of the link")->delimiter(',');
   auto* ops = add(*bench, "ops", "matrix products one by one", "hadal bench ops --format int8", o,
                   [](Context& ctx, const Options& options, const nlohmann::json& row) {
                     const Config config = read_model_config(options.config);

@@ -105,8 +105,16 @@ struct RatesOptions {
 // Rows of rates for configs/rates; steps run on a second machine of the same options.
 void bench_rates(Context& ctx, const MachineOptions& machine, const RatesOptions& options);
 // Milliseconds of a layer's forward pass and of the halves of its backward pass; on any device.
-void bench_layer(Context& ctx, Config config, const Precision& precision, int64_t tokens,
+void bench_layer(Context& ctx, const Config& config, const Precision& precision, int64_t tokens,
                  int64_t count, nlohmann::json row);
+struct OverlapOptions {
+  int64_t tokens = 4096, layers = 4, samples = 10;
+  int comm_sms = 20;
+  std::vector<double> gbps = {50.0};  // of the link
+};
+// Milliseconds of a layer's forward beside another's backward, with transfers at a link's rate.
+void bench_overlap(Context& ctx, const Config& config, const Precision& precision,
+                   const OverlapOptions& options, nlohmann::json row);
 // The operations that are bound by memory, beside a copy; on a GPU.
 void bench_rows(Context& ctx, const Config& config, int64_t tokens, int64_t count,
                 const nlohmann::json& row);

@@ -121,5 +121,25 @@ TEST(Bench, LayerHasTheRowsOfABalancedRank) {
   EXPECT_EQ(products, (std::vector<std::string>{"bf16", "fp8"}));
 }
 
+// Two micro-batches in flight, transfers beside the work or in its stream: all of them end.
+TEST(Bench, OverlapRunsEveryOrder) {
+  const Result r = run({"bench", "overlap", "--config", "configs/experts_256.json", "--tokens",
+                        "130", "--layers", "2", "--format", "bf16,fp8", "--samples", "1", "--gbps",
+                        "1,10", "--threads", "2"});
+  ASSERT_EQ(r.status, 0) << r.err;
+  std::istringstream lines(r.out);
+  int rows = 0;
+  for (std::string line; std::getline(lines, line); ++rows) {
+    const json row = json::parse(line);
+    EXPECT_EQ(row["link_GBps"], rows % 2 == 0 ? 1.0 : 10.0);
+    // Of 130 tokens 923 rows leave: as many bytes as the link takes so long for.
+    EXPECT_GE(row["transfers_ms"],
+              1e3 * row["sent_MB"].get<double>() / 1e3 / row["link_GBps"].get<double>());
+    EXPECT_GE(row["serial_ms"], row["transfers_ms"].get<double>());
+  }
+  EXPECT_EQ(rows, 4);
+  expect_refused({"bench", "overlap", "--comm-sms", "0"}, "--comm-sms is 0; allowed: 1 to 64");
+}
+
 }  // namespace
 }  // namespace hadal::test

@@ -7,12 +7,22 @@
 #include "ops/loss.h"
 #include "ops/norm.h"
 #include "ops/optim.h"
+#include "ops/paced_copy.h"
 #include "ops/quant.h"
 #include "ops/rope.h"
 #include "tests/ops_cuda/twin.h"
 
 namespace hadal::test {
 namespace {
+
+TEST(OpsCuda, PacedCopy) {
+  for (const int64_t n : {0, 4, 4 * 4096 * 3, 1000004})
+    expect_twins(concat("paced copy ", n), [&](Side& s) {
+      const Tensor y = s.out(DType::kF32, {n});
+      ops::paced_copy(s.ctx, 1e12, 3, s.random("x", DType::kF32, {n}), Tensor(y));
+      return std::vector<Tensor>{y};
+    });
+}
 
 const int64_t kRows[][2] = {{0, 5}, {1, 1}, {3, 33}, {70, 7}, {17, 300}};
 
