@@ -18,7 +18,7 @@ usage() {
 }
 
 write_text() {
-  local out work
+  local out
   out=$(realpath "$1")
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT

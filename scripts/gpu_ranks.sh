@@ -170,7 +170,7 @@ run() {
   step links 10
   step nccl 70
   step model 60
-  step mesh 120
+  step mesh 150
   step comm 40
   step kill 50
   step train 110

@@ -464,10 +464,12 @@ bool fits(const ParallelConfig& parallel, const Setting& setting) {
   return !setting.fp8 || parallel.mesh.tp == 1;
 }
 
-// Of --fast.
+// Of --fast. On GPUs transfers of experts' tokens run beside the work, in pairs.
 bool is_left_out(const ParallelConfig& parallel, const Setting& setting, const Options& options) {
   const bool on_gpus = options.device == "cuda";
   if (on_gpus && setting.dtype == DType::kF32 && setting.weights == Weights::kFree) return true;
+  if (on_gpus && parallel.mesh.ep > 1 && parallel.schedule == ScheduleKind::kDualPipeV)
+    return false;
   return (on_gpus || setting.dtype != DType::kF64) && parallel.schedule != ScheduleKind::k1F1B &&
          parallel.schedule != ScheduleKind::kDualPipe;
 }

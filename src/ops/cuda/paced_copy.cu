@@ -41,9 +41,21 @@ __global__ void __launch_bounds__(kCopyThreads)
 void paced_copy(Context& ctx, double bytes_per_second, int blocks, In x, Out y) {
   const int64_t words = x.num_bytes() / 16;
   if (words == 0) return;
-  paced_copy_kernel<<<static_cast<unsigned>(blocks), kCopyThreads, 0, stream_of(ctx)>>>(
-      static_cast<const uint4*>(x.raw()), static_cast<uint4*>(y.raw()), words,
-      16e9 / bytes_per_second);
+  // NOTE: in pairs, as kernels that send are launched in clusters: one block alone keeps a pair of
+  // SMs from the products, whose blocks work in clusters of two, and one that finds no pair waits
+  // for all others to end.
+  cudaLaunchAttribute pairs;
+  pairs.id = cudaLaunchAttributeClusterDimension;
+  pairs.val.clusterDim = {.x = 2, .y = 1, .z = 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(kCopyThreads);
+  config.stream = stream_of(ctx);
+  config.attrs = &pairs;
+  config.numAttrs = blocks % 2 == 0 && has_sm90(ctx) ? 1 : 0;
+  static_cast<void>(
+      cudaLaunchKernelEx(&config, paced_copy_kernel, static_cast<const uint4*>(x.raw()),
+                         static_cast<uint4*>(y.raw()), words, 16e9 / bytes_per_second));
   check_launch(ctx, "paced_copy", x);
 }
 
