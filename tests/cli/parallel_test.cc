@@ -90,7 +90,7 @@ TEST_F(Parallel, RefusesNumbersThatDoNotFit) {
   expect_refused(on("x", "pp=2 layers=[1,2]"),
                  "parallel.layers add up to 3, and the model has 4 layers");
   expect_refused(on("x", "comm_sms=65"),
-                 std::string(kWhere) + "parallel.comm_sms is 65; allowed: 0 to 64");
+                 std::string(kWhere) + "parallel: comm_sms is 65; allowed: 0 to 64");
   expect_refused(on("x", "pq=2"),
                  std::string(kWhere) + "parallel: unknown key \"pq\"; did you mean \"pp\"?");
   EXPECT_FALSE(fs::exists(output()));
