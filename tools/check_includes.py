@@ -46,7 +46,7 @@ EXTERNAL = [
     (re.compile(r"boost/"), {"server"}, "Boost"),
     (re.compile(r"sys/mman\.h"), {"core", "io", "parallel"}, "memory mapping"),
 ]
-CUDA_FILES = re.compile(r"(ops/cuda/.*|core/device(_memory)?_cuda\.cc)$")
+CUDA_FILES = re.compile(r"(ops/cuda/.*|core/device(_memory|_window)?_cuda\.cc)$")
 SUFFIXES = {".h", ".cc", ".cu", ".cuh"}
 INCLUDE = re.compile(r'\s*#\s*include\s*(?:"([^"]+)"|<([^>]+)>)')
 

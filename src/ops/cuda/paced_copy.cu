@@ -1,6 +1,6 @@
 // Paced copies on CUDA.
 // SPDX-License-Identifier: Apache-2.0
-#include "ops/cuda/detail/launch.cuh"
+#include "ops/cuda/detail/pair_launch.cuh"
 #include "ops/paced_copy.h"
 
 namespace hadal::ops::cuda {
@@ -41,21 +41,8 @@ __global__ void __launch_bounds__(kCopyThreads)
 void paced_copy(Context& ctx, double bytes_per_second, int blocks, In x, Out y) {
   const int64_t words = x.num_bytes() / 16;
   if (words == 0) return;
-  // NOTE: in pairs, as kernels that send are launched in clusters: one block alone keeps a pair of
-  // SMs from the products, whose blocks work in clusters of two, and one that finds no pair waits
-  // for all others to end.
-  cudaLaunchAttribute pairs;
-  pairs.id = cudaLaunchAttributeClusterDimension;
-  pairs.val.clusterDim = {.x = 2, .y = 1, .z = 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(kCopyThreads);
-  config.stream = stream_of(ctx);
-  config.attrs = &pairs;
-  config.numAttrs = blocks % 2 == 0 && has_sm90(ctx) ? 1 : 0;
-  static_cast<void>(
-      cudaLaunchKernelEx(&config, paced_copy_kernel, static_cast<const uint4*>(x.raw()),
-                         static_cast<uint4*>(y.raw()), words, 16e9 / bytes_per_second));
+  launch_in_pairs(ctx, paced_copy_kernel, blocks, kCopyThreads, static_cast<const uint4*>(x.raw()),
+                  static_cast<uint4*>(y.raw()), words, 16e9 / bytes_per_second);
   check_launch(ctx, "paced_copy", x);
 }
 

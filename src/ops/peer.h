@@ -1,0 +1,51 @@
+// Rows straight into other ranks' memory, and the marks by which those learn of them: transfers
+// among the GPUs of a host that need no host.
+//
+//   G ranks   R slots of a rank   T tokens   K choices of a token   C places of a row   W width
+//   E experts of a rank
+//
+// Every rank has a window, memory that all of them map. A part of it holds R rows from each rank:
+// rank s writes slot r of rank g's part as row s*R + r. Where a row goes is its place, g*R + r.
+// Marks are a part as well: how often each rank has posted.
+//
+// Order: what a rank puts, then its post; whoever has awaited that post may read the rows. A part
+// may be written again once its reader has let the writer know that it is done, which here the
+// reader's own next post does (parallel/window_exchange.h).
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <array>
+
+#include "ops/dispatch.h"
+
+namespace hadal::ops {
+
+inline constexpr int kMaxPeers = 16;
+
+// The windows as one rank sees them.
+struct PeerView {
+  int place = 0, size = 1;                // this rank, G
+  std::array<void*, kMaxPeers> window{};  // [G]   its own among them
+};
+// Bytes of marks: of each rank, and of this one.
+inline constexpr int64_t kMarksBytes = (kMaxPeers + 1) * 8;
+
+// Copies as hop_copies numbers them, by rank and then by token, become places; sent += copies to
+// each rank.     counts [G, 1+E] i64, copy_of_rank [T, C] i32, copy_of_choice [T, K] i32, sent [G]
+// i64
+HADAL_OP(peer_places, Context& ctx, int64_t slots, In counts, Acc copy_of_rank, Acc copy_of_choice,
+         Acc sent)
+// place[n] = n where ids[n] has a choice, -1 elsewhere: where the row of who came goes back to.
+//   ids [N, K] i32 -> place [N, 1] i32
+HADAL_OP(peer_arrivals, Context& ctx, In ids, Out place)
+// Row x[t] to each of its places but -1, in the part that begins at byte `offset` of the windows.
+// On a GPU `blocks` blocks do it, of an SM each.     x [T, W], place [T, C] i32
+HADAL_OP(peer_put, Context& ctx, const PeerView& view, int64_t offset, int64_t slots, int blocks,
+         In x, In place)
+// Marks in every window that what this stream has put is there.
+HADAL_OP(peer_post, Context& ctx, const PeerView& view, int64_t offset)
+// Waits until every rank has posted as often as this one; or until *stop, which the host may set at
+// any time, is not 0 (null: never): what is read after that is of no use.
+HADAL_OP(peer_await, Context& ctx, const PeerView& view, int64_t offset, const int* stop)
+
+}  // namespace hadal::ops

@@ -1,0 +1,78 @@
+// Transfers through windows on CUDA against the CPU's: two ranks of one device, in turn.
+//
+//   G ranks   R slots   T tokens   K choices
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/peer.h"
+
+#include "ops/ranks.h"
+#include "tests/ops_cuda/twin.h"
+
+namespace hadal::test {
+namespace {
+
+constexpr int64_t kRanks = 2, kSlots = 256, kMarks = 0, kPart = 256;
+
+// Windows of both ranks, empty.
+std::vector<Tensor> windows(Side& s, int64_t row_bytes) {
+  std::vector<Tensor> all;
+  for (int64_t g = 0; g < kRanks; ++g)
+    all.push_back(s.make(DType::kI32, {(kPart + kRanks * kSlots * row_bytes) / 4},
+                         [](int64_t) { return 0.0; }));
+  return all;
+}
+ops::PeerView view_of(const std::vector<Tensor>& windows, int place) {
+  return {.place = place, .size = kRanks, .window = {windows[0].raw(), windows[1].raw()}};
+}
+
+TEST(OpsCuda, PeerRowsAndMarks) {
+  // Rows of 16, 8, 4 and of odd bytes.
+  for (const auto& [type, width] : {std::pair<DType, int64_t>{DType::kBF16, 7168},
+                                    {DType::kE4M3, 7232},
+                                    {DType::kF32, 6},
+                                    {DType::kF32, 5},
+                                    {DType::kE4M3, 20},
+                                    {DType::kBF16, 2}})
+    expect_twins(concat("peer ", dtype_name(type), " ", width), [&](Side& s) {
+      const int64_t T = 200, bytes = width * static_cast<int64_t>(dtype_size(type));
+      std::vector<Tensor> all = windows(s, (bytes + 15) / 16 * 16);
+      for (int round = 0; round < 2; ++round)
+        for (int me = 0; me < kRanks; ++me) {
+          // Some to nobody, some to both.
+          const Tensor place = s.make(DType::kI32, {T, 2}, [&](int64_t i) {
+            const int64_t t = i / 2, g = i % 2;
+            return (t + g) % 3 == 0 ? -1.0 : static_cast<double>(g * kSlots + (t * 7 + round) % T);
+          });
+          const Tensor x = s.random(concat("x", me, round), type, {T, width});
+          ops::peer_put(s.ctx, view_of(all, me), kPart, kSlots, 20, x, place);
+          ops::peer_post(s.ctx, view_of(all, me), kMarks);
+        }
+      for (int me = 0; me < kRanks; ++me) ops::peer_await(s.ctx, view_of(all, me), kMarks, nullptr);
+      return all;
+    });
+}
+
+TEST(OpsCuda, PeerPlacesAndArrivals) {
+  for (const int64_t T : {0, 1, 37, 256})
+    expect_twins(concat("peer places ", T), [&](Side& s) {
+      const int64_t K = 4, E = 4;
+      const Rng rng(3, 3);
+      const Tensor ids = s.make(DType::kI32, {T, K}, [&](int64_t i) {
+        return static_cast<double>(i % K + (rng.u64(static_cast<uint64_t>(i / K)) % 2) * E);
+      });
+      const Tensor of_rank = s.out(DType::kI32, {T, kRanks}),
+                   of_choice = s.out(DType::kI32, {T, K});
+      const Tensor counts = s.out(DType::kI64, {kRanks, 1 + E}), most = s.out(DType::kI64, {1});
+      const Tensor sent = s.make(DType::kI64, {kRanks}, [](int64_t i) { return 5.0 * i; });
+      ops::hop_copies(s.ctx, ids, Tensor(of_rank), Tensor(of_choice), Tensor(counts), Tensor(most));
+      ops::peer_places(s.ctx, kSlots, counts, Tensor(of_rank), Tensor(of_choice), Tensor(sent));
+      const Tensor came = s.make(DType::kI32, {T, K}, [](int64_t i) {
+        return i / 4 % 3 == 0 ? -1.0 : i % 5 == 0 ? 2.0 : -1.0;
+      });
+      const Tensor arrivals = s.out(DType::kI32, {T, 1});
+      ops::peer_arrivals(s.ctx, came, Tensor(arrivals));
+      return std::vector<Tensor>{of_rank, of_choice, sent, arrivals};
+    });
+}
+
+}  // namespace
+}  // namespace hadal::test
