@@ -7,7 +7,9 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <memory>
 #include <numeric>
+#include <utility>
 
 #include "cli/bench.h"
 #include "cli/model_config.h"
@@ -20,6 +22,8 @@
 #include "parallel/comm_nccl.h"
 #include "parallel/expert_exchange.h"
 #include "parallel/launch.h"
+#include "parallel/peer_windows.h"
+#include "parallel/window_exchange.h"
 
 namespace hadal::cli {
 namespace {
@@ -158,43 +162,98 @@ Tensor random_choices(Context& ctx, const Config& c, int64_t T, int rank, Block*
   return idx;
 }
 
-// Dispatch of T tokens of each rank, in bf16 or FP8, and combine in bf16. Dispatch waits for the
-// host.
-void bench_exchange(Bench& bench, const Config& c, int64_t T) {
-  Context& ctx = bench.ctx();
+// T tokens of each rank on their way to random experts and back.
+class Trips {
+ public:
+  Trips(Bench& bench, const Config& c, int64_t T)
+      : bench_(bench), ctx_(bench.ctx()), config_(c), T_(T) {
+    const int64_t N = bench.comm().size(), K = c.num_experts_per_tok, D = c.hidden_size;
+    const int64_t local = c.n_routed_experts / N;
+    pool_ = std::make_unique<RowPool>(ctx_, c, DType::kBF16,
+                                      experts::max_pages(N * T * std::min(K, local), local));
+    x_ = filled(ctx_, DType::kBF16, {T, D}, &x_memory_);
+    y_ = filled(ctx_, DType::kBF16, {T, D}, &y_memory_);
+    idx_ = random_choices(ctx_, c, T, bench.comm().rank(), &idx_memory_);
+    weight_ = filled(ctx_, DType::kF32, {T, K}, &weight_memory_);
+  }
+  RowPool& pool() { return *pool_; }
+
+  // Bytes of rows that leave this rank, out and back.
+  void count(CountedExchange& exchange) {
+    run(exchange, [&](Ticket& ticket, const ops::PagedRows& rows) {
+      sent_ = exchange.counters(ctx_).node_bytes;
+      exchange.reset_counters(ctx_);
+      exchange.combine_start(ctx_, ticket, rows);
+      exchange.combine_finish(ctx_, ticket, rows, y_);
+      back_ = exchange.counters(ctx_).node_bytes;
+    });
+  }
+  // Dispatch in bf16 or FP8, and combine, which is in bf16 either way. `how`: as a row's name ends.
+  void measure(CountedExchange& exchange, const std::string& how) {
+    run(exchange, [&](Ticket& ticket, const ops::PagedRows& rows) {
+      if (config_.precision.fp8) return;
+      bench_.measure("combine" + how, T_, back_, [&] {
+        exchange.combine_start(ctx_, ticket, rows);
+        exchange.combine_finish(ctx_, ticket, rows, y_);
+      });
+    });
+    bench_.measure((config_.precision.fp8 ? "dispatch, FP8" : "dispatch") + how, T_, sent_, [&] {
+      lease_ = RowLease();
+      ticket_ = exchange.dispatch_start(ctx_, x_, idx_, weight_);
+      exchange.dispatch_finish(ctx_, ticket_, &lease_);
+    });
+    lease_ = RowLease();
+    ticket_ = Ticket();
+  }
+
+ private:
+  template <class Fn>
+  void run(CountedExchange& exchange, const Fn& fn) {
+    Ticket ticket = exchange.dispatch_start(ctx_, x_, idx_, weight_);
+    RowLease lease;
+    exchange.dispatch_finish(ctx_, ticket, &lease);
+    ops::PagedRows rows;
+    const Block memory = ctx_.memory.take_tensor(
+        DType::kBF16, {ticket.num_pages, ops::kPageRows, config_.hidden_size}, &rows.slab);
+    ops::fill(ctx_, 1.0, Tensor(rows.slab));
+    fn(ticket, rows);
+  }
+
+  Bench& bench_;
+  Context& ctx_;
+  const Config& config_;
+  int64_t T_, sent_ = 0, back_ = 0;
+  std::unique_ptr<RowPool> pool_;
+  Block x_memory_, y_memory_, idx_memory_, weight_memory_;
+  Tensor x_, y_, idx_, weight_;
+  Ticket ticket_;
+  RowLease lease_;
+};
+
+// As messages, where dispatch waits for the host; on GPUs of one host through windows as well.
+void bench_exchange(Bench& bench, const Config& c, int64_t T, World& world, NcclWorld* gpus) {
+  Trips trips(bench, c, T);
   Comm& comm = bench.comm();
-  const int64_t N = comm.size(), K = c.num_experts_per_tok, D = c.hidden_size;
-  const int64_t local = c.n_routed_experts / N;
-  RowPool pool(ctx, c, DType::kBF16, experts::max_pages(N * T * std::min(K, local), local));
-  ExpertExchange exchange({.inner = comm, .outer = nullptr, .num_experts = c.n_routed_experts},
-                          pool);
-  Block x_memory, idx_memory, weight_memory, y_memory;
-  const Tensor x = filled(ctx, DType::kBF16, {T, D}, &x_memory);
-  Tensor y = filled(ctx, DType::kBF16, {T, D}, &y_memory);
-  const Tensor idx = random_choices(ctx, c, T, comm.rank(), &idx_memory);
-  const Tensor weight = filled(ctx, DType::kF32, {T, K}, &weight_memory);
-  RowLease rows;
-  Ticket ticket = exchange.dispatch_start(ctx, x, idx, weight);
-  exchange.dispatch_finish(ctx, ticket, &rows);
-  const int64_t sent = exchange.counters().node_bytes;
-  bench.measure(c.precision.fp8 ? "dispatch, FP8" : "dispatch", T, sent, [&] {
-    rows = RowLease();
-    ticket = exchange.dispatch_start(ctx, x, idx, weight);
-    exchange.dispatch_finish(ctx, ticket, &rows);
-  });
-  if (c.precision.fp8) return;  // combine is the same
-  ops::PagedRows y_rows;
-  const Block y_rows_memory =
-      ctx.memory.take_tensor(DType::kBF16, {ticket.num_pages, ops::kPageRows, D}, &y_rows.slab);
-  ops::fill(ctx, 1.0, Tensor(y_rows.slab));
-  exchange.reset_counters();
-  const auto combine = [&] {
-    exchange.combine_start(ctx, ticket, y_rows);
-    exchange.combine_finish(ctx, ticket, y_rows, y);
-  };
-  combine();
-  const int64_t back = exchange.counters().node_bytes;
-  bench.measure("combine", T, back, combine);
+  ExpertExchange messages({.inner = comm, .outer = nullptr, .num_experts = c.n_routed_experts},
+                          trips.pool());
+  trips.count(messages);
+  trips.measure(messages, "");
+  if (gpus == nullptr || world.hosts().size() > 1 || comm.size() > ops::kMaxPeers) return;
+  const WindowLayout layout(comm.size(), T, c.num_experts_per_tok, c.hidden_size, DType::kBF16,
+                            c.precision.fp8);
+  std::vector<int> all(static_cast<size_t>(world.size()));
+  std::iota(all.begin(), all.end(), 0);
+  const PeerWindows windows(world, all, gpus->device(), static_cast<size_t>(layout.bytes));
+  for (const int sms : {20, 8}) {
+    WindowExchange exchange(bench.ctx(),
+                            {.view = windows.view(),
+                             .num_experts = c.n_routed_experts,
+                             .sms = sms,
+                             .stop = gpus->stop_flag()},
+                            layout, trips.pool());
+    trips.measure(exchange, fmt::format(", windows, {} SMs", sms));
+  }
+  device::synchronize(bench.ctx().device, bench.ctx().stream);
 }
 
 void run_rank(World& world, const Options& o, const std::string& command) {
@@ -218,7 +277,7 @@ void run_rank(World& world, const Options& o, const std::string& command) {
   Config config = read_model_config(o.config);
   for (const Precision& precision : {Precision{}, kFp8Recipe}) {
     config.precision = precision;
-    for (const int64_t tokens : o.tokens) bench_exchange(bench, config, tokens);
+    for (const int64_t tokens : o.tokens) bench_exchange(bench, config, tokens, world, gpus.get());
   }
 }
 

@@ -236,7 +236,13 @@ class NcclWorld::Calling {
 };
 
 NcclWorld::NcclWorld(World& world, Context& ctx, const NcclOptions& options)
-    : world_(world), ctx_(ctx), options_(options), side_(ctx.device), api_(nccl()) {
+    : world_(world),
+      ctx_(ctx),
+      options_(options),
+      side_(ctx.device),
+      api_(nccl()),
+      stop_flag_(static_cast<int*>(device::allocate_pinned(ctx.device, sizeof(int)))) {
+  *stop_flag_ = 0;
   NcclId id;
   if (world.rank() == 0) api_.check(api_.get_unique_id(&id), "ncclGetUniqueId");
   world.at("start", "NCCL");
@@ -291,6 +297,7 @@ NcclWorld::~NcclWorld() {
     }
   }
   end_watch();
+  device::release_pinned(ctx_.device, stop_flag_);
 }
 
 // NOTE: the World watches until an abort is done: one that hangs ends with the process.
@@ -347,6 +354,7 @@ void NcclWorld::connect(Context& ctx) {
 // NOTE: a rank that is inside a call of NCCL which does not return keeps the mutex; the World ends
 // its process.
 void NcclWorld::abort() {
+  std::atomic_ref<int>(*stop_flag_).store(1);
   std::unique_lock<std::timed_mutex> lock(calls_, std::defer_lock);
   if (lock.try_lock_for(kAbortAfter) && comm_ != nullptr)
     static_cast<void>(api_.abort(std::exchange(comm_, nullptr)));

@@ -50,6 +50,9 @@ class NcclWorld {
   std::unique_ptr<Comm> make_comm(std::vector<int> ranks, const char* name);
 
   World& world() const { return world_; }
+  Device device() const { return ctx_.device; }
+  // Not 0 once a rank has failed: kernels that wait for others look at it.
+  const int* stop_flag() const { return stop_flag_; }
   // For transfers beside the work of ctx.
   SideStream& side() { return side_; }
   const NcclApi& api() const { return api_; }
@@ -82,6 +85,7 @@ class NcclWorld {
   // NCCL's calls of the two threads, this rank's and the one that aborts.
   std::timed_mutex calls_;
   std::atomic<bool> in_call_{false};  // of the first
+  int* stop_flag_;                    // in memory that the GPU reads by itself
   std::atomic<bool> stopped_{false}, is_aborted_{false};
   std::thread aborter_;
 };

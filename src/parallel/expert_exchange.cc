@@ -8,8 +8,7 @@
 #include <utility>
 
 #include "core/stream_state.h"
-#include "model/bytes.h"
-#include "ops/fp8_wire.h"
+#include "parallel/arrivals.h"
 
 namespace hadal {
 
@@ -31,14 +30,14 @@ ExpertExchange::ExpertExchange(const Groups& g, RowPool& pool)
   hops_.emplace_back(g.inner, experts_of_rank_);
 }
 
-ExchangeCounters ExpertExchange::counters() const {
+ExchangeCounters ExpertExchange::counters(Context&) {
   ExchangeCounters c = counters_;
   c.node_bytes = hops_.back().bytes();
   c.link_bytes = has_outer_ ? hops_.front().bytes() : 0;
   return c;
 }
 
-void ExpertExchange::reset_counters() {
+void ExpertExchange::reset_counters(Context&) {
   counters_ = {};
   for (ExpertHop& hop : hops_) hop.reset_bytes();
 }
@@ -55,14 +54,6 @@ void ExpertExchange::count_visits(const Hops& route) {
 }
 
 namespace {
-
-// What came, to the row of each of its choices.
-void place(Context& ctx, In came, In row_of_choice, const ops::PagedRows& rows) {
-  if (came.dtype() == DType::kE4M3)
-    ops::place_wire_rows(ctx, came, row_of_choice, rows);
-  else
-    ops::scatter_rows(ctx, came, row_of_choice, rows);
-}
 
 ExpertHop::Wire wire_of(bool rows_are_fp8) {
   return rows_are_fp8 ? ExpertHop::Wire::kFp8 : ExpertHop::Wire::kAsIs;
@@ -97,24 +88,8 @@ Ticket ExpertExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_w
 void ExpertExchange::dispatch_finish(Context& ctx, Ticket& t, RowLease* rows) {
   join(ctx, t);
   ExpertHop::Tokens& came = static_cast<Hops&>(*t.route).came;
-  const int64_t R = came.ids.rows.dim(0), K = came.ids.rows.dim(1), E = experts_of_rank_;
-  const DType stat = came.weights.rows.dtype();
-  t.memory = ctx.memory.take(ByteCount()
-                                 .add(DType::kI32, {E})
-                                 .add(DType::kI32, {E + 1})
-                                 .add(DType::kI32, {t.num_pages})
-                                 .add(DType::kI32, {R, K})
-                                 .add(stat, {t.num_pages * ops::kPageRows})
-                                 .total());
-  t.layout.counts = t.memory.tensor(DType::kI32, {E});
-  t.layout.page_begin = t.memory.tensor(DType::kI32, {E + 1});
-  const Tensor page = t.memory.tensor(DType::kI32, {t.num_pages});
-  t.row_of_choice = t.memory.tensor(DType::kI32, {R, K});
-  t.row_weight = t.memory.tensor(stat, {t.num_pages * ops::kPageRows});
-  ops::expert_layout(ctx, came.ids.rows, t.layout, t.row_of_choice);  // [R, K]
-  *rows = pool_.take(t.layout, page);
-  place(ctx, came.x.rows, t.row_of_choice, rows->x());                          // [rows, D]
-  ops::scatter_choices(ctx, came.weights.rows, t.row_of_choice, t.row_weight);  // [rows]
+  place_arrivals(ctx, {.x = came.x.rows, .ids = came.ids.rows, .weights = came.weights.rows},
+                 experts_of_rank_, pool_, t, rows);
   came = {};
 }
 
@@ -158,7 +133,7 @@ void ExpertExchange::combine_backward_start(Context& ctx, Ticket& t, In dy,
 void ExpertExchange::combine_backward_finish(Context& ctx, Ticket& t, const ops::PagedRows& drows) {
   join(ctx, t);
   RowBuffer& in = static_cast<Hops&>(*t.route).came.x;
-  place(ctx, in.rows, t.row_of_choice, drows);  // [rows, D]
+  place_rows(ctx, in.rows, t.row_of_choice, drows);  // [rows, D]
   in = RowBuffer();
 }
 

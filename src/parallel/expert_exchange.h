@@ -22,22 +22,12 @@
 #include <vector>
 
 #include "core/side_stream.h"
-#include "model/exchange.h"
+#include "parallel/exchange_counters.h"
 #include "parallel/expert_hop.h"
 
 namespace hadal {
 
-// Of this rank, since the last reset.
-struct ExchangeCounters {
-  int64_t tokens = 0;       // dispatched, once for each MoE layer
-  int64_t rank_visits = 0;  // ranks that tokens went on to from here for one of their experts
-  int64_t node_visits = 0;  // nodes, likewise
-  int64_t most_nodes = 0;   // of one token
-  int64_t node_bytes = 0;   // sent to other ranks of this rank's node, backward included
-  int64_t link_bytes = 0;   // sent to other nodes
-};
-
-class ExpertExchange final : public Exchange {
+class ExpertExchange final : public CountedExchange {
  public:
   struct Groups {
     Comm& inner;                 // ranks of this rank's node that share the node's experts
@@ -60,8 +50,8 @@ class ExpertExchange final : public Exchange {
   void dispatch_backward_finish(Context& ctx, Ticket& ticket, const ops::PagedRows& drows,
                                 In drow_weight, Out dx, Out dtopk_weight) override;
 
-  ExchangeCounters counters() const;
-  void reset_counters();
+  ExchangeCounters counters(Context& ctx) override;
+  void reset_counters(Context& ctx) override;
 
  private:
   struct Hops;

@@ -10,6 +10,16 @@
 
 namespace hadal {
 
+const char* exchange_name(ExchangeKind kind) {
+  return kind == ExchangeKind::kWindows ? "windows" : "messages";
+}
+
+ExchangeKind parse_exchange(const std::string& name) {
+  for (const ExchangeKind kind : {ExchangeKind::kMessages, ExchangeKind::kWindows})
+    if (name == exchange_name(kind)) return kind;
+  HADAL_FAIL("there is no exchange ", name, "; choose one of: messages, windows");
+}
+
 ScheduleShape schedule_shape(const ParallelConfig& p, int64_t num_microbatches) {
   return {.kind = p.schedule,
           .num_ranks = p.mesh.pp,

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "model/params.h"
@@ -13,16 +14,23 @@
 
 namespace hadal {
 
+// How tokens reach the ranks of their experts: as messages (ExpertExchange), or through windows in
+// the memory of a host's GPUs (WindowExchange).
+enum class ExchangeKind : uint8_t { kMessages, kWindows };
+const char* exchange_name(ExchangeKind kind);  // "messages", "windows"
+ExchangeKind parse_exchange(const std::string& name);
+
 struct ParallelConfig {
   Mesh mesh;
   ScheduleKind schedule = ScheduleKind::k1F1B;
   int stages_per_rank = 2;           // of interleaved alone
   std::vector<int64_t> layers = {};  // of each stage; empty: as even as can be
   int ranks_per_node = 0;            // ranks that count as one node; 0: all
-  bool overlap = true;               // pairs of a schedule run side by side, with their transfers
-  int comm_sms = 20;                 // of a GPU: left to the transfers of a pair
-  double heartbeat_seconds = 20.0;   // of silence until a rank counts as hung
-  double timeout_seconds = 600.0;    // without progress, likewise
+  ExchangeKind exchange = ExchangeKind::kMessages;
+  bool overlap = true;              // pairs of a schedule run side by side, with their transfers
+  int comm_sms = 20;                // of a GPU: left to the transfers of a pair
+  double heartbeat_seconds = 20.0;  // of silence until a rank counts as hung
+  double timeout_seconds = 600.0;   // without progress, likewise
 };
 
 ScheduleShape schedule_shape(const ParallelConfig& parallel, int64_t num_microbatches);

@@ -73,6 +73,14 @@ std::unique_ptr<Comm> Team::make(std::vector<int> ranks, const char* name) {
   return host_ == nullptr ? make_comm_self() : make_comm_host(*host_, std::move(ranks), name);
 }
 
+std::unique_ptr<PeerWindows> Team::make_windows(size_t bytes) {
+  HADAL_CHECK(gpus_ != nullptr,
+              "parallel.exchange = windows is for ranks on GPUs: set train.device to cuda, or the "
+              "exchange to messages");
+  return std::make_unique<PeerWindows>(*host_, group_of(mesh(), rank_, MeshAxis::kExpert),
+                                       gpus_->device(), bytes);
+}
+
 Comm& Team::summing(ParamStore::Region region) {
   using Region = ParamStore::Region;
   return region == Region::kExperts ? *experts_ : region == Region::kSplit ? *split_ : *dense_;

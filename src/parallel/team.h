@@ -17,6 +17,7 @@
 #include "model/param_store.h"
 #include "parallel/comm_nccl.h"
 #include "parallel/parallel_config.h"
+#include "parallel/peer_windows.h"
 #include "parallel/world.h"
 
 namespace hadal {
@@ -57,6 +58,11 @@ class Team {
   SideStream* side() const {
     return gpus_ != nullptr && parallel_.overlap ? &gpus_->side() : nullptr;
   }
+  // Collective over `expert`: windows of so many bytes in their GPUs. An Error where the ranks have
+  // none, or are not all on one host.
+  std::unique_ptr<PeerWindows> make_windows(size_t bytes);
+  // Not 0 once a rank has failed; null where nobody waits on a GPU.
+  const int* stop_flag() const { return gpus_ == nullptr ? nullptr : gpus_->stop_flag(); }
   // Ranks that sum gradients: of a region of what they hold, and of dense parameters in particular.
   Comm& summing(ParamStore::Region region);
   Comm& dense() { return summing(ParamStore::Region::kDense); }

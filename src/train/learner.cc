@@ -120,24 +120,37 @@ Learner::Learner(Context& ctx, const Config& config, DType compute, int64_t max_
               "FP8 training has whole matrices on each rank; this run has tp = ", team_->mesh().tp,
               ": use \"precision\": \"compute\", or tp = 1");
   drop_absent_experts(module_grads_);
-  make_stages();
+  make_stages(max_tokens);
   // A rank that needs no other for its micro-batches goes through them one by one.
   const Mesh& mesh = team_->mesh();
   if (device::can_record(ctx.device) && mesh.pp == 1 && mesh.ep == 1 && mesh.tp == 1)
     recorded_ = std::make_unique<RecordedStep>(ctx, config_, compute);
 }
 
-void Learner::make_stages() {
+void Learner::make_stages(int64_t max_tokens) {
   const Team& team = *team_;
   if (team.mesh().ep == 1) {
     exchange_ = std::make_unique<LocalExchange>(rows_, config_.n_routed_experts);
-  } else {
+  } else if (team.parallel().exchange == ExchangeKind::kMessages) {
     exchange_ = std::make_unique<ExpertExchange>(
         ExpertExchange::Groups{.inner = team_->in_node(),
                                .outer = team_->across_nodes(),
                                .num_experts = config_.n_routed_experts,
                                .side = team_->side()},
         rows_);
+  } else {
+    const WindowLayout layout(team.mesh().ep, (max_tokens + team.mesh().tp - 1) / team.mesh().tp,
+                              config_.num_experts_per_tok, config_.hidden_size, compute_,
+                              rows_.is_fp8());
+    windows_ = team_->make_windows(static_cast<size_t>(layout.bytes));
+    exchange_ = std::make_unique<WindowExchange>(
+        ctx_,
+        WindowExchange::Group{.view = windows_->view(),
+                              .num_experts = config_.n_routed_experts,
+                              .side = team_->side(),
+                              .sms = std::max(1, team.parallel().comm_sms),
+                              .stop = team_->stop_flag()},
+        layout, rows_);
   }
   const bool beside = team.mesh().ep > 1 && team.side() != nullptr;
   const int spare_sms = beside ? team.parallel().comm_sms : 0;
@@ -157,11 +170,6 @@ void Learner::make_stages() {
                                          team.parallel().overlap);
   meter_ = stage::make_meter(
       ctx_, stage::whole_model(config_, weights_, *exchange_, config_.num_nextn_predict_layers));
-}
-
-ExchangeCounters Learner::exchange_counters() const {
-  const auto* expert = dynamic_cast<const ExpertExchange*>(exchange_.get());
-  return expert == nullptr ? ExchangeCounters{} : expert->counters();
 }
 
 void Learner::masters_changed() {
@@ -197,7 +205,8 @@ StepResult Learner::compute_gradients(const std::vector<std::vector<Sequence>>& 
 
   stage::reset(ctx_, meter_);
   ops::fill(ctx_, 0.0, grads_.flat());
-  if (auto* expert = dynamic_cast<ExpertExchange*>(exchange_.get())) expert->reset_counters();
+  if (auto* counted = dynamic_cast<CountedExchange*>(exchange_.get()))
+    counted->reset_counters(ctx_);
   const auto first = static_cast<size_t>(team_->data_rank() * count);
   const auto sequences = [&](int i) -> const std::vector<Sequence>& {
     return micro_batches[first + static_cast<size_t>(i)];
@@ -252,7 +261,7 @@ void Learner::reduce_meter(stage::Meter& meter) {
 }
 
 ExchangeCounters Learner::reduce_counters() {
-  const ExchangeCounters mine = exchange_counters();
+  const ExchangeCounters mine = dynamic_cast<CountedExchange&>(*exchange_).counters(ctx_);
   const int num_ranks = team_->mesh().num_ranks();
   Tensor sums, most;
   const Block sums_memory = ctx_.memory.take_tensor(DType::kI64, {5}, &sums);

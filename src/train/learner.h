@@ -28,6 +28,7 @@
 #include "parallel/expert_exchange.h"
 #include "parallel/pipeline.h"
 #include "parallel/team.h"
+#include "parallel/window_exchange.h"
 #include "train/recorded_step.h"
 
 namespace hadal::train {
@@ -81,9 +82,6 @@ class Learner {
   ParamStore* average() { return average_.get(); }
   const Weights& weights() const { return weights_; }  // as modules read them
   Team& team() { return *team_; }
-  // What this rank's exchange of tokens counted since the last step began; zeros where all experts
-  // are here.
-  ExchangeCounters exchange_counters() const;
 
   // After the masters were changed from outside (loaded, initialised): refreshes the bf16 copy.
   void masters_changed();
@@ -113,7 +111,7 @@ class Learner {
   Evaluation evaluate(const std::vector<std::vector<Sequence>>& micro_batches);
 
  private:
-  void make_stages();
+  void make_stages(int64_t max_tokens);
   void reduce_meter(stage::Meter& meter);
   void reduce_gradients();
   ExchangeCounters reduce_counters();
@@ -135,6 +133,7 @@ class Learner {
   Weights weights_;                      // as modules read them
   Grads module_grads_;                   // as modules add to them
   RowPool rows_;
+  std::unique_ptr<PeerWindows> windows_;  // where experts' tokens travel through them
   std::unique_ptr<Exchange> exchange_;
   std::unique_ptr<Pipeline> pipeline_;
   stage::Meter meter_;                      // of the whole model

@@ -196,6 +196,7 @@ ParallelConfig read_parallel(const io::JsonObject& o) {
   p.schedule = parse_schedule(o.string("schedule", schedule_name(p.schedule)));
   p.stages_per_rank = static_cast<int>(o.integer("stages_per_rank", p.stages_per_rank));
   p.ranks_per_node = static_cast<int>(o.integer("ranks_per_node", p.ranks_per_node));
+  p.exchange = parse_exchange(o.string("exchange", exchange_name(p.exchange)));
   p.overlap = o.boolean("overlap", p.overlap);
   p.comm_sms = static_cast<int>(o.integer("comm_sms", p.comm_sms));
   p.heartbeat_seconds = o.number("heartbeat_seconds", p.heartbeat_seconds);
@@ -226,6 +227,9 @@ RunConfig run_config_of(const io::JsonObject& object) {
       run.train.sequence_length > run.model.num_nextn_predict_layers, object.where(),
       ": train.sequence_length is ", run.train.sequence_length,
       "; it must be above model.num_nextn_predict_layers = ", run.model.num_nextn_predict_layers);
+  HADAL_CHECK(run.parallel.exchange == ExchangeKind::kMessages || run.train.device == "cuda",
+              object.where(), ": parallel.exchange = windows is for ranks on GPUs: set ",
+              "train.device to cuda, or the exchange to messages");
   check_parallel(run.parallel, run.model, run.train.batch_of({}, run.parallel.mesh.dp),
                  run.train.micro_batch_sequences);
   return run;
@@ -292,6 +296,7 @@ io::Json to_json(const ParallelConfig& p) {
                    {"schedule", schedule_name(p.schedule)},
                    {"stages_per_rank", p.stages_per_rank},
                    {"ranks_per_node", p.ranks_per_node},
+                   {"exchange", exchange_name(p.exchange)},
                    {"overlap", p.overlap},
                    {"comm_sms", p.comm_sms},
                    {"heartbeat_seconds", p.heartbeat_seconds},

@@ -91,6 +91,12 @@ TEST_F(Parallel, RefusesNumbersThatDoNotFit) {
                  "parallel.layers add up to 3, and the model has 4 layers");
   expect_refused(on("x", "comm_sms=65"),
                  std::string(kWhere) + "parallel: comm_sms is 65; allowed: 0 to 64");
+  expect_refused(on("x", "dp=2 ep=2 exchange=windows"),
+                 std::string(kWhere) +
+                     "parallel.exchange = windows is for ranks on GPUs: set "
+                     "train.device to cuda, or the exchange to messages");
+  expect_refused(on("x", "exchange=pigeons"),
+                 "there is no exchange pigeons; choose one of: messages, windows");
   expect_refused(on("x", "pq=2"),
                  std::string(kWhere) + "parallel: unknown key \"pq\"; did you mean \"pp\"?");
   EXPECT_FALSE(fs::exists(output()));

@@ -357,7 +357,8 @@ void compare_step(Rank& rank, Team& team, int step, const Reference& want, Compa
 
 std::string name_of(const ParallelConfig& p) {
   return concat(to_string(p.mesh), ", ", schedule_name(p.schedule),
-                p.ranks_per_node == 0 ? "" : concat(", ", p.ranks_per_node, " a node"));
+                p.ranks_per_node == 0 ? "" : concat(", ", p.ranks_per_node, " a node"),
+                p.exchange == ExchangeKind::kWindows ? ", windows" : "");
 }
 
 // Every schedule of a mesh that it fits, and tokens in two hops where an expert group spans nodes.
@@ -376,7 +377,8 @@ void add_cases(const Mesh& mesh, std::vector<ParallelConfig>& list) {
   }
 }
 
-std::vector<ParallelConfig> cases(int num_ranks) {
+// On GPUs tokens go through windows as well.
+std::vector<ParallelConfig> cases(int num_ranks, bool on_gpus) {
   std::vector<ParallelConfig> list;
   for (const int tp : {1, 2})
     for (const int pp : {4, 2, 1}) {
@@ -385,6 +387,14 @@ std::vector<ParallelConfig> cases(int num_ranks) {
       for (int ep = dp; ep >= 1; --ep)
         if (dp % ep == 0) add_cases({.pp = pp, .dp = dp, .ep = ep, .tp = tp}, list);
     }
+  for (size_t i = 0; on_gpus && i < list.size(); ++i) {
+    if (list[i].mesh.ep == 1 || list[i].ranks_per_node > 0 ||
+        list[i].exchange == ExchangeKind::kWindows)
+      continue;
+    ParallelConfig windows = list[i];
+    windows.exchange = ExchangeKind::kWindows;
+    list.push_back(windows);
+  }
   return list;
 }
 
@@ -485,7 +495,7 @@ int run(const Options& options) {
       want = train_alone(machine.ctx, setting);
     }
     for (const int n : options.ranks)
-      for (const ParallelConfig& parallel : cases(n)) {
+      for (const ParallelConfig& parallel : cases(n, options.device == "cuda")) {
         if (name_of(parallel).find(options.only) == std::string::npos || !fits(parallel, setting))
           continue;
         if (options.fast && is_left_out(parallel, setting, options)) continue;

@@ -1,0 +1,261 @@
+// WindowExchange: puts, posts and waits.
+//
+//   G ranks   N places   T tokens of this rank   K choices   D model width   C ranks of a token
+// SPDX-License-Identifier: Apache-2.0
+#include "parallel/window_exchange.h"
+
+#include <algorithm>
+#include <memory>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "core/stream_state.h"
+#include "core/transfer.h"
+#include "model/bytes.h"
+#include "ops/copy.h"
+#include "ops/fp8_wire.h"
+#include "ops/ranks.h"
+#include "parallel/arrivals.h"
+
+namespace hadal {
+namespace {
+
+constexpr int64_t kPartBytes = 256;  // parts begin at multiples of it
+
+int64_t size_of(DType dtype) { return static_cast<int64_t>(dtype_size(dtype)); }
+
+}  // namespace
+
+WindowLayout::Lane WindowLayout::lane(int64_t rows, int64_t width_bytes, int64_t ids_bytes,
+                                      int64_t weight_bytes) {
+  const auto part = [this](int64_t size) {
+    const int64_t begin = bytes;
+    bytes += (size + kPartBytes - 1) / kPartBytes * kPartBytes;
+    return begin;
+  };
+  Lane l;
+  l.marks = part(ops::kMarksBytes);
+  l.rows = part(rows * width_bytes);
+  l.ids = part(rows * ids_bytes);
+  l.weights = part(rows * weight_bytes);
+  return l;
+}
+
+WindowLayout::WindowLayout(int64_t ranks, int64_t tokens, int64_t choices, int64_t width, DType act,
+                           bool fp8)
+    : act(act),
+      width(width),
+      slots((tokens + ops::kPageRows - 1) / ops::kPageRows * ops::kPageRows),
+      row_bytes(fp8 ? ops::wire_bytes(width) : width * size_of(act)) {
+  const int64_t rows = ranks * slots, sum_bytes = width * size_of(act);
+  const int64_t ids = choices * size_of(DType::kI32), weights = choices * size_of(stat_dtype(act));
+  dispatch = lane(rows, row_bytes, ids, weights);
+  combine = lane(rows, sum_bytes, 0, 0);
+  combine_backward = lane(rows, row_bytes, 0, 0);
+  dispatch_backward = lane(rows, sum_bytes, 0, weights);
+}
+
+// Where the tokens of one dispatch went, and who came.
+struct WindowExchange::Trip final : Route {
+  Block memory;
+  Tensor place_of_rank;    // [T, C] i32   place for each of a token's ranks, ascending; -1
+  Tensor place_of_choice;  // [T, K] i32   place that carries a choice; -1
+  Tensor arrivals;         // [N, 1] i32   where the sum of who came goes back to; -1: nobody came
+};
+
+WindowExchange::WindowExchange(Context& ctx, const Group& group, const WindowLayout& layout,
+                               RowPool& pool)
+    : group_(group),
+      layout_(layout),
+      pool_(pool),
+      experts_of_rank_(group.num_experts / group.view.size),
+      num_places_(group.view.size * layout.slots) {
+  HADAL_CHECK(experts_of_rank_ * group.view.size == group.num_experts, "ep = ", group.view.size,
+              " does not divide ", group.num_experts, " experts");
+  memory_ = ctx.memory.take(
+      ByteCount().add(DType::kI32, {num_places_, 1}).add(DType::kI64, {group.view.size}).total());
+  everywhere_ = memory_.tensor(DType::kI32, {num_places_, 1});
+  sent_ = memory_.tensor(DType::kI64, {group.view.size});
+  std::vector<int32_t> places(static_cast<size_t>(num_places_));
+  std::iota(places.begin(), places.end(), 0);
+  upload(ctx, places, everywhere_);
+  reset_counters(ctx);
+}
+
+void WindowExchange::put(Context& side, int64_t part, In x, In place) const {
+  ops::peer_put(side, group_.view, part, layout_.slots, group_.sms, x, place);
+}
+
+// In FP8 each token is quantised once, whatever the number of its ranks.
+void WindowExchange::put_tokens(Context& side, const WindowLayout::Lane& lane, In x, In place,
+                                bool fp8) const {
+  if (!fp8) return put(side, lane.rows, x, place);
+  const int64_t T = x.dim(0);
+  Tensor wire;
+  const Block memory = side.memory.take_tensor(DType::kE4M3, {T, layout_.row_bytes}, &wire);
+  ops::pack_wire_rows(side, x, everywhere_.rows(0, T), wire);  // [T, B]
+  put(side, lane.rows, wire, place);
+}
+
+void WindowExchange::meet(Context& side, const WindowLayout::Lane& lane, Ticket& t) const {
+  ops::peer_post(side, group_.view, lane.marks);
+  ops::peer_await(side, group_.view, lane.marks, group_.stop);
+  if (group_.side != nullptr) t.ready = group_.side->mark();
+}
+
+Tensor WindowExchange::here(int64_t part, DType dtype, const Shape& shape) const {
+  const auto me = static_cast<size_t>(group_.view.place);
+  return {static_cast<std::byte*>(group_.view.window[me]) + part, dtype, shape};
+}
+Tensor WindowExchange::came(const WindowLayout::Lane& lane, DType act, int64_t width,
+                            bool fp8) const {
+  if (fp8) return here(lane.rows, DType::kE4M3, {num_places_, layout_.row_bytes});
+  return here(lane.rows, act, {num_places_, width});
+}
+ops::PagedRows WindowExchange::sums(const WindowLayout::Lane& lane, DType act,
+                                    int64_t width) const {
+  const Shape pages{num_places_ / ops::kPageRows, ops::kPageRows, width};
+  return {.slab = here(lane.rows, act, pages), .page = Tensor()};
+}
+
+Ticket WindowExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight) {
+  HADAL_CHECK(!device::is_recording(ctx.device, ctx.stream),
+              "tokens are not sent to other ranks' experts in recorded work");
+  const auto [T, K] = HADAL_SHAPE(topk_idx, 2);
+  const int64_t G = group_.view.size, E = experts_of_rank_, N = num_places_;
+  const int64_t C = std::min<int64_t>(K, G);
+  const DType stat = topk_weight.dtype();
+  HADAL_CHECK(T <= layout_.slots, "internal error: ", T, " tokens for windows of ", layout_.slots);
+  Context side = fork(ctx);
+  auto trip = std::make_unique<Trip>();
+  trip->memory = side.memory.take(ByteCount()
+                                      .add(DType::kI32, {T, C})
+                                      .add(DType::kI32, {T, K})
+                                      .add(DType::kI32, {N, 1})
+                                      .total());
+  trip->place_of_rank = trip->memory.tensor(DType::kI32, {T, C});
+  trip->place_of_choice = trip->memory.tensor(DType::kI32, {T, K});
+  trip->arrivals = trip->memory.tensor(DType::kI32, {N, 1});
+  Block scratch = side.memory.take(ByteCount()
+                                       .add(DType::kI64, {G, 1 + E})
+                                       .add(DType::kI64, {1})
+                                       .add(DType::kI32, {N, K})
+                                       .add(stat, {N, K})
+                                       .total());
+  const Tensor counts = scratch.tensor(DType::kI64, {G, 1 + E});
+  const Tensor most = scratch.tensor(DType::kI64, {1});
+  const Tensor ids = scratch.tensor(DType::kI32, {N, K}), weights = scratch.tensor(stat, {N, K});
+  ops::hop_copies(side, topk_idx, trip->place_of_rank, trip->place_of_choice, Tensor(counts),
+                  Tensor(most));
+  ops::peer_places(side, layout_.slots, counts, trip->place_of_rank, trip->place_of_choice, sent_);
+  put_tokens(side, layout_.dispatch, x, trip->place_of_rank, pool_.is_fp8());
+  // Slots without a token have no choices: all ranks' ids are there.
+  ops::hop_choices(side, E, topk_idx, topk_weight, trip->place_of_choice, Tensor(ids),
+                   Tensor(weights));
+  put(side, layout_.dispatch.ids, ids, everywhere_);
+  put(side, layout_.dispatch.weights, weights, everywhere_);
+  Ticket t;
+  t.num_pages = ops::max_pages(N * std::min(K, E), E);
+  ops::peer_post(side, group_.view, layout_.dispatch.marks);
+  ops::peer_await(side, group_.view, layout_.dispatch.marks, group_.stop);
+  ops::peer_arrivals(side, here(layout_.dispatch.ids, DType::kI32, {N, K}), trip->arrivals);
+  if (group_.side != nullptr) t.ready = group_.side->mark();
+  t.route = std::move(trip);
+  tokens_ += T;
+  ++dispatches_;
+  sum_bytes_ = x.dim(1) * size_of(x.dtype());
+  extra_bytes_ += (G - 1) * layout_.slots * K * (size_of(DType::kI32) + size_of(stat));
+  return t;
+}
+
+void WindowExchange::dispatch_finish(Context& ctx, Ticket& t, RowLease* rows) {
+  join(ctx, t);
+  const int64_t K = static_cast<Trip&>(*t.route).place_of_choice.dim(1), N = num_places_;
+  const DType act = layout_.act;
+  const Arrivals all{.x = came(layout_.dispatch, act, layout_.width, pool_.is_fp8()),
+                     .ids = here(layout_.dispatch.ids, DType::kI32, {N, K}),
+                     .weights = here(layout_.dispatch.weights, stat_dtype(act), {N, K})};
+  place_arrivals(ctx, all, experts_of_rank_, pool_, t, rows);
+}
+
+void WindowExchange::combine_start(Context& ctx, Ticket& t, const ops::PagedRows& rows) {
+  Context side = fork(ctx);
+  Tensor sum;  // [N, D]
+  const Block memory =
+      side.memory.take_tensor(rows.slab.dtype(), {num_places_, rows.slab.dim(2)}, &sum);
+  ops::combine_rows(side, rows, t.row_of_choice, sum);
+  put(side, layout_.combine.rows, sum, static_cast<Trip&>(*t.route).arrivals);
+  meet(side, layout_.combine, t);
+}
+
+void WindowExchange::combine_finish(Context& ctx, Ticket& t, const ops::PagedRows&, Out y) {
+  join(ctx, t);
+  ops::combine_rows(ctx, sums(layout_.combine, y.dtype(), y.dim(1)),
+                    static_cast<Trip&>(*t.route).place_of_rank, y);  // [T, D]
+}
+
+void WindowExchange::combine_backward_start(Context& ctx, Ticket& t, In dy,
+                                            const ops::PagedRows& drows) {
+  Context side = fork(ctx);
+  put_tokens(side, layout_.combine_backward, dy, static_cast<Trip&>(*t.route).place_of_rank,
+             !drows.scale.empty());
+  meet(side, layout_.combine_backward, t);
+  ++backwards_;
+}
+
+void WindowExchange::combine_backward_finish(Context& ctx, Ticket& t, const ops::PagedRows& drows) {
+  join(ctx, t);
+  place_rows(
+      ctx,
+      came(layout_.combine_backward, drows.slab.dtype(), drows.slab.dim(2), !drows.scale.empty()),
+      t.row_of_choice, drows);  // [rows, D]
+}
+
+void WindowExchange::dispatch_backward_start(Context& ctx, Ticket& t, const ops::PagedRows& drows,
+                                             In drow_weight) {
+  Context side = fork(ctx);
+  const auto& trip = static_cast<Trip&>(*t.route);
+  const int64_t D = drows.slab.dim(2), K = t.row_of_choice.dim(1), N = num_places_;
+  Tensor sum, weights;  // [N, D]  [N, K]
+  const Block sum_memory = side.memory.take_tensor(drows.slab.dtype(), {N, D}, &sum);
+  const Block weight_memory = side.memory.take_tensor(drow_weight.dtype(), {N, K}, &weights);
+  ops::combine_rows(side, drows, t.row_of_choice, sum);
+  ops::gather_choices(side, drow_weight, t.row_of_choice, weights);
+  put(side, layout_.dispatch_backward.rows, sum, trip.arrivals);
+  put(side, layout_.dispatch_backward.weights, weights, trip.arrivals);
+  meet(side, layout_.dispatch_backward, t);
+}
+
+void WindowExchange::dispatch_backward_finish(Context& ctx, Ticket& t, const ops::PagedRows&, In,
+                                              Out dx, Out dtopk_weight) {
+  join(ctx, t);
+  const auto& trip = static_cast<Trip&>(*t.route);
+  const int64_t K = dtopk_weight.dim(1);
+  ops::combine_rows(ctx, sums(layout_.dispatch_backward, dx.dtype(), dx.dim(1)), trip.place_of_rank,
+                    dx);  // [T, D]
+  ops::hop_values(ctx,
+                  here(layout_.dispatch_backward.weights, dtopk_weight.dtype(), {num_places_, K}),
+                  trip.place_of_choice, dtopk_weight);  // [T, K]
+}
+
+// A row that goes to another rank comes back as a sum; backward mirrors it.
+ExchangeCounters WindowExchange::counters(Context& ctx) {
+  const std::vector<int64_t> sent = download<int64_t>(ctx, sent_);
+  const int64_t all = std::accumulate(sent.begin(), sent.end(), int64_t{0});
+  const int64_t away = all - sent[static_cast<size_t>(group_.view.place)];
+  const int64_t once = away * (layout_.row_bytes + sum_bytes_);
+  return {
+      .tokens = tokens_,
+      .rank_visits = all,
+      .node_visits = tokens_,
+      .most_nodes = std::min<int64_t>(tokens_, 1),
+      .node_bytes = once + extra_bytes_ + (dispatches_ > 0 ? once / dispatches_ * backwards_ : 0)};
+}
+
+void WindowExchange::reset_counters(Context& ctx) {
+  ops::fill(ctx, 0.0, sent_);
+  tokens_ = dispatches_ = backwards_ = extra_bytes_ = 0;
+}
+
+}  // namespace hadal
