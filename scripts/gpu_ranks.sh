@@ -4,7 +4,7 @@
 #
 #   scripts/gpu_ranks.sh pack       builds, and puts stripped programs in build/gpu_ranks
 #   scripts/gpu_ranks.sh run OUT    where the GPUs are, from a copy of this tree: checks, then figures,
-#                                   within 5 minutes; logs and rows go to OUT. Needs no compiler.
+#                                   within 10 minutes; logs and rows go to OUT. Needs no compiler.
 #   scripts/gpu_ranks.sh run OUT STEP...   some of: links nccl model mesh comm kill train
 # HADAL_NCCL names NCCL's library; without it, that of the loader or of python3's nvidia-nccl package.
 # SPDX-License-Identifier: Apache-2.0
@@ -170,7 +170,7 @@ run() {
   step links 10
   step nccl 70
   step model 60
-  step mesh 150
+  step mesh 240
   step comm 40
   step kill 50
   step train 110
