@@ -44,8 +44,8 @@ void check(const std::string& name, int64_t num_tokens, Scope scope) {
   Tensor py = machine.tensor(DType::kF64, shape), pdx = machine.tensor(DType::kF64, shape);
   Tensor pdweight = machine.tensor(DType::kF64, choices);
   experts::Saved saved;
-  Ticket ticket = exchange.dispatch_start(ctx, px, machine.put(idx, choices),
-                                          machine.put(weight, DType::kF64));
+  Ticket ticket =
+      exchange.dispatch_start(ctx, px, machine.put(idx, choices), machine.put(weight, DType::kF64));
   exchange.dispatch_finish(ctx, ticket, &saved.rows);
   const experts::Rows rows{
       .layout = ticket.layout, .row_weight = ticket.row_weight, .num_pages = num_pages};
