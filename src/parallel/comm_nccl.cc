@@ -289,6 +289,9 @@ NcclWorld::~NcclWorld() {
       device::synchronize(ctx_.device, ctx_.stream);
       side_.synchronize();
       make_comm_host(world_, all, "NCCL")->barrier();
+      // From here on nobody waits for another one: a rank that is already gone has not failed, and
+      // this one's last call, which takes a while, is not watched.
+      end_watch();
       const Calling calling(*this);
       if (!stopped_.load())
         api_.check(api_.destroy(std::exchange(comm_, nullptr)), "ncclCommDestroy");

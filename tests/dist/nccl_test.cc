@@ -4,6 +4,7 @@
 //
 // NOTE: this process never looks at a GPU itself: processes are forked from it.
 // SPDX-License-Identifier: Apache-2.0
+#include <dlfcn.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -342,6 +343,17 @@ TEST_P(CommNccl, AStoppedRankCountsAsHung) {
             "rank 1 has not beaten for 1.5 s and counts as hung; it was at step 5, in all_reduce "
             "(world); rank 0 waited for it at step 5, in all_reduce (world)");
   EXPECT_LT(seconds, 40.0);
+}
+
+// One rank's last call of NCCL takes longer than the others live.
+TEST_P(CommNccl, ARankThatEndsFirstHasNotFailed) {
+  EXPECT_NO_THROW(on_ranks(GetParam(), 2, [](const Rank& rank) {
+    reduce(rank);
+    if (GetParam() == Where::kGpus || rank.comm.rank() != 0) return;
+    void* const library = dlopen(FAKE_NCCL, RTLD_NOW);
+    HADAL_CHECK(library != nullptr, dlerror());
+    *static_cast<int*>(dlsym(library, "fake_nccl_end_ms")) = 1500;
+  }));
 }
 
 TEST_P(CommNccl, AFailingRankIsQuoted) {
