@@ -4,6 +4,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/peer.h"
 
+#include <algorithm>
+
 #include "ops/checks.h"
 
 namespace hadal::ops {
@@ -19,23 +21,29 @@ void check_view(const PeerView& view, int64_t offset, const char* op) {
 
 }  // namespace
 
-void peer_places(Context& ctx, int64_t slots, In counts, Acc copy_of_rank, Acc copy_of_choice,
-                 Acc sent) {
-  const auto [G, columns] = HADAL_SHAPE(counts, 2);
-  const auto [T, C] = HADAL_SHAPE(copy_of_rank, 2);
-  HADAL_CHECK(copy_of_choice.rank() == 2 && copy_of_choice.dim(0) == T, "peer_places: choices of ",
-              copy_of_choice.str(), " for ", T, " tokens");
-  HADAL_CHECK(T <= slots && G <= kMaxPeers, "peer_places: ", T, " tokens for ", slots,
-              " slots of each of ", G, " ranks");
+void peer_route(Context& ctx, const PeerView& view, int64_t ids_offset, int64_t weights_offset,
+                int64_t slots, int64_t experts_of_rank, In ids, In weights, Out place_of_rank,
+                Out place_of_choice, Acc sent) {
+  check_view(view, ids_offset, "peer_route");
+  check_view(view, weights_offset, "peer_route");
+  const auto [T, K] = HADAL_SHAPE(ids, 2);
+  const int64_t G = view.size;
+  HADAL_CHECK(T <= slots && experts_of_rank >= 1, "peer_route: ", T, " tokens for ", slots,
+              " slots of each of ", G, " ranks with ", experts_of_rank, " experts");
+  HADAL_CHECK_SHAPE(weights, T, K);
+  HADAL_CHECK_SHAPE(place_of_rank, T, std::min(K, G));
+  HADAL_CHECK_SHAPE(place_of_choice, T, K);
   HADAL_CHECK_SHAPE(sent, G);
-  check_dtype(counts, DType::kI64, "counts");
-  check_dtype(copy_of_rank, DType::kI32, "copy_of_rank");
-  check_dtype(copy_of_choice, DType::kI32, "copy_of_choice");
+  HADAL_CHECK(weights.dtype() == DType::kF32 || weights.dtype() == DType::kF64,
+              "weights must be f32 or f64, are ", weights.str());
+  check_dtype(ids, DType::kI32, "ids");
+  check_dtype(place_of_rank, DType::kI32, "place_of_rank");
+  check_dtype(place_of_choice, DType::kI32, "place_of_choice");
   check_dtype(sent, DType::kI64, "sent");
-  check_dense(counts, "counts");
-  check_dense(copy_of_rank, "copy_of_rank");
-  check_dense(copy_of_choice, "copy_of_choice");
-  HADAL_DISPATCH(ctx, peer_places, slots, counts, copy_of_rank, copy_of_choice, sent);
+  check_dense(place_of_rank, "place_of_rank");
+  check_dense(place_of_choice, "place_of_choice");
+  HADAL_DISPATCH(ctx, peer_route, view, ids_offset, weights_offset, slots, experts_of_rank, ids,
+                 weights, place_of_rank, place_of_choice, sent);
 }
 
 void peer_arrivals(Context& ctx, In ids, Out place) {

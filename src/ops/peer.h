@@ -30,11 +30,17 @@ struct PeerView {
 // Bytes of marks: of each rank, and of this one.
 inline constexpr int64_t kMarksBytes = (kMaxPeers + 1) * 8;
 
-// Copies as hop_copies numbers them, by rank and then by token, become places; sent += copies to
-// each rank.     counts [G, 1+E] i64, copy_of_rank [T, C] i32, copy_of_choice [T, K] i32, sent [G]
-// i64
-HADAL_OP(peer_places, Context& ctx, int64_t slots, In counts, Acc copy_of_rank, Acc copy_of_choice,
-         Acc sent)
+// Where tokens go: once to each rank g that has one of a token's experts, [g*E, (g+1)*E), into the
+// next slot of this rank there, in token order. The choices go there at once: every slot of this
+// rank gets K ids, as experts of its rank, and K weights; -1 and 0 for choices that go elsewhere,
+// and in slots without a token. Choices of a token are ascending; -1 is one that is left out.
+//   ids [T, K] i32, weights [T, K] ->
+//   place_of_rank [T, min(K, G)] i32   place for each of a token's ranks, ascending; -1
+//   place_of_choice [T, K] i32         place that carries a choice; -1
+//   sent [G] i64                       += tokens to each rank
+HADAL_OP(peer_route, Context& ctx, const PeerView& view, int64_t ids_offset, int64_t weights_offset,
+         int64_t slots, int64_t experts_of_rank, In ids, In weights, Out place_of_rank,
+         Out place_of_choice, Acc sent)
 // place[n] = n where ids[n] has a choice, -1 elsewhere: where the row of who came goes back to.
 //   ids [N, K] i32 -> place [N, 1] i32
 HADAL_OP(peer_arrivals, Context& ctx, In ids, Out place)

@@ -120,12 +120,11 @@ ops::PagedRows WindowExchange::sums(const WindowLayout::Lane& lane, DType act,
 }
 
 Ticket WindowExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight) {
-  HADAL_CHECK(!device::is_recording(ctx.device, ctx.stream),
-              "tokens are not sent to other ranks' experts in recorded work");
+  HADAL_CHECK(group_.side == nullptr || !device::is_recording(ctx.device, ctx.stream),
+              "internal error: transfers beside the work are not recorded");
   const auto [T, K] = HADAL_SHAPE(topk_idx, 2);
   const int64_t G = group_.view.size, E = experts_of_rank_, N = num_places_;
   const int64_t C = std::min<int64_t>(K, G);
-  const DType stat = topk_weight.dtype();
   HADAL_CHECK(T <= layout_.slots, "internal error: ", T, " tokens for windows of ", layout_.slots);
   Context side = fork(ctx);
   auto trip = std::make_unique<Trip>();
@@ -137,24 +136,9 @@ Ticket WindowExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_w
   trip->place_of_rank = trip->memory.tensor(DType::kI32, {T, C});
   trip->place_of_choice = trip->memory.tensor(DType::kI32, {T, K});
   trip->arrivals = trip->memory.tensor(DType::kI32, {N, 1});
-  Block scratch = side.memory.take(ByteCount()
-                                       .add(DType::kI64, {G, 1 + E})
-                                       .add(DType::kI64, {1})
-                                       .add(DType::kI32, {N, K})
-                                       .add(stat, {N, K})
-                                       .total());
-  const Tensor counts = scratch.tensor(DType::kI64, {G, 1 + E});
-  const Tensor most = scratch.tensor(DType::kI64, {1});
-  const Tensor ids = scratch.tensor(DType::kI32, {N, K}), weights = scratch.tensor(stat, {N, K});
-  ops::hop_copies(side, topk_idx, trip->place_of_rank, trip->place_of_choice, Tensor(counts),
-                  Tensor(most));
-  ops::peer_places(side, layout_.slots, counts, trip->place_of_rank, trip->place_of_choice, sent_);
+  ops::peer_route(side, group_.view, layout_.dispatch.ids, layout_.dispatch.weights, layout_.slots,
+                  E, topk_idx, topk_weight, trip->place_of_rank, trip->place_of_choice, sent_);
   put_tokens(side, layout_.dispatch, x, trip->place_of_rank, pool_.is_fp8());
-  // Slots without a token have no choices: all ranks' ids are there.
-  ops::hop_choices(side, E, topk_idx, topk_weight, trip->place_of_choice, Tensor(ids),
-                   Tensor(weights));
-  put(side, layout_.dispatch.ids, ids, everywhere_);
-  put(side, layout_.dispatch.weights, weights, everywhere_);
   Ticket t;
   t.num_pages = ops::max_pages(N * std::min(K, E), E);
   ops::peer_post(side, group_.view, layout_.dispatch.marks);
@@ -165,7 +149,8 @@ Ticket WindowExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_w
   tokens_ += T;
   ++dispatches_;
   sum_bytes_ = x.dim(1) * size_of(x.dtype());
-  extra_bytes_ += (G - 1) * layout_.slots * K * (size_of(DType::kI32) + size_of(stat));
+  extra_bytes_ +=
+      (G - 1) * layout_.slots * K * (size_of(DType::kI32) + size_of(topk_weight.dtype()));
   return t;
 }
 

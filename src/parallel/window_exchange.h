@@ -14,7 +14,8 @@
 // after reading: dispatch of a layer follows the combine of the one before, for which all ranks
 // posted after they had read what was dispatched; likewise the others.
 //
-// Rows, sums and their bits are those of ExpertExchange.
+// Rows, sums and their bits are those of ExpertExchange. Work without a side stream may be
+// recorded; counters then count what is recorded, not its launches.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 

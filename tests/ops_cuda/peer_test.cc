@@ -4,7 +4,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/peer.h"
 
-#include "ops/ranks.h"
+#include <algorithm>
+
 #include "tests/ops_cuda/twin.h"
 
 namespace hadal::test {
@@ -51,27 +52,40 @@ TEST(OpsCuda, PeerRowsAndMarks) {
     });
 }
 
-TEST(OpsCuda, PeerPlacesAndArrivals) {
-  for (const int64_t T : {0, 1, 37, 256})
-    expect_twins(concat("peer places ", T), [&](Side& s) {
-      const int64_t K = 4, E = 4;
-      const Rng rng(3, 3);
-      const Tensor ids = s.make(DType::kI32, {T, K}, [&](int64_t i) {
-        return static_cast<double>(i % K + (rng.u64(static_cast<uint64_t>(i / K)) % 2) * E);
-      });
-      const Tensor of_rank = s.out(DType::kI32, {T, kRanks}),
-                   of_choice = s.out(DType::kI32, {T, K});
-      const Tensor counts = s.out(DType::kI64, {kRanks, 1 + E}), most = s.out(DType::kI64, {1});
-      const Tensor sent = s.make(DType::kI64, {kRanks}, [](int64_t i) { return 5.0 * i; });
-      ops::hop_copies(s.ctx, ids, Tensor(of_rank), Tensor(of_choice), Tensor(counts), Tensor(most));
-      ops::peer_places(s.ctx, kSlots, counts, Tensor(of_rank), Tensor(of_choice), Tensor(sent));
-      const Tensor came = s.make(DType::kI32, {T, K}, [](int64_t i) {
-        return i / 4 % 3 == 0 ? -1.0 : i % 5 == 0 ? 2.0 : -1.0;
-      });
-      const Tensor arrivals = s.out(DType::kI32, {T, 1});
-      ops::peer_arrivals(s.ctx, came, Tensor(arrivals));
-      return std::vector<Tensor>{of_rank, of_choice, sent, arrivals};
-    });
+TEST(OpsCuda, PeerRoutesAndArrivals) {
+  constexpr int64_t E = 5, kIds = 256;
+  for (const DType stat : {DType::kF32, DType::kF64})
+    for (const int64_t K : {1, 3, 4, 8})
+      for (const int64_t T : {0, 1, 37, 256}) {
+        const int64_t weights_at = kIds + (kRanks * kSlots * K * 4 + 255) / 256 * 256;
+        expect_twins(concat("peer route ", dtype_name(stat), " ", K, " ", T), [&](Side& s) {
+          std::vector<Tensor> all;
+          for (int64_t g = 0; g < kRanks; ++g)
+            all.push_back(s.make(DType::kI32, {(weights_at + kRanks * kSlots * K * 8) / 4},
+                                 [](int64_t) { return 7.0; }));
+          const Rng rng(3, 3);
+          // Ascending; the last of some are left out.
+          const Tensor ids = s.make(DType::kI32, {T, K}, [&](int64_t i) {
+            const auto draw = static_cast<int64_t>(rng.u64(static_cast<uint64_t>(i / K)) % 97);
+            const int64_t first = draw % (kRanks * E - K + 1);
+            return i % K == K - 1 && draw % 5 == 0 ? -1.0 : static_cast<double>(first + i % K);
+          });
+          const Tensor weights = s.random("weights", stat, {T, K});
+          const Tensor of_rank = s.out(DType::kI32, {T, std::min(K, kRanks)}),
+                       of_choice = s.out(DType::kI32, {T, K});
+          const Tensor sent =
+              s.make(DType::kI64, {kRanks}, [](int64_t i) { return static_cast<double>(5 * i); });
+          ops::peer_route(s.ctx, view_of(all, 1), kIds, weights_at, kSlots, E, ids, weights,
+                          Tensor(of_rank), Tensor(of_choice), Tensor(sent));
+          const Tensor came = s.make(DType::kI32, {T, K}, [](int64_t i) {
+            return i / 4 % 3 == 0 ? -1.0 : i % 5 == 0 ? 2.0 : -1.0;
+          });
+          const Tensor arrivals = s.out(DType::kI32, {T, 1});
+          ops::peer_arrivals(s.ctx, came, Tensor(arrivals));
+          all.insert(all.end(), {of_rank, of_choice, sent, arrivals});
+          return all;
+        });
+      }
 }
 
 }  // namespace

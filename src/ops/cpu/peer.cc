@@ -4,9 +4,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/peer.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <thread>
+#include <vector>
 
 namespace hadal::ops::cpu {
 namespace {
@@ -18,25 +20,60 @@ uint64_t* marks(const PeerView& view, int64_t rank, int64_t offset) {
   return reinterpret_cast<uint64_t*>(part(view, rank, offset));
 }
 
+template <class R>
+void route(const PeerView& view, int64_t ids_offset, int64_t weights_offset, int64_t slots,
+           int64_t E, const Tensor& ids, const Tensor& weights, const Tensor& place_of_rank,
+           const Tensor& place_of_choice, const Tensor& sent) {
+  const int64_t T = ids.dim(0), K = ids.dim(1), G = view.size, C = place_of_rank.dim(1);
+  std::vector<int64_t> used(static_cast<size_t>(G));  // slots of this rank
+  const auto ids_at = [&](int64_t g, int64_t slot) {
+    return reinterpret_cast<int32_t*>(part(view, g, ids_offset)) + (view.place * slots + slot) * K;
+  };
+  const auto weights_at = [&](int64_t g, int64_t slot) {
+    return reinterpret_cast<R*>(part(view, g, weights_offset)) + (view.place * slots + slot) * K;
+  };
+  const auto empty = [&](int64_t g, int64_t slot) {
+    std::fill_n(ids_at(g, slot), K, -1);
+    std::fill_n(weights_at(g, slot), K, R(0));
+  };
+  for (int64_t t = 0; t < T; ++t) {
+    const int32_t* const choice = ids.data<int32_t>() + t * ids.stride(0);
+    const R* const weight = weights.data<R>() + t * weights.stride(0);
+    int32_t* const of_rank = place_of_rank.data<int32_t>() + t * C;
+    int32_t* const of_choice = place_of_choice.data<int32_t>() + t * K;
+    std::fill_n(of_rank, C, -1);
+    std::fill_n(of_choice, K, -1);
+    int64_t ranks = 0, last = -1, slot = -1;
+    for (int64_t k = 0; k < K; ++k) {
+      if (choice[k] == -1) continue;
+      const int64_t g = choice[k] / E;
+      HADAL_CHECK(choice[k] >= 0 && g < G, "choice ", k, " of token ", t, " is expert ", choice[k],
+                  ", which no rank has");
+      if (g != last) {
+        slot = used[static_cast<size_t>(g)]++;
+        empty(g, slot);
+        of_rank[ranks++] = static_cast<int32_t>(g * slots + slot);
+        last = g;
+      }
+      of_choice[k] = static_cast<int32_t>(g * slots + slot);
+      ids_at(g, slot)[k] = static_cast<int32_t>(choice[k] % E);
+      weights_at(g, slot)[k] = weight[k];
+    }
+  }
+  for (int64_t g = 0; g < G; ++g) {
+    sent.data<int64_t>()[g * sent.stride(0)] += used[static_cast<size_t>(g)];
+    for (int64_t slot = used[static_cast<size_t>(g)]; slot < slots; ++slot) empty(g, slot);
+  }
+}
+
 }  // namespace
 
-void peer_places(Context&, int64_t slots, In counts, Acc copy_of_rank, Acc copy_of_choice,
-                 Acc sent) {
-  const int64_t G = counts.dim(0), columns = counts.dim(1);
-  const auto move = [&](const Tensor& copies) {
-    for (int64_t i = 0; i < copies.num_elements(); ++i) {
-      int32_t& copy = copies.data<int32_t>()[i];
-      if (copy < 0) continue;
-      int64_t g = 0, first = 0;
-      while (g + 1 < G && copy >= first + counts.data<int64_t>()[g * columns])
-        first += counts.data<int64_t>()[g++ * columns];
-      copy = static_cast<int32_t>(g * slots + copy - first);
-    }
-  };
-  move(copy_of_rank);
-  move(copy_of_choice);
-  for (int64_t g = 0; g < G; ++g)
-    sent.data<int64_t>()[g * sent.stride(0)] += counts.data<int64_t>()[g * columns];
+void peer_route(Context&, const PeerView& view, int64_t ids_offset, int64_t weights_offset,
+                int64_t slots, int64_t experts_of_rank, In ids, In weights, Out place_of_rank,
+                Out place_of_choice, Acc sent) {
+  const auto run = weights.dtype() == DType::kF64 ? route<double> : route<float>;
+  run(view, ids_offset, weights_offset, slots, experts_of_rank, ids, weights, place_of_rank,
+      place_of_choice, sent);
 }
 
 void peer_arrivals(Context&, In ids, Out place) {

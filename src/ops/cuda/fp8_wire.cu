@@ -62,6 +62,8 @@ __global__ void copy_kernel(const int4* from, int64_t pieces, Places copy, int4*
   }
 }
 
+constexpr int kMostKept = 8;  // copies of a token whose places a block looks up at once
+
 // kWide: elements of a row are whole pieces of 16 bytes where they come from and where they go.
 template <bool kWide>
 __global__ void place_kernel(int64_t W, int64_t B, const uint8_t* from, Places places,
@@ -69,15 +71,29 @@ __global__ void place_kernel(int64_t W, int64_t B, const uint8_t* from, Places p
   using Piece = std::conditional_t<kWide, int4, uint8_t>;
   const int64_t t = blockIdx.x, tiles = (W + kTileSize - 1) / kTileSize;
   const uint8_t* const row = from + t * B;
-  for (int k = 0; k < places.K; ++k) {
-    const int64_t place = places.at(t, k);
-    if (place < 0) continue;
-    const int64_t offset = rows.row_offset(place), column = rows.column_of(place);
-    if (offset < 0) continue;
-    for (int64_t i = threadIdx.x; i < W / static_cast<int64_t>(sizeof(Piece)); i += blockDim.x)
-      reinterpret_cast<Piece*>(slab + offset)[i] = reinterpret_cast<const Piece*>(row)[i];
-    for (int64_t i = threadIdx.x; i < tiles; i += blockDim.x)
-      scale[i * scale_stride + column] = from_wire_scale(row[W + i]);
+  __shared__ int64_t offsets[kMostKept], columns[kMostKept];
+  for (int first = 0; first < places.K; first += kMostKept) {
+    const int count = min(kMostKept, places.K - first);
+    __syncthreads();  // the turn before is done with them
+    if (static_cast<int>(threadIdx.x) < count) {
+      const int64_t place = places.at(t, first + static_cast<int>(threadIdx.x));
+      offsets[threadIdx.x] = place < 0 ? -1 : rows.row_offset(place);
+      columns[threadIdx.x] = rows.column_of(place);
+    }
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < W / static_cast<int64_t>(sizeof(Piece)); i += blockDim.x) {
+      Piece piece{};
+      bool is_held = false;
+      for (int k = 0; k < count; ++k) {
+        if (offsets[k] < 0) continue;
+        if (!is_held) piece = reinterpret_cast<const Piece*>(row)[i];
+        is_held = true;
+        reinterpret_cast<Piece*>(slab + offsets[k])[i] = piece;
+      }
+    }
+    for (int k = 0; k < count; ++k)
+      for (int64_t i = threadIdx.x; offsets[k] >= 0 && i < tiles; i += blockDim.x)
+        scale[i * scale_stride + columns[k]] = from_wire_scale(row[W + i]);
   }
 }
 

@@ -41,8 +41,9 @@ __global__ void __launch_bounds__(kCopyThreads)
 void paced_copy(Context& ctx, double bytes_per_second, int blocks, In x, Out y) {
   const int64_t words = x.num_bytes() / 16;
   if (words == 0) return;
-  launch_in_pairs(ctx, paced_copy_kernel, blocks, kCopyThreads, static_cast<const uint4*>(x.raw()),
-                  static_cast<uint4*>(y.raw()), words, 16e9 / bytes_per_second);
+  launch_in_pairs(ctx, paced_copy_kernel, blocks, kCopyThreads, 0,
+                  static_cast<const uint4*>(x.raw()), static_cast<uint4*>(y.raw()), words,
+                  16e9 / bytes_per_second);
   check_launch(ctx, "paced_copy", x);
 }
 

@@ -1,9 +1,13 @@
 // Transfers through windows on CUDA: stores over NVLink, and marks with release and acquire of the
 // whole system.
 //
-//   G ranks   N places
+//   G ranks   N places   T tokens   K choices of a token   C places of a row   E experts of a rank
 // SPDX-License-Identifier: Apache-2.0
+#include "ops/cuda/detail/element.cuh"
 #include "ops/cuda/detail/pair_launch.cuh"
+#include "ops/cuda/detail/ptx.cuh"
+#include "ops/cuda/detail/shared_bytes.h"
+#include "ops/cuda/detail/warp_counts.cuh"
 #include "ops/peer.h"
 
 namespace hadal::ops::cuda {
@@ -22,30 +26,100 @@ Windows windows_at(const PeerView& view, int64_t offset) {
   return w;
 }
 
-// ---- where copies go ---------------------------------------------------------------------------
+// ---- where tokens go ---------------------------------------------------------------------------
 
-__global__ void places_kernel(int64_t n, int64_t m, int64_t slots, int G, int64_t columns,
-                              const int64_t* counts, int32_t* copies, int32_t* choices,
-                              int64_t* sent, int64_t sent_stride) {
-  __shared__ int64_t first[kMaxPeers + 1];
-  if (threadIdx.x == 0) {
-    int64_t sum = 0;
-    for (int g = 0; g < G; ++g) {
-      first[g] = sum;
-      sum += counts[g * columns];
-      if (blockIdx.x == 0) sent[g * sent_stride] += counts[g * columns];
+constexpr int kRouteThreads = 1024;  // of a block that fills the slots of a rank
+static_assert(kRouteThreads / kWarp == kWarp);
+constexpr const char* kNoRank = "choice {0} of token {1} is expert {2}, which no rank has";
+
+// Four choices, in one store over a link.
+template <class T>
+struct alignas(16) Four {
+  T of[4];
+};
+
+// What a slot says of its token's choices.
+template <class R>
+struct Slots {
+  int32_t* ids;
+  R* weights;
+  int K;
+  template <class Choice>  // choice(k, &id, &weight)
+  __device__ void put(int64_t slot, const Choice& choice) const {
+    int k = 0;
+    for (; K % 4 == 0 && k < K; k += 4) {
+      Four<int32_t> four_ids;
+      Four<R> four_weights;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) choice(k + i, four_ids.of[i], four_weights.of[i]);
+      *reinterpret_cast<Four<int32_t>*>(ids + slot * K + k) = four_ids;
+      *reinterpret_cast<Four<R>*>(weights + slot * K + k) = four_weights;
     }
-    first[G] = sum;
+    for (; k < K; ++k) choice(k, ids[slot * K + k], weights[slot * K + k]);
   }
-  __syncthreads();
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n + m;
-       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    int32_t& copy = i < n ? copies[i] : choices[i - n];
-    if (copy < 0) continue;
-    int g = 0;
-    while (g + 1 < G && copy >= first[g + 1]) ++g;
-    copy = static_cast<int32_t>(g * slots + copy - first[g]);
+};
+
+// Block g finds the tokens that go to rank g and gives them slots in token order: a running count
+// over pieces of a token a thread, and within a piece the matches of earlier threads. Block 0 also
+// says what goes nowhere.
+template <class R>
+__global__ void __launch_bounds__(kRouteThreads)
+    route_kernel(int64_t T, int K, int C, int64_t E, int64_t slots, int me, Windows ids_of,
+                 Windows weights_of, Array<const int32_t> ids, Array<const R> weights,
+                 int32_t* place_of_rank, int32_t* place_of_choice, int64_t* sent,
+                 int64_t sent_stride, FaultSite fault) {
+  __shared__ int in_warp[2][kWarp];
+  const int g = static_cast<int>(blockIdx.x), G = static_cast<int>(gridDim.x);
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const Slots<R> to{reinterpret_cast<int32_t*>(ids_of.of[g]) + me * slots * K,
+                    reinterpret_cast<R*>(weights_of.of[g]) + me * slots * K, K};
+  int64_t next = 0;
+  int turn = 0;
+  for (int64_t begin = 0; begin < T; begin += kRouteThreads, turn ^= 1) {
+    const int64_t t = begin + threadIdx.x;
+    int before = 0, ranks = 0;  // of the token: those below g, and all
+    int64_t last = -1;
+    bool goes = false;
+    for (int k = 0; t < T && k < K; ++k) {
+      const int32_t expert = ids.row(t)[k];
+      const bool left_out = expert < 0 || expert >= G * E;
+      if (left_out && g == 0) {
+        place_of_choice[t * K + k] = -1;
+        if (expert != -1)
+          fault.raise(static_cast<double>(k), static_cast<double>(t), static_cast<double>(expert));
+      }
+      if (left_out || expert / E == last) continue;
+      last = expert / E;
+      before += last < g ? 1 : 0;
+      goes = goes || last == g;
+      ++ranks;
+    }
+    for (int c = ranks; g == 0 && t < T && c < C; ++c) place_of_rank[t * C + c] = -1;
+    const unsigned matches = __ballot_sync(0xffffffffu, goes);
+    if (lane == 0) in_warp[turn][warp] = __popc(matches);
+    __syncthreads();
+    const WarpCounts counted = add_warp_counts(in_warp[turn], warp, lane);
+    if (goes && before < C) {
+      const int64_t slot = next + counted.before + __popc(matches & ((1u << lane) - 1u));
+      const auto place = static_cast<int32_t>(g * slots + slot);
+      place_of_rank[t * C + before] = place;
+      to.put(slot, [&](int k, int32_t& id, R& weight) {
+        const int32_t expert = ids.row(t)[k];
+        const bool mine = expert >= 0 && expert / E == g;
+        id = mine ? static_cast<int32_t>(expert % E) : -1;
+        weight = mine ? weights.row(t)[k] : R(0);
+        if (mine) place_of_choice[t * K + k] = place;
+      });
+    }
+    next += counted.all;
   }
+  for (int64_t slot = next + threadIdx.x; slot < slots; slot += kRouteThreads)
+    to.put(slot, [](int, int32_t& id, R& weight) {
+      id = -1;
+      weight = R(0);
+    });
+  if (threadIdx.x == 0) sent[g * sent_stride] += next;
 }
 
 __global__ void arrivals_kernel(int64_t N, int64_t K, const int32_t* ids, int32_t* place) {
@@ -58,6 +132,68 @@ __global__ void arrivals_kernel(int64_t N, int64_t K, const int32_t* ids, int32_
 }
 
 // ---- rows --------------------------------------------------------------------------------------
+
+constexpr int kHeldBytes = 112 * 1024;  // of an SM's shared memory, for rows on their way
+constexpr int kMostHeld = 32;           // rows: a warp each
+
+// Through the copy engine: the first lane of a warp fetches a row into shared memory and has it
+// stored at each of its places. It takes few SMs to fill the links, as no thread waits for a store
+// and each row is read once.
+//
+// Rows that go back to where they came from lie rank by rank: taken in that order, all ranks would
+// send to one at a time. So they are taken from G parts of x in turns, this rank's first.
+__global__ void __launch_bounds__(kMostHeld* kWarp)
+    put_rows_kernel(int64_t rows, int C, uint32_t bytes, int slots, int me, int G, Windows windows,
+                    const char* x, const int32_t* place) {
+#if __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(128) char held[];
+  __shared__ uint64_t arrived[kMostHeld];
+  if (threadIdx.x % kWarp != 0) return;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  char* const row = held + static_cast<int64_t>(warp) * bytes;
+  uint64_t* const bar = &arrived[warp];
+  hadal::cuda::barrier_init(bar, 1);
+  hadal::cuda::barrier_init_fence();
+  uint32_t parity = 0;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * warps;
+  const int64_t part = rows / G, in_turns = part * G;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * warps + warp; i < rows; i += step) {
+    const int64_t t = i < in_turns ? (i + me) % G * part + i / G : i;
+    bool any = false;
+    for (int c = 0; c < C; ++c) any = any || place[t * C + c] >= 0;
+    if (!any) continue;
+    hadal::cuda::barrier_expect(bar, bytes);
+    hadal::cuda::copy_bytes(row, x + t * bytes, bytes, bar);
+    hadal::cuda::barrier_wait(bar, parity);
+    parity ^= 1;
+    for (int c = 0; c < C; ++c) {
+      const int p = place[t * C + c];
+      if (p < 0 || p >= G * slots) continue;
+      hadal::cuda::store_bytes(
+          windows.of[p / slots] + (static_cast<int64_t>(me) * slots + p % slots) * bytes, row,
+          bytes);
+    }
+    hadal::cuda::bulk_commit();
+    hadal::cuda::bulk_wait_read<0>();
+  }
+  hadal::cuda::bulk_wait_all();
+#endif
+}
+
+void put_rows(Context& ctx, const PeerView& view, int64_t offset, int64_t slots, int blocks,
+              const Tensor& x, const Tensor& place) {
+  const int64_t rows = x.dim(0), bytes = x.num_bytes() / rows;
+  const int64_t held = std::min<int64_t>(kMostHeld, kHeldBytes / bytes);
+  const int64_t warps = std::min(held, ceil_div(rows, static_cast<int64_t>(blocks)));
+  hadal::cuda::allow_shared_bytes<put_rows_kernel, kHeldBytes>();
+  launch_in_pairs(ctx, put_rows_kernel,
+                  static_cast<int>(std::min<int64_t>(blocks, ceil_div(rows, warps))),
+                  static_cast<int>(warps) * kWarp, static_cast<size_t>(warps * bytes), rows,
+                  static_cast<int>(place.dim(1)), static_cast<uint32_t>(bytes),
+                  static_cast<int>(slots), view.place, view.size, windows_at(view, offset),
+                  static_cast<const char*>(x.raw()), place.data<int32_t>());
+}
 
 // A warp for each row and place; `units` of Unit are a row.
 template <class Unit>
@@ -91,9 +227,10 @@ void launch_put(Context& ctx, const PeerView& view, int64_t offset, int64_t slot
   const int64_t rows = x.dim(0), C = place.dim(1);
   const int64_t wanted = ceil_div(rows * C, kPutThreads / kWarp);
   launch_in_pairs(ctx, put_kernel<Unit>, static_cast<int>(std::min<int64_t>(blocks, wanted)),
-                  kPutThreads, rows, C, x.num_bytes() / rows / static_cast<int64_t>(sizeof(Unit)),
-                  slots, view.place, view.size, windows_at(view, offset),
-                  static_cast<const Unit*>(x.raw()), place.data<int32_t>());
+                  kPutThreads, 0, rows, C,
+                  x.num_bytes() / rows / static_cast<int64_t>(sizeof(Unit)), slots, view.place,
+                  view.size, windows_at(view, offset), static_cast<const Unit*>(x.raw()),
+                  place.data<int32_t>());
 }
 
 // ---- marks -------------------------------------------------------------------------------------
@@ -135,15 +272,18 @@ __global__ void await_kernel(int me, int G, Windows windows, const volatile int*
 
 }  // namespace
 
-void peer_places(Context& ctx, int64_t slots, In counts, Acc copy_of_rank, Acc copy_of_choice,
-                 Acc sent) {
-  const int64_t n = copy_of_rank.num_elements(), m = copy_of_choice.num_elements();
-  places_kernel<<<static_cast<unsigned>(std::clamp<int64_t>(ceil_div(n + m, kThreads), 1, 256)),
-                  kThreads, 0, stream_of(ctx)>>>(
-      n, m, slots, static_cast<int>(counts.dim(0)), counts.dim(1), counts.data<int64_t>(),
-      copy_of_rank.data<int32_t>(), copy_of_choice.data<int32_t>(), sent.data<int64_t>(),
-      sent.stride(0));
-  check_launch(ctx, "peer_places", copy_of_rank);
+void peer_route(Context& ctx, const PeerView& view, int64_t ids_offset, int64_t weights_offset,
+                int64_t slots, int64_t experts_of_rank, In ids, In weights, Out place_of_rank,
+                Out place_of_choice, Acc sent) {
+  with_arithmetic({weights.dtype()}, [&]<class R>(R) {
+    route_kernel<R><<<static_cast<unsigned>(view.size), kRouteThreads, 0, stream_of(ctx)>>>(
+        ids.dim(0), static_cast<int>(ids.dim(1)), static_cast<int>(place_of_rank.dim(1)),
+        experts_of_rank, slots, view.place, windows_at(view, ids_offset),
+        windows_at(view, weights_offset), Array<const int32_t>(ids), Array<const R>(weights),
+        place_of_rank.data<int32_t>(), place_of_choice.data<int32_t>(), sent.data<int64_t>(),
+        sent.stride(0), FaultSite(ctx, kNoRank));
+  });
+  check_launch(ctx, "peer_route", ids);
 }
 
 void peer_arrivals(Context& ctx, In ids, Out place) {
@@ -161,7 +301,10 @@ void peer_put(Context& ctx, const PeerView& view, int64_t offset, int64_t slots,
   const auto put = [&]<class Unit>(Unit) {
     launch_put<Unit>(ctx, view, offset, slots, blocks, x, place);
   };
-  if (bytes % 16 == 0)
+  const bool wide = bytes % 16 == 0 && reinterpret_cast<uintptr_t>(x.raw()) % 16 == 0;
+  if (wide && bytes <= kHeldBytes / 2 && has_sm90(ctx))
+    put_rows(ctx, view, offset, slots, blocks, x, place);
+  else if (wide)
     put(uint4{});
   else if (bytes % 8 == 0)
     put(uint64_t{});
