@@ -6,6 +6,7 @@
 
 #include "core/transfer.h"
 #include "model/bytes.h"
+#include "ops/copy.h"
 #include "ops/fp8.h"
 
 namespace hadal {
@@ -41,20 +42,23 @@ ops::PagedRows RowLease::gate_up() const {
   return {.slab = pool_->gate_up_.slab, .page = page_, .scale = pool_->gate_up_.scale};
 }
 
-RowPool::RowPool(Context& ctx, const Config& c, DType act, int64_t num_pages) : ctx_(ctx) {
+RowPool::RowPool(Context& ctx, const Config& c, DType act, int64_t num_pages, TooFew too_few)
+    : ctx_(ctx) {
   HADAL_CHECK(num_pages > 0 && num_pages < (int64_t{1} << 24), "a row pool cannot have ", num_pages,
               " pages of ", ops::kPageRows, " rows; use smaller micro-batches");
   const int64_t D = c.hidden_size, F2 = 2 * c.moe_intermediate_size;
   static_assert(ops::kPageRows == 128, "experts::page_bytes counts 128 rows a page");
+  const bool counted = too_few == TooFew::kCounted;
+  const int64_t in_slab = num_pages + (counted ? 1 : 0);
   ByteCount bytes;
   const auto shapes = [&](int64_t width, bool e4m3, const auto& fn) {
-    fn(e4m3 ? DType::kE4M3 : act, Shape{num_pages, ops::kPageRows, width});
-    if (e4m3) fn(DType::kF32, Shape{ops::num_tiles(width), num_pages * ops::kPageRows});
+    fn(e4m3 ? DType::kE4M3 : act, Shape{in_slab, ops::kPageRows, width});
+    if (e4m3) fn(DType::kF32, Shape{ops::num_tiles(width), in_slab * ops::kPageRows});
   };
   const auto count = [&](DType dtype, const Shape& shape) { bytes.add(dtype, shape); };
   shapes(D, c.precision.fp8, count);
   shapes(F2, c.precision.e4m3_swiglu, count);
-  bytes.add(DType::kI32, {num_pages}).add(DType::kI32, {1});
+  bytes.add(DType::kI32, {num_pages}).add(DType::kI32, {1}).add(DType::kI64, {1});
   memory_ = ctx.memory.take(bytes.total());
   const auto make = [&](ops::PagedRows& rows) {
     return [&](DType dtype, const Shape& shape) {
@@ -65,6 +69,10 @@ RowPool::RowPool(Context& ctx, const Config& c, DType act, int64_t num_pages) : 
   shapes(F2, c.precision.e4m3_swiglu, make(gate_up_));
   stack_.free = memory_.tensor(DType::kI32, {num_pages});
   stack_.count = memory_.tensor(DType::kI32, {1});
+  if (counted) {
+    stack_.missing = memory_.tensor(DType::kI64, {1});
+    ops::fill(ctx, 0.0, stack_.missing);
+  }
   std::vector<int32_t> free(static_cast<size_t>(num_pages));
   for (size_t p = 0; p < free.size(); ++p) free[p] = static_cast<int32_t>(free.size() - 1 - p);
   upload(ctx, free, stack_.free);

@@ -5,8 +5,9 @@
 // A page is ops::kPageRows rows: their input x [rows, D], and gate|up before SwiGLU [rows, 2F];
 // either is e4m3 in tiles where the config's precision says so.
 // All MoE layers and micro-batches in flight share one pool, sized for a stated worst case; which
-// page a row lands in never changes a result. Taking more pages than are left is an Error on the
-// CPU.
+// page a row lands in never changes a result. Taking more pages than are left is an error, unless
+// the pool counts what is missing: then the rows of those pages are of no use, and whoever finds a
+// count does the work again with fewer tokens at a time.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -40,13 +41,18 @@ class [[nodiscard]] RowLease {
 
 class RowPool {
  public:
-  RowPool(Context& ctx, const Config& config, DType act, int64_t num_pages);
+  enum class TooFew : uint8_t { kError, kCounted };
+  RowPool(Context& ctx, const Config& config, DType act, int64_t num_pages,
+          TooFew too_few = TooFew::kError);
   RowPool(const RowPool&) = delete;
   RowPool& operator=(const RowPool&) = delete;
 
   // Takes the pages of a layout. REQUIRES: the layout's tensors and `page` outlive the lease.
   RowLease take(const ops::ExpertLayout& layout, const Tensor& page);
-  int64_t num_pages() const { return x_.slab.dim(0); }
+  int64_t num_pages() const { return stack_.free.dim(0); }
+  // [1] i64   pages that could not be given since it was last set to 0; empty where that is an
+  // error
+  Tensor missing() const { return stack_.missing; }
   int64_t num_free_pages() const;
   bool is_fp8() const { return !x_.scale.empty(); }  // of experts' inputs
 

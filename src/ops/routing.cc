@@ -47,6 +47,9 @@ void check_stack(const ExpertLayout& layout, const PageStack& stack, const Tenso
   check_dtype(stack.free, DType::kI32, "stack.free");
   check_dtype(stack.count, DType::kI32, "stack.count");
   check_dtype(page, DType::kI32, "page");
+  if (stack.missing.empty()) return;
+  HADAL_CHECK_SHAPE(stack.missing, 1);
+  check_dtype(stack.missing, DType::kI64, "stack.missing");
 }
 
 }  // namespace

@@ -62,12 +62,15 @@ HADAL_OP(combine_rows, Context& ctx, const PagedRows& rows, In row_of_choice, Ou
 HADAL_OP(scatter_choices, Context& ctx, In choice_value, In row_of_choice, Out row_value)
 HADAL_OP(gather_choices, Context& ctx, In row_value, In row_of_choice, Out choice_value)
 
-// A pool's pages as a stack: `count` free ones at the front of `free`.
+// A pool's pages as a stack: `count` free ones at the front of `free`. With `missing` the slab has
+// one page more, the last, which stands for every page that could not be given: its rows overwrite
+// each other, and whoever finds missing above 0 does the work again with fewer rows.
 struct PageStack {
-  Tensor free;   // [pages] i32
-  Tensor count;  // [1] i32
+  Tensor free;          // [pages] i32
+  Tensor count;         // [1] i32
+  Tensor missing = {};  // [1] i64   += pages that could not be given; empty: that is an error
 };
-// page [P] i32: takes as many pages as the layout uses. An error if the pool has too few.
+// page [P] i32: takes as many pages as the layout uses.
 HADAL_OP(take_pages, Context& ctx, const ExpertLayout& layout, const PageStack& stack, Out page)
 HADAL_OP(give_back_pages, Context& ctx, const ExpertLayout& layout, const PageStack& stack, In page)
 

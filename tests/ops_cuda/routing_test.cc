@@ -131,6 +131,24 @@ TEST(OpsCuda, ChoicesOfOthersAreLeftOut) {
       });
 }
 
+// A pool that counts what is missing: 2 pages of 7, 0 of them, and all.
+TEST(OpsCuda, MissingPagesAreCounted) {
+  for (const int64_t have : {0, 5, 7, 9})
+    expect_twins(concat("missing pages, of 7 there are ", have), [&](Side& s) {
+      const ops::ExpertLayout layout{s.list({300, 0, 400}), s.list({0, 3, 3, 7})};
+      const int64_t slots = std::max<int64_t>(have, 1);
+      const ops::PageStack stack{
+          s.make(DType::kI32, {slots}, [&](int64_t i) { return double(slots - 1 - i); }),
+          s.make(DType::kI32, {1}, [&](int64_t) { return double(have); }),
+          s.make(DType::kI64, {1}, [](int64_t) { return 3.0; })};
+      const Tensor page = s.out(DType::kI32, {8}), taken = s.out(DType::kI32, {1});
+      ops::take_pages(s.ctx, layout, stack, Tensor(page));
+      upload(s.ctx, download<int32_t>(s.ctx, stack.count), taken);
+      ops::give_back_pages(s.ctx, layout, stack, page);
+      return std::vector<Tensor>{page, taken, stack.count, stack.free, stack.missing};
+    });
+}
+
 TEST(OpsCuda, PoolWithoutPagesIsAnError) {
   if (!has_gpu()) GTEST_SKIP() << "no GPU";
   Side s({DeviceKind::kCuda, 0});

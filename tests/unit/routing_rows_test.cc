@@ -180,6 +180,31 @@ TEST(Pages, TakingAndGivingBackRestoresTheStack) {
                concat("the experts need ", needed, " pages, but the page list has 2 places"));
 }
 
+// A pool that counts: the spare page stands for those that it does not have.
+TEST(Pages, MissingOnesAreCountedAndTheSpareStaysOut) {
+  Machine machine(1);
+  const Routed r(machine, choices(300, 2, 5), 300, 2, 5);
+  const int64_t needed = r.begin.back(), pages = needed - 2;
+  ASSERT_GT(pages, 1);
+  ops::PageStack stack{machine.tensor(DType::kI32, {pages}), machine.tensor(DType::kI32, {1})};
+  for (int64_t i = 0; i < pages; ++i)
+    stack.free.data<int32_t>()[i] = static_cast<int32_t>(pages - 1 - i);
+  stack.count.data<int32_t>()[0] = static_cast<int32_t>(pages);
+  stack.missing = machine.tensor(DType::kI64, {1});
+  stack.missing.data<int64_t>()[0] = 40;
+  const std::vector<int64_t> before = integers(stack.free);
+  Tensor page = machine.tensor(DType::kI32, {needed});
+  ops::take_pages(machine.ctx, r.layout, stack, page);
+  EXPECT_EQ(stack.missing.data<int64_t>()[0], 42);
+  EXPECT_EQ(stack.count.data<int32_t>()[0], 0);
+  const std::vector<int64_t> taken = integers(page);
+  for (int64_t i = 0; i < needed; ++i)
+    EXPECT_EQ(taken[static_cast<size_t>(i)], std::min(i, pages)) << i;
+  ops::give_back_pages(machine.ctx, r.layout, stack, page);
+  EXPECT_EQ(stack.count.data<int32_t>()[0], pages);
+  EXPECT_EQ(integers(stack.free), before);
+}
+
 TEST(Rows, SameBitsAtAllThreadCounts) {
   expect_same_at_all_thread_counts([](Machine& machine) {
     const Routed r(machine, choices(400, 3, 6), 400, 3, 6);

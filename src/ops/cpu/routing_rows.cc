@@ -2,6 +2,8 @@
 //
 //   T tokens   K choices of a token   E experts   D model width   P pages in the list
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
 #include "ops/cpu/pages.h"
 #include "ops/routing.h"
 
@@ -157,24 +159,31 @@ void gather_choices(Context& ctx, In row_value, In row_of_choice, Out choice_val
 void take_pages(Context&, const ExpertLayout& layout, const PageStack& stack, Out page) {
   const int64_t needed = num_positions(layout);
   int32_t* count = stack.count.data<int32_t>();
-  HADAL_CHECK(needed <= *count, "the experts need ", needed, " pages of ", kPageRows,
-              " rows, but only ", *count, " of ", stack.free.dim(0),
+  const int64_t given = std::min<int64_t>(needed, *count);
+  HADAL_CHECK(given == needed || !stack.missing.empty(), "the experts need ", needed, " pages of ",
+              kPageRows, " rows, but only ", *count, " of ", stack.free.dim(0),
               " are free; give the pool more pages or use a smaller micro-batch");
   HADAL_CHECK(needed <= page.dim(0), "the experts need ", needed, " pages, but the page list has ",
               page.dim(0), " places");
-  for (int64_t i = 0; i < needed; ++i) {
+  for (int64_t i = 0; i < given; ++i) {
     page.data<int32_t>()[i] = stack.free.data<int32_t>()[--*count];
   }
+  if (given == needed) return;
+  const auto spare = static_cast<int32_t>(stack.free.dim(0));
+  std::fill(page.data<int32_t>() + given, page.data<int32_t>() + needed, spare);
+  *stack.missing.data<int64_t>() += needed - given;
 }
 
 // Last taken, first back: the stack is then exactly as it was.
 void give_back_pages(Context&, const ExpertLayout& layout, const PageStack& stack, In page) {
-  const int64_t returned = num_positions(layout);
+  const int32_t *pages = page.data<int32_t>(), spare = static_cast<int32_t>(stack.free.dim(0));
+  int64_t returned = num_positions(layout);
+  while (returned > 0 && pages[returned - 1] == spare) --returned;
   int32_t* count = stack.count.data<int32_t>();
   HADAL_CHECK(*count + returned <= stack.free.dim(0), returned, " pages are given back, but ",
               *count, " of ", stack.free.dim(0), " are free already");
   for (int64_t i = returned - 1; i >= 0; --i) {
-    stack.free.data<int32_t>()[(*count)++] = page.data<int32_t>()[i];
+    stack.free.data<int32_t>()[(*count)++] = pages[i];
   }
 }
 

@@ -125,26 +125,47 @@ __global__ void __launch_bounds__(kNumberThreads)
 }
 static_assert(kNumberThreads / kWarp == kWarp);
 
-// Sixteen bytes at a time: eight bf16.
+constexpr int kMostKept = 16;  // rows of a token whose offsets a block looks up once
+
+// Where the rows of a token's choices are, for all threads of its block.
+__device__ inline void keep_offsets(const PagedView& rows, const Choices& row_of_choice, int64_t t,
+                                    int64_t* offsets) {
+  for (int64_t k = threadIdx.x; k < row_of_choice.K; k += blockDim.x)
+    offsets[k] = rows.row_offset(row_of_choice.rows.row(t)[k]);
+  __syncthreads();
+}
+
+// Sixteen bytes at a time: eight bf16. REQUIRES: K <= kMostKept.
 __global__ void scatter_bf16_kernel(int64_t D, View x, Choices row_of_choice, PagedView rows) {
+  __shared__ int64_t offsets[kMostKept];
   const int64_t t = blockIdx.x;
+  const auto K = static_cast<int>(row_of_choice.K);
+  keep_offsets(rows, row_of_choice, t, offsets);
   const auto* from = static_cast<const bf16*>(x.data) + t * x.stride0;
   for (int64_t j = threadIdx.x * 8; j < D; j += static_cast<int64_t>(blockDim.x) * 8) {
-    const uint4 eight = *reinterpret_cast<const uint4*>(from + j);
-    for (int64_t k = 0; k < row_of_choice.K; ++k) {
-      const int64_t at = rows.row_offset(row_of_choice.rows.row(t)[k]);
-      if (at >= 0) *reinterpret_cast<uint4*>(static_cast<bf16*>(rows.data) + at + j) = eight;
+    uint4 eight{};
+    bool is_held = false;
+    for (int k = 0; k < K; ++k) {
+      const int64_t at = offsets[k];
+      if (at < 0) continue;
+      if (!is_held) eight = *reinterpret_cast<const uint4*>(from + j);
+      is_held = true;
+      *reinterpret_cast<uint4*>(static_cast<bf16*>(rows.data) + at + j) = eight;
     }
   }
 }
 
+// REQUIRES: K <= kMostKept.
 __global__ void combine_bf16_kernel(int64_t D, PagedView rows, Choices row_of_choice, View y) {
+  __shared__ int64_t offsets[kMostKept];
   const int64_t t = blockIdx.x;
+  const auto K = static_cast<int>(row_of_choice.K);
+  keep_offsets(rows, row_of_choice, t, offsets);
   auto* const to = static_cast<bf16*>(y.data) + t * y.stride0;
   for (int64_t j = threadIdx.x * 8; j < D; j += static_cast<int64_t>(blockDim.x) * 8) {
     Eight sum{};
-    for (int64_t k = 0; k < row_of_choice.K; ++k) {
-      const int64_t at = rows.row_offset(row_of_choice.rows.row(t)[k]);
+    for (int k = 0; k < K; ++k) {
+      const int64_t at = offsets[k];
       if (at < 0) continue;
       const Eight part = Eight::load(static_cast<const bf16*>(rows.data) + at + j);
 #pragma unroll
@@ -221,29 +242,41 @@ void move_choices(Context& ctx, const char* op, Way way, const Tensor& choice_va
   check_launch(ctx, op, choice_value);
 }
 
-// NOTE: what cannot be given is -1 in every place; rows there are left out and give_back skips it.
-__global__ void take_kernel(LayoutView layout, int64_t places, int32_t* free, int32_t* count,
-                            int32_t* page, FaultSite fault) {
+// NOTE: where nobody counts what is missing, a list that cannot be filled is -1 in every place;
+// rows there are left out and give_back skips it.
+__global__ void take_kernel(LayoutView layout, int64_t places, int64_t pages, int32_t* free,
+                            int32_t* count, int64_t* missing, int32_t* page, FaultSite fault) {
   const int64_t needed = layout.num_positions(), before = *count;
-  const bool enough = needed <= before && needed <= places;
-  if (!enough && threadIdx.x == 0)
+  const int64_t given = needed < before ? needed : before;
+  const bool valid = needed <= places && (given == needed || missing != nullptr);
+  if (!valid && threadIdx.x == 0)
     fault.raise(static_cast<double>(needed), static_cast<double>(before),
                 static_cast<double>(places));
-  for (int64_t i = threadIdx.x; i < (enough ? needed : places); i += blockDim.x)
-    page[i] = enough ? free[before - 1 - i] : -1;
+  for (int64_t i = threadIdx.x; i < (valid ? needed : places); i += blockDim.x)
+    page[i] = !valid ? -1 : i < given ? free[before - 1 - i] : static_cast<int32_t>(pages);
   __syncthreads();
-  if (enough && threadIdx.x == 0) *count = static_cast<int32_t>(before - needed);
+  if (!valid || threadIdx.x != 0) return;
+  *count = static_cast<int32_t>(before - given);
+  if (given < needed) *missing += needed - given;
 }
 
 // Last taken, first back: the stack is then exactly as it was.
-__global__ void give_back_kernel(LayoutView layout, int64_t capacity, int32_t* free, int32_t* count,
+__global__ void give_back_kernel(LayoutView layout, int64_t pages, int32_t* free, int32_t* count,
                                  const int32_t* page, FaultSite fault) {
-  const int64_t returned = layout.num_positions(), before = *count;
+  const int64_t before = *count;
+  int64_t low = 0, returned = layout.num_positions();
   if (returned == 0 || page[0] < 0) return;
-  if (before + returned > capacity) {
+  while (low < returned) {  // those that were given come first in the list
+    const int64_t middle = (low + returned) / 2;
+    if (page[middle] == pages)
+      returned = middle;
+    else
+      low = middle + 1;
+  }
+  if (before + returned > pages) {
     if (threadIdx.x == 0)
       fault.raise(static_cast<double>(returned), static_cast<double>(before),
-                  static_cast<double>(capacity));
+                  static_cast<double>(pages));
     return;
   }
   for (int64_t i = threadIdx.x; i < returned; i += blockDim.x)
@@ -292,7 +325,7 @@ void expert_layout(Context& ctx, In topk_idx, const ExpertLayout& layout, Out ro
 void scatter_rows(Context& ctx, In x, In row_of_choice, const PagedRows& rows) {
   const int64_t T = x.dim(0), D = x.dim(1);
   if (T == 0) return;
-  if (has_bf16_rows(x) && has_bf16_pages(rows)) {
+  if (has_bf16_rows(x) && has_bf16_pages(rows) && row_of_choice.dim(1) <= kMostKept) {
     scatter_bf16_kernel<<<static_cast<unsigned>(T), threads_of_row(D), 0, stream_of(ctx)>>>(
         D, View(x), Choices(row_of_choice), PagedView(rows));
     return check_launch(ctx, "scatter_rows", x);
@@ -307,7 +340,7 @@ void scatter_rows(Context& ctx, In x, In row_of_choice, const PagedRows& rows) {
 void combine_rows(Context& ctx, const PagedRows& rows, In row_of_choice, Out y) {
   const int64_t T = y.dim(0), D = y.dim(1);
   if (T == 0) return;
-  if (has_bf16_rows(y) && has_bf16_pages(rows)) {
+  if (has_bf16_rows(y) && has_bf16_pages(rows) && row_of_choice.dim(1) <= kMostKept) {
     combine_bf16_kernel<<<static_cast<unsigned>(T), threads_of_row(D), 0, stream_of(ctx)>>>(
         D, PagedView(rows), Choices(row_of_choice), View(y));
     return check_launch(ctx, "combine_rows", y);
@@ -329,7 +362,8 @@ void gather_choices(Context& ctx, In row_value, In row_of_choice, Out choice_val
 
 void take_pages(Context& ctx, const ExpertLayout& layout, const PageStack& stack, Out page) {
   take_kernel<<<1, kThreads, 0, stream_of(ctx)>>>(
-      LayoutView(layout), page.dim(0), stack.free.data<int32_t>(), stack.count.data<int32_t>(),
+      LayoutView(layout), page.dim(0), stack.free.dim(0), stack.free.data<int32_t>(),
+      stack.count.data<int32_t>(), stack.missing.empty() ? nullptr : stack.missing.data<int64_t>(),
       page.data<int32_t>(),
       FaultSite(ctx,
                 "the experts need {0} pages of 128 rows, but only {1} are free and the page "
