@@ -3,6 +3,7 @@
 #include "parallel/parallel_config.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "core/check.h"
@@ -86,6 +87,8 @@ bool contains(const StageRange& range, const ParamInfo& info, const Config& mode
   return range.has_head;  // norm, head
 }
 
+bool limits_rows(const ParallelConfig& p) { return p.mesh.ep > 1 && p.row_capacity > 0.0; }
+
 int64_t row_pool_pages(const ParallelConfig& p, const Config& c, int pp, int64_t max_tokens,
                        int64_t num_microbatches) {
   int64_t layers = 0;  // of the stage with most of them
@@ -97,8 +100,12 @@ int64_t row_pool_pages(const ParallelConfig& p, const Config& c, int pp, int64_t
   }
   const int64_t ep = p.mesh.ep, local = c.n_routed_experts / ep;
   max_tokens = (max_tokens + p.mesh.tp - 1) / p.mesh.tp;  // those of this rank
-  const int64_t rows =
+  const int64_t most =
       ep * max_tokens * std::min(c.num_experts_per_tok, std::max<int64_t>(1, local));
+  const double share = static_cast<double>(max_tokens * c.num_experts_per_tok);
+  const int64_t rows = limits_rows(p)
+                           ? std::min(most, static_cast<int64_t>(std::ceil(p.row_capacity * share)))
+                           : most;
   const int64_t of_layer =
       ep == 1 ? experts::max_pages(c, max_tokens) : experts::max_pages(rows, local);
   const int live =

@@ -27,11 +27,17 @@ struct ParallelConfig {
   std::vector<int64_t> layers = {};  // of each stage; empty: as even as can be
   int ranks_per_node = 0;            // ranks that count as one node; 0: all
   ExchangeKind exchange = ExchangeKind::kMessages;
-  bool overlap = true;              // pairs of a schedule run side by side, with their transfers
-  int comm_sms = 20;                // of a GPU: left to the transfers of a pair
+  bool overlap = true;  // pairs of a schedule run side by side, with their transfers
+  int comm_sms = 20;    // of a GPU: left to the transfers of a pair
+  // Rows that a rank's experts have room for, as a multiple of an even share; a step that needs
+  // more is done again with smaller micro-batches. 0: room for every token of all ranks.
+  double row_capacity = 0.0;
   double heartbeat_seconds = 20.0;  // of silence until a rank counts as hung
   double timeout_seconds = 600.0;   // without progress, likewise
 };
+
+// Whether a rank may get more rows than it has room for.
+bool limits_rows(const ParallelConfig& parallel);
 
 ScheduleShape schedule_shape(const ParallelConfig& parallel, int64_t num_microbatches);
 int num_stages(const ParallelConfig& parallel);
@@ -48,7 +54,8 @@ std::vector<int> holders_of(const ParallelConfig& parallel, int stage);
 // Whether a stage has a parameter; of experts, whether one of its ranks does.
 bool contains(const StageRange& range, const ParamInfo& info, const Config& model);
 // Pages of the row pool of a rank: what the MoE layers of its chunks save while most are live, if
-// every token of max_tokens that can choose this rank's experts does.
+// every token of max_tokens that can choose this rank's experts does, or as many rows come as the
+// capacity says.
 int64_t row_pool_pages(const ParallelConfig& parallel, const Config& model, int pp,
                        int64_t max_tokens, int64_t num_microbatches);
 

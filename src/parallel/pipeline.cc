@@ -162,6 +162,15 @@ void Pipeline::backward_weight(Context& ctx, const Job& job, const Chunk& c) {
   finish(c);
 }
 
+void Pipeline::work(Context& ctx, const Job& job, const ScheduleStep& step) {
+  if (step.work == Work::kOverlap && overlap_)
+    return overlap(ctx, job, step.forward, step.backward);
+  if (step.has_forward()) forward(ctx, job, step.forward);
+  if (step.has_backward()) backward_whole(ctx, job, step.backward);
+  if (step.work == Work::kBackwardInput) backward_input(ctx, job, step.backward);
+  if (step.work == Work::kBackwardWeight) backward_weight(ctx, job, step.backward);
+}
+
 void Pipeline::run(Context& ctx, const Job& job) {
   if (schedule_.num_microbatches != job.num_microbatches) {
     shape_.num_microbatches = job.num_microbatches;
@@ -170,14 +179,9 @@ void Pipeline::run(Context& ctx, const Job& job) {
   const auto rank = static_cast<size_t>(rank_);
   for (const ScheduleStep& step : schedule_.steps[rank]) {
     transfer(ctx, job, step.transfers);
-    if (step.work == Work::kOverlap && overlap_) {
-      overlap(ctx, job, step.forward, step.backward);
-      continue;
-    }
-    if (step.has_forward()) forward(ctx, job, step.forward);
-    if (step.has_backward()) backward_whole(ctx, job, step.backward);
-    if (step.work == Work::kBackwardInput) backward_input(ctx, job, step.backward);
-    if (step.work == Work::kBackwardWeight) backward_weight(ctx, job, step.backward);
+    if (job.clock != nullptr) job.clock->begin(ctx);
+    work(ctx, job, step);
+    if (job.clock != nullptr) job.clock->end(ctx);
   }
   transfer(ctx, job, schedule_.last_transfers[rank]);
   HADAL_CHECK(live_.empty() && input_grads_.empty() && batches_.empty(),

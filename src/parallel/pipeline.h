@@ -22,6 +22,7 @@
 #include "core/comm.h"
 #include "model/stage.h"
 #include "parallel/schedule.h"
+#include "parallel/step_clock.h"
 
 namespace hadal {
 
@@ -40,8 +41,9 @@ class Pipeline {
     int num_microbatches = 0;
     std::function<Batch(int microbatch)> batch;  // made when it is first needed here
     std::function<const stage::LossScale&(int microbatch)> scale;
-    const stage::Meter& meter;  // of the whole model: += ...
-    Grads& grads;               // += ...
+    const stage::Meter& meter;   // of the whole model: += ...
+    Grads& grads;                // += ...
+    StepClock* clock = nullptr;  // none: steps are not timed
   };
   void run(Context& ctx, const Job& job);
   // Losses and counts alone; any number of micro-batches, all in direction 0.
@@ -87,6 +89,7 @@ class Pipeline {
   void backward_input(Context& ctx, const Job& job, const Chunk& chunk);
   void backward_whole(Context& ctx, const Job& job, const Chunk& chunk);
   void overlap(Context& ctx, const Job& job, const Chunk& ahead, const Chunk& behind);
+  void work(Context& ctx, const Job& job, const ScheduleStep& step);
   void finish(const Chunk& chunk);
   void backward_weight(Context& ctx, const Job& job, const Chunk& chunk);
 

@@ -111,7 +111,8 @@ Learner::Learner(Context& ctx, const Config& config, DType compute, int64_t max_
       module_grads_(grads_.tree),
       rows_(ctx, config_, compute,
             row_pool_pages(team_->parallel(), config_, team_->at().pp, max_tokens,
-                           options.max_micro_batches)) {
+                           options.max_micro_batches),
+            limits_rows(team_->parallel()) ? RowPool::TooFew::kCounted : RowPool::TooFew::kError) {
   HADAL_CHECK(compute == DType::kF64 || compute == DType::kF32 || compute == DType::kBF16,
               "training computes in f64, f32 or bf16, not ", dtype_name(compute));
   HADAL_CHECK(!config.precision.fp8 || compute != DType::kF64,
@@ -230,9 +231,15 @@ StepResult Learner::compute_gradients(const std::vector<std::vector<Sequence>>& 
          .batch = [&](int i) { return make_batch(ctx_, config_, sequences(i), depths, compute_); },
          .scale = scale_of,
          .meter = meter_,
-         .grads = module_grads_});
+         .grads = module_grads_,
+         .clock = clock_});
   }
   team_->maybe_die("die_in_step");
+  if (rows_were_missing()) {
+    StepResult again = compute_gradients(halved(micro_batches), recipe);
+    ++again.splits;
+    return again;
+  }
   reduce_meter(meter_);
   reduce_gradients();
 
@@ -252,6 +259,31 @@ StepResult Learner::compute_gradients(const std::vector<std::vector<Sequence>>& 
   if (team_->mesh().ep > 1) result.exchange = reduce_counters();
   result.grad_norm = gradient_norm();
   return result;
+}
+
+// On any rank, since it was last asked.
+bool Learner::rows_were_missing() {
+  const Tensor missing = rows_.missing();
+  if (missing.empty()) return false;
+  team_->world().all_reduce(ctx_, Acc(Tensor(missing)));
+  const bool any = download<int64_t>(ctx_, missing)[0] > 0;
+  if (any) ops::fill(ctx_, 0.0, Out(Tensor(missing)));
+  return any;
+}
+
+std::vector<std::vector<Sequence>> Learner::halved(
+    const std::vector<std::vector<Sequence>>& micro_batches) const {
+  std::vector<std::vector<Sequence>> halves;
+  for (const std::vector<Sequence>& all : micro_batches) {
+    const auto middle = all.begin() + static_cast<std::ptrdiff_t>((all.size() + 1) / 2);
+    halves.emplace_back(all.begin(), middle);
+    if (middle != all.end()) halves.emplace_back(middle, all.end());
+  }
+  HADAL_CHECK(halves.size() > micro_batches.size(), "parallel.row_capacity is ",
+              team_->parallel().row_capacity,
+              ", and a rank's experts need more rows than that for one sequence of each rank; "
+              "raise it, or use 0");
+  return halves;
 }
 
 // What every rank measured, on every rank. Each stage and micro-batch is on one rank alone.
@@ -404,6 +436,7 @@ Learner::Evaluation Learner::evaluate(const std::vector<std::vector<Sequence>>& 
         ctx_, 1, [&](int) { return batch(me < left ? rounds * dp + me : 0); },
         me < left ? meter : unused);
   }
+  if (rows_were_missing()) return evaluate(halved(micro_batches));
   reduce_meter(meter);
   const Totals totals = count_totals(micro_batches, depths);
   Evaluation e;

@@ -9,6 +9,9 @@
 // micro-batches, clipping and the bias update see the whole step, so the result depends on how it
 // is cut only through rounding.
 //
+// Where ranks have room for a stated number of their experts' rows (parallel.row_capacity), a step
+// that needed more on any of them is done again on all, with micro-batches of half the sequences.
+//
 // In a team every rank has a learner of what it holds, and all make the same calls with the same
 // arguments: each computes the micro-batches of its data-parallel rank, in the order of the
 // pipeline's schedule. Gradients are summed into shares, the moments exist as shares alone
@@ -51,6 +54,7 @@ struct StepResult {
   double grad_norm = 0.0;                    // before clipping
   std::vector<std::vector<int64_t>> counts;  // [M][E]
   int64_t num_targets = 0;
+  int splits = 0;                // how often micro-batches were halved for want of rows
   ExchangeCounters exchange;     // of all ranks; zeros without expert parallelism
   double max_violation() const;  // mean over layers of max(count) / mean(count) - 1
 };
@@ -82,6 +86,9 @@ class Learner {
   ParamStore* average() { return average_.get(); }
   const Weights& weights() const { return weights_; }  // as modules read them
   Team& team() { return *team_; }
+  // Times the steps of the pipeline's program from now on; null: no more. A rank that is alone in
+  // its pipeline has none worth timing.
+  void time_steps(StepClock* clock) { clock_ = clock; }
 
   // After the masters were changed from outside (loaded, initialised): refreshes the bf16 copy.
   void masters_changed();
@@ -112,6 +119,9 @@ class Learner {
 
  private:
   void make_stages(int64_t max_tokens);
+  bool rows_were_missing();
+  std::vector<std::vector<Sequence>> halved(
+      const std::vector<std::vector<Sequence>>& micro_batches) const;
   void reduce_meter(stage::Meter& meter);
   void reduce_gradients();
   ExchangeCounters reduce_counters();
@@ -136,6 +146,7 @@ class Learner {
   std::unique_ptr<PeerWindows> windows_;  // where experts' tokens travel through them
   std::unique_ptr<Exchange> exchange_;
   std::unique_ptr<Pipeline> pipeline_;
+  StepClock* clock_ = nullptr;
   stage::Meter meter_;                      // of the whole model
   std::unique_ptr<RecordedStep> recorded_;  // on a GPU, with whole layers here
 };

@@ -125,6 +125,7 @@ void Metrics::step(const StepLine& s, const StepResult& r, const Recipe& recipe)
                         {"node_bytes", e.node_bytes},
                         {"link_bytes", e.link_bytes}};
   if (s.skipped) line["skipped"] = true;
+  if (r.splits > 0) line["splits"] = r.splits;
   if (s.checkpoint_seconds > 0.0) line["time"]["checkpoint_seconds"] = s.checkpoint_seconds;
   write(line);
   show(s, r, bits);

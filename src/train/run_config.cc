@@ -199,6 +199,7 @@ ParallelConfig read_parallel(const io::JsonObject& o) {
   p.exchange = parse_exchange(o.string("exchange", exchange_name(p.exchange)));
   p.overlap = o.boolean("overlap", p.overlap);
   p.comm_sms = static_cast<int>(o.integer("comm_sms", p.comm_sms));
+  p.row_capacity = o.number("row_capacity", p.row_capacity);
   p.heartbeat_seconds = o.number("heartbeat_seconds", p.heartbeat_seconds);
   p.timeout_seconds = o.number("timeout_seconds", p.timeout_seconds);
   if (o.has("layers")) p.layers = o.integers("layers");
@@ -206,6 +207,7 @@ ParallelConfig read_parallel(const io::JsonObject& o) {
   check_integer(o.where(), "stages_per_rank", p.stages_per_rank, 1, 64);
   check_integer(o.where(), "ranks_per_node", p.ranks_per_node, 0, 512);
   check_integer(o.where(), "comm_sms", p.comm_sms, 0, 64);
+  check_number(o.where(), "row_capacity", p.row_capacity, 0.0, 512.0);
   check_number(o.where(), "heartbeat_seconds", p.heartbeat_seconds, 1.0, 30.0);
   check_number(o.where(), "timeout_seconds", p.timeout_seconds, 1.0, 1e6);
   return p;
@@ -233,6 +235,19 @@ RunConfig run_config_of(const io::JsonObject& object) {
   check_parallel(run.parallel, run.model, run.train.batch_of({}, run.parallel.mesh.dp),
                  run.train.micro_batch_sequences);
   return run;
+}
+
+Config trained_model(const RunConfig& run) {
+  Config config = run.model;
+  config.precision = run.train.precision;
+  return config;
+}
+
+int64_t most_micro_batches(const RunConfig& run) {
+  const auto of_rank =
+      static_cast<int64_t>(run.train.batch_sequences.largest()) / run.parallel.mesh.dp;
+  const int64_t size = run.train.micro_batch_sequences;
+  return std::max<int64_t>(1, (of_rank + size - 1) / size);
 }
 
 std::vector<Phase> read_phases(const std::string& path,
@@ -299,6 +314,7 @@ io::Json to_json(const ParallelConfig& p) {
                    {"exchange", exchange_name(p.exchange)},
                    {"overlap", p.overlap},
                    {"comm_sms", p.comm_sms},
+                   {"row_capacity", p.row_capacity},
                    {"heartbeat_seconds", p.heartbeat_seconds},
                    {"timeout_seconds", p.timeout_seconds}};
   if (!p.layers.empty()) json["layers"] = p.layers;

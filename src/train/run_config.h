@@ -69,6 +69,11 @@ struct RunConfig {
   ParallelConfig parallel = {};  // one rank where the file has no "parallel"
 };
 
+// The model with the precision that it is trained in.
+Config trained_model(const RunConfig& run);
+// Of a step on one data-parallel rank.
+int64_t most_micro_batches(const RunConfig& run);
+
 // A run, or one of several that follow each other: each begins with the weights of the one before.
 struct Phase {
   std::string name;  // "" where there are no phases

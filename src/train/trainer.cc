@@ -47,13 +47,6 @@ std::vector<std::vector<Sequence>> cut(std::vector<Sequence> sequences, int64_t 
 }
 
 // Most micro-batches of a step on one data-parallel rank.
-int64_t most_micro_batches(const RunConfig& run) {
-  const auto of_rank =
-      static_cast<int64_t>(run.train.batch_sequences.largest()) / run.parallel.mesh.dp;
-  const int64_t size = run.train.micro_batch_sequences;
-  return std::max<int64_t>(1, (of_rank + size - 1) / size);
-}
-
 double mean(double sum, int64_t count) {
   return count > 0 ? sum / static_cast<double>(count) : 0.0;
 }
@@ -81,13 +74,6 @@ void plant_spike(std::vector<Sequence>& sequences, int64_t position) {
         s.targets[i] = static_cast<int32_t>((static_cast<size_t>(position) * 31 + i * 17) % 7);
     ++position;
   }
-}
-
-// The model with the precision that it is trained in.
-Config trained_model(const RunConfig& run) {
-  Config config = run.model;
-  config.precision = run.train.precision;
-  return config;
 }
 
 // One run in progress.

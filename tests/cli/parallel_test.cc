@@ -112,6 +112,28 @@ TEST_F(Parallel, LossesAreThoseOfOneRank) {
   }
 }
 
+// Fewer rows than an even share needs: each step is done again with halves, and nothing is lost.
+TEST_F(Parallel, StepsThatNeedMoreRowsAreSplit) {
+  const Arguments large = {"--set", "train.sequence_length=128", "--set",
+                           "train.micro_batch_sequences=4"};
+  ASSERT_EQ(run(on("one", "dp=1", large)).status, 0);
+  for (const std::string mesh : {"dp=2 ep=2", "pp=2 dp=2 ep=2 schedule=1f1b"}) {
+    const Result r = run(on(mesh, mesh + " row_capacity=0.4", large));
+    ASSERT_EQ(r.status, 0) << mesh << ": " << r.err;
+    expect_same_losses(mesh, "one");
+    const std::string metrics = read_text(output() + "/" + mesh + "/metrics.jsonl");
+    EXPECT_NE(metrics.find("\"splits\":1"), std::string::npos) << mesh;
+  }
+  const Result r =
+      run(on("x", "dp=2 ep=2 row_capacity=0.05",
+             {"--set", "train.sequence_length=256", "--set", "train.micro_batch_sequences=4"}));
+  EXPECT_NE(r.status, 0);
+  EXPECT_NE(r.err.find("parallel.row_capacity is 0.05, and a rank's experts need more rows than "
+                       "that for one sequence of each rank; raise it, or use 0"),
+            std::string::npos)
+      << r.err;
+}
+
 TEST_F(Parallel, PairsSideBySideHaveTheBitsOfPairsInTurn) {
   for (const std::string mesh :
        {"dp=2 ep=2 schedule=dualpipev", "pp=2 dp=2 ep=2 schedule=dualpipe"}) {
@@ -301,6 +323,36 @@ TEST_F(Parallel, StopsCleanlyOnSigterm) {
   const Result r =
       run({"generate", "--model", output() + "/run", "--prompt-ids", "5", "--max-tokens", "2"});
   EXPECT_EQ(r.status, 0) << r.err;
+}
+
+// hadal bench train on the ranks of a config: a row, and of a pipeline its steps.
+TEST_F(Parallel, BenchTimesEveryStepOfAPipeline) {
+  const auto bench = [&](const std::string& mesh, Arguments more) {
+    Arguments all = on("x", mesh, more);
+    all[0] = "--config";
+    all.insert(all.begin(), {"bench", "train", "--samples", "1"});
+    return all;
+  };
+  const std::string picture = dir_ / "steps.svg";
+  const Result r = run(bench("pp=2 dp=2 ep=2 schedule=dualpipev", {"--timeline", picture}));
+  ASSERT_EQ(r.status, 0) << r.err;
+  const auto row = nlohmann::json::parse(r.out);
+  EXPECT_EQ(row["mesh"], "pp 2, dp 2, ep 2, tp 1");
+  EXPECT_EQ(row["micro_batches"], 4);
+  EXPECT_EQ(row["tokens_per_step"], 8 * 16);
+  EXPECT_GT(row["tokens_per_s_of_rank"], 0.0);
+  const auto& pipeline = row["pipeline"];
+  EXPECT_GE(pipeline["makespan_ms"], pipeline["largest_bubble_ms"].get<double>());
+  EXPECT_GT(pipeline["overlap_ms"], 0.0);
+  EXPECT_TRUE(pipeline.contains("formula_bubble_ms"));
+  EXPECT_NE(read_text(picture).find("dualpipev, 2 ranks, 4 micro-batches, measured"),
+            std::string::npos);
+  const Result flat = run(bench("dp=2", {}));
+  ASSERT_EQ(flat.status, 0) << flat.err;
+  EXPECT_FALSE(nlohmann::json::parse(flat.out).contains("pipeline"));
+  expect_refused(bench("dp=2", {"--timeline", picture}),
+                 "--timeline is of a pipeline, and parallel.pp is 1: leave it out, or set "
+                 "parallel.pp");
 }
 
 }  // namespace
