@@ -141,6 +141,13 @@ double largest_bubble(const Timeline& timeline) {
   return most;
 }
 
+double smallest_bubble(const Timeline& timeline) {
+  double least = largest_bubble(timeline);
+  for (int rank = 0; rank < static_cast<int>(timeline.spans.size()); ++rank)
+    least = std::min(least, bubble(timeline, rank));
+  return least;
+}
+
 io::Json timeline_json(const Schedule& schedule, const Timeline& timeline) {
   io::Json ranks = io::Json::array(), bubbles = io::Json::array();
   for (int rank = 0; rank < schedule.num_ranks; ++rank) {

@@ -27,5 +27,7 @@ io::Json timeline_json(const Schedule& schedule, const Timeline& timeline);
 // Makespan less what the rank computes.
 double bubble(const Timeline& timeline, int rank);
 double largest_bubble(const Timeline& timeline);
+// Of the rank with most work: what the others have more is that they wait for it.
+double smallest_bubble(const Timeline& timeline);
 
 }  // namespace hadal::plan

@@ -98,6 +98,11 @@ void Svg::text(double x, double y, std::string_view text, std::string_view ancho
   body_ += fmt::format(">{}</text>\n", escape_xml(text));
 }
 
+void Svg::add(const Svg& other, double x, double y) {
+  body_ += fmt::format("<g transform=\"translate({} {})\">\n", number(x), number(y)) + other.body_ +
+           "</g>\n";
+}
+
 std::string Svg::open(std::string_view label, bool is_file) const {
   std::string tag = fmt::format(
       R"(<svg class="p" role="img" aria-label="{}" viewBox="0 0 {} {}" width="{}" height="{}")",

@@ -23,6 +23,7 @@ class Svg {
   Svg(double width, double height) : width_(width), height_(height) {}
 
   double width() const { return width_; }
+  double height() const { return height_; }
   // A tooltip where `title` is not empty.
   void rect(double x, double y, double w, double h, std::string_view cls,
             std::string_view title = "");
@@ -31,6 +32,8 @@ class Svg {
   // anchor: start, middle, end
   void text(double x, double y, std::string_view text, std::string_view anchor = "start",
             std::string_view cls = "");
+  // Another picture, its corner at (x, y).
+  void add(const Svg& other, double x, double y);
   // Raw elements, already escaped.
   void raw(std::string_view elements) { body_ += elements; }
 

@@ -1,7 +1,5 @@
 // Schedules: every chunk once and in order, messages matched, no deadlock, bounds, golden traces.
 // SPDX-License-Identifier: Apache-2.0
-#include "parallel/schedule.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -10,6 +8,8 @@
 #include <set>
 #include <tuple>
 
+#include "parallel/schedule.h"
+#include "plan/measured.h"
 #include "plan/schedule_report.h"
 #include "plan/timeline.h"
 #include "tests/unit/expect_error.h"
@@ -377,6 +377,45 @@ TEST(Schedule, RefusesWhatDoesNotDivide) {
   EXPECT_ERROR(parse_schedule("gpipe"),
                "there is no schedule gpipe; choose one of: 1f1b, interleaved, zb1p, dualpipe, "
                "dualpipev");
+}
+
+// Times of a rank that never waits but for the schedule: medians, the formulas and the replay.
+TEST(MeasuredSchedule, FormulasAndReplayOfUnitTimes) {
+  for (const ScheduleKind kind : {ScheduleKind::k1F1B, ScheduleKind::kZb1p, ScheduleKind::kDualPipe,
+                                  ScheduleKind::kDualPipeV}) {
+    const Schedule schedule = make(kind, 4, 16);
+    const Timeline played = play(schedule, unit_times(3.0));
+    const plan::ChunkTimes times = plan::chunk_times(schedule, played);
+    EXPECT_EQ(times.forward, 1.0);
+    EXPECT_EQ(times.backward, 2.0);
+    EXPECT_EQ(times.weight, kind == ScheduleKind::k1F1B ? 0.0 : 1.0);
+    EXPECT_EQ(times.overlap,
+              schedule.num_stages > 4 || kind == ScheduleKind::kDualPipe ? 3.0 : 0.0);
+    EXPECT_DOUBLE_EQ(plan::formula_bubble(schedule, times).value(), plan::largest_bubble(played))
+        << schedule_name(kind);
+    EXPECT_DOUBLE_EQ(plan::replay(schedule, played).makespan, played.makespan);
+  }
+  const Schedule interleaved = make(ScheduleKind::kInterleaved, 4, 16);
+  EXPECT_FALSE(plan::formula_bubble(interleaved, {}).has_value());
+}
+
+TEST(MeasuredSchedule, ReplayTakesTheMedianOfEachRankAndStage) {
+  const Schedule schedule = make(ScheduleKind::k1F1B, 2, 3);
+  // Rank 1 is half as fast; one of its steps was disturbed.
+  Timeline measured = play(schedule, {.step =
+                                          [](int rank, const ScheduleStep& s) {
+                                            return (s.has_forward() ? 1.0 : 2.0) * (rank + 1);
+                                          },
+                                      .message = {}});
+  const double makespan = measured.makespan;
+  measured.spans[1][2].finish += 50.0;
+  EXPECT_DOUBLE_EQ(plan::replay(schedule, measured).makespan, makespan);
+  const std::string picture = plan::draw_measured(schedule, measured, "1f1b").file("1f1b");
+  EXPECT_NE(picture.find("1f1b, planned with the times measured"), std::string::npos);
+  EXPECT_NE(picture.find("1f1b, measured"), std::string::npos);
+  measured.spans[1].pop_back();
+  expect_error([&] { plan::replay(schedule, measured); },
+               "internal error: 5 of the 6 steps of rank 1 were measured");
 }
 
 }  // namespace
