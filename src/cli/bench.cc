@@ -20,7 +20,6 @@ struct Options {
   std::vector<std::string> kv_caches = {"auto"};
   std::vector<int64_t> depths = {0}, tokens = {512};
   int64_t samples = 10;
-  OverlapOptions overlap;
 };
 
 Precision precision_of(const std::string& format) {
@@ -133,11 +132,7 @@ void add_bench_command(CLI::App& app) {
                       });
   add_formats(prefill, o);
   prefill->add_option("--tokens", o->tokens, "of the prompt")->delimiter(',');
-  add(*bench, "train", "optimizer steps of a run config",
-      "hadal bench train --config configs/small.json", o,
-      [](Context& ctx, const Options& options, const nlohmann::json& row) {
-        bench_train(ctx, options.config, options.samples, row);
-      });
+  add_bench_train_command(*bench);
   auto* layer = add(
       *bench, "layer", "one MoE layer of a rank with 4 experts",
       "hadal bench layer --config configs/deepseek_v3.json --tokens 4096 --format bf16,fp8 "
@@ -152,35 +147,7 @@ void add_bench_command(CLI::App& app) {
       true);
   add_formats(layer, o);
   layer->add_option("--tokens", o->tokens, "of the one sequence")->delimiter(',');
-  auto* overlap = add(
-      *bench, "overlap", "a chunk forward beside another backward, with transfers of a link's rate",
-      "hadal bench overlap --config configs/deepseek_v3.json --tokens 4096 --format fp8 --device "
-      "cuda",
-      o,
-      [](Context& ctx, const Options& options, const nlohmann::json& row) {
-        OverlapOptions overlap = options.overlap;
-        HADAL_CHECK(overlap.layers >= 1 && overlap.layers <= 64, "--layers is ", overlap.layers,
-                    "; allowed: 1 to 64");
-        HADAL_CHECK(overlap.comm_sms >= 1 && overlap.comm_sms <= 64, "--comm-sms is ",
-                    overlap.comm_sms, "; allowed: 1 to 64");
-        for (const double gbps : overlap.gbps)
-          HADAL_CHECK(gbps > 0.0 && gbps <= 1000.0, "--gbps is ", gbps,
-                      "; allowed: more than 0 and at most 1000");
-        overlap.samples = options.samples;
-        for (const std::string& format : options.formats)
-          for (const int64_t tokens : options.tokens) {
-            overlap.tokens = tokens;
-            bench_overlap(ctx, read_model_config(options.config), precision_of(format), overlap,
-                          row);
-          }
-      },
-      true);
-  add_formats(overlap, o);
-  overlap->add_option("--tokens", o->tokens, "of a micro-batch")->delimiter(',');
-  overlap->add_option("--layers", o->overlap.layers, "of a chunk")->capture_default_str();
-  overlap->add_option("--comm-sms", o->overlap.comm_sms, "SMs of a transfer")
-      ->capture_default_str();
-  overlap->add_option("--gbps", o->overlap.gbps, "GB/s of the link")->delimiter(',');
+  add_bench_overlap_command(*bench);
   auto* ops = add(*bench, "ops", "matrix products one by one", "hadal bench ops --format int8", o,
                   [](Context& ctx, const Options& options, const nlohmann::json& row) {
                     const Config config = read_model_config(options.config);

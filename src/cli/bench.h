@@ -96,7 +96,6 @@ void bench_decode(Context& ctx, const BenchModel& model, CacheFormat cache, int6
                   int64_t count, nlohmann::json row);
 void bench_prefill(Context& ctx, const BenchModel& model, int64_t tokens, int64_t count,
                    nlohmann::json row);
-void bench_train(Context& ctx, const std::string& config, int64_t count, nlohmann::json row);
 struct RatesOptions {
   std::vector<std::string> plans = {"configs/plans/quickstart_cpu.json"};
   std::string source, output;
@@ -107,18 +106,12 @@ void bench_rates(Context& ctx, const MachineOptions& machine, const RatesOptions
 // Milliseconds of a layer's forward pass and of the halves of its backward pass; on any device.
 void bench_layer(Context& ctx, const Config& config, const Precision& precision, int64_t tokens,
                  int64_t count, nlohmann::json row);
-struct OverlapOptions {
-  int64_t tokens = 4096, layers = 4, samples = 10;
-  int comm_sms = 20;
-  std::vector<double> gbps = {50.0};  // of the link
-};
-// Milliseconds of a layer's forward beside another's backward, with transfers at a link's rate.
-void bench_overlap(Context& ctx, const Config& config, const Precision& precision,
-                   const OverlapOptions& options, nlohmann::json row);
 // The operations that are bound by memory, beside a copy; on a GPU.
 void bench_rows(Context& ctx, const Config& config, int64_t tokens, int64_t count,
                 const nlohmann::json& row);
-// hadal bench comm: starts ranks of its own.
+// hadal bench train, overlap and comm: start ranks of their own.
+void add_bench_train_command(CLI::App& bench);
+void add_bench_overlap_command(CLI::App& bench);
 void add_bench_comm_command(CLI::App& bench);
 void bench_ops(Context& ctx, const Config& config, const std::string& format, int64_t count,
                const nlohmann::json& row);

@@ -189,21 +189,29 @@ class Trips {
     });
   }
   // Dispatch in bf16 or FP8, and combine, which is in bf16 either way. `how`: as a row's name ends.
-  void measure(CountedExchange& exchange, const std::string& how) {
+  // What needs no host is recorded as well.
+  void measure(CountedExchange& exchange, const std::string& how, bool needs_host) {
+    const auto both = [&](const std::string& op, int64_t sent, const auto& call) {
+      bench_.measure(op + how, T_, sent, call);
+      if (!needs_host) bench_.measure_recorded(op + how, T_, sent, call);
+    };
     run(exchange, [&](Ticket& ticket, const ops::PagedRows& rows) {
       if (config_.precision.fp8) return;
-      bench_.measure("combine" + how, T_, back_, [&] {
+      both("combine", back_, [&] {
         exchange.combine_start(ctx_, ticket, rows);
         exchange.combine_finish(ctx_, ticket, rows, y_);
       });
     });
-    bench_.measure((config_.precision.fp8 ? "dispatch, FP8" : "dispatch") + how, T_, sent_, [&] {
-      lease_ = RowLease();
-      ticket_ = exchange.dispatch_start(ctx_, x_, idx_, weight_);
-      exchange.dispatch_finish(ctx_, ticket_, &lease_);
+    const std::string dispatch = config_.precision.fp8 ? "dispatch, FP8" : "dispatch";
+    both(dispatch, sent_, [&] {
+      Ticket ticket = exchange.dispatch_start(ctx_, x_, idx_, weight_);
+      RowLease lease;
+      exchange.dispatch_finish(ctx_, ticket, &lease);
     });
-    lease_ = RowLease();
-    ticket_ = Ticket();
+    if (needs_host) return;
+    // Until the rows are in the windows of their experts' ranks, and no further.
+    both(dispatch + " without rows by expert", sent_,
+         [&] { const Ticket t = exchange.dispatch_start(ctx_, x_, idx_, weight_); });
   }
 
  private:
@@ -226,8 +234,6 @@ class Trips {
   std::unique_ptr<RowPool> pool_;
   Block x_memory_, y_memory_, idx_memory_, weight_memory_;
   Tensor x_, y_, idx_, weight_;
-  Ticket ticket_;
-  RowLease lease_;
 };
 
 // As messages, where dispatch waits for the host; on GPUs of one host through windows as well.
@@ -237,7 +243,7 @@ void bench_exchange(Bench& bench, const Config& c, int64_t T, World& world, Nccl
   ExpertExchange messages({.inner = comm, .outer = nullptr, .num_experts = c.n_routed_experts},
                           trips.pool());
   trips.count(messages);
-  trips.measure(messages, "");
+  trips.measure(messages, "", true);
   if (gpus == nullptr || world.hosts().size() > 1 || comm.size() > ops::kMaxPeers) return;
   const WindowLayout layout(comm.size(), T, c.num_experts_per_tok, c.hidden_size, DType::kBF16,
                             c.precision.fp8);
@@ -251,7 +257,7 @@ void bench_exchange(Bench& bench, const Config& c, int64_t T, World& world, Nccl
                              .sms = sms,
                              .stop = gpus->stop_flag()},
                             layout, trips.pool());
-    trips.measure(exchange, fmt::format(", windows, {} SMs", sms));
+    trips.measure(exchange, fmt::format(", windows, {} SMs", sms), false);
   }
   device::synchronize(bench.ctx().device, bench.ctx().stream);
 }

@@ -4,24 +4,30 @@
 //
 //   T tokens   D model width
 //
-// There is no other rank: each transfer is a copy within the device's memory, of the bytes that a
-// rank of 64 sends for its tokens, at the rate of a link and on the SMs that a sending kernel
-// takes. Everything else is the trainer's: stage::overlap over layers with a rank's share of the
-// experts.
+// Each transfer is a copy of the bytes that a rank of 64 sends for its tokens, at the rate of a
+// link and on the SMs that a sending kernel takes: into the memory of the next rank's GPU where
+// there are several ranks, else within the device's own. Everything else is the trainer's:
+// stage::overlap over layers with a rank's share of the experts.
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <numeric>
 #include <optional>
 
 #include "cli/bench.h"
 #include "cli/bench_rank.h"
+#include "cli/model_config.h"
 #include "core/side_stream.h"
 #include "core/timer.h"
 #include "model/stage.h"
 #include "ops/copy.h"
 #include "ops/fp8_wire.h"
 #include "ops/paced_copy.h"
+#include "parallel/comm_host.h"
+#include "parallel/comm_nccl.h"
+#include "parallel/launch.h"
+#include "parallel/peer_windows.h"
 
 namespace hadal::cli {
 namespace {
@@ -31,6 +37,21 @@ using nlohmann::json;
 // Rows that leave a rank of 64 for each token, as in the trace: of 8 choices some share a rank.
 constexpr double kRowsOfToken = 7.1;
 
+int64_t bytes_sent(const Config& c, int64_t tokens, bool fp8) {
+  const auto rows = static_cast<int64_t>(kRowsOfToken * static_cast<double>(tokens));
+  return rows * (fp8 ? ops::wire_bytes(c.hidden_size) : c.hidden_size * 2) / 16 * 16;
+}
+
+struct Options {
+  MachineOptions machine;
+  std::string config = "configs/deepseek_v3.json";
+  std::vector<std::string> formats = {"bf16"};
+  std::vector<int64_t> tokens = {4096};
+  std::vector<double> gbps = {50.0};  // of the link
+  int64_t layers = 4, samples = 10;
+  int comm_sms = 20, ranks = 1;
+};
+
 // Transfers of a link's rate before what BalancedExchange does.
 class PacedExchange final : public BalancedExchange {
  public:
@@ -39,14 +60,16 @@ class PacedExchange final : public BalancedExchange {
     int sms;
     SideStream* side;  // null: in the stream of the work
   };
-  PacedExchange(Context& ctx, RowPool& pool, int64_t tokens, const Config& c)
-      : BalancedExchange(ctx, pool, tokens, c.num_experts_per_tok) {
-    const auto rows = static_cast<int64_t>(kRowsOfToken * static_cast<double>(tokens));
-    const int64_t wide = rows * c.hidden_size * 2;
-    sum_bytes_ = wide / 16 * 16;
-    row_bytes_ = c.precision.fp8 ? rows * ops::wire_bytes(c.hidden_size) / 16 * 16 : sum_bytes_;
+  // to: memory that transfers go to; null: of this device.
+  PacedExchange(Context& ctx, RowPool& pool, int64_t tokens, const Config& c, void* to)
+      : BalancedExchange(ctx, pool, tokens, c.num_experts_per_tok),
+        row_bytes_(bytes_sent(c, tokens, c.precision.fp8)),
+        sum_bytes_(bytes_sent(c, tokens, false)) {
     from_memory_ = ctx.memory.take_tensor(DType::kF32, {sum_bytes_ / 4}, &from_);
-    to_memory_ = ctx.memory.take_tensor(DType::kF32, {sum_bytes_ / 4}, &to_);
+    if (to == nullptr)
+      to_memory_ = ctx.memory.take_tensor(DType::kF32, {sum_bytes_ / 4}, &to_);
+    else
+      to_ = Tensor(to, DType::kF32, Shape{sum_bytes_ / 4});
     ops::fill(ctx, 0.0, from_);
   }
   std::optional<Link> link;  // none: nothing is sent
@@ -105,7 +128,7 @@ class PacedExchange final : public BalancedExchange {
     if (link && link->side != nullptr) link->side->join(ctx, t.ready);
   }
 
-  int64_t row_bytes_ = 0, sum_bytes_ = 0;  // tokens and their gradients; sums of the experts' rows
+  int64_t row_bytes_, sum_bytes_;  // tokens and their gradients; sums of the experts' rows
   Block from_memory_, to_memory_;
   Tensor from_, to_;
 };
@@ -113,20 +136,21 @@ class PacedExchange final : public BalancedExchange {
 // A middle stage, and two micro-batches on their way through it, one a chunk behind the other.
 class Chunks {
  public:
-  Chunks(Context& ctx, const Config& c, const Precision& precision, const OverlapOptions& o)
+  Chunks(Context& ctx, const Config& c, const Precision& precision, int64_t layers, int64_t tokens,
+         void* to)
       : ctx_(ctx),
-        rank_(ctx, c, precision, o.layers + 2),
-        pool_(ctx, rank_.config(), DType::kBF16, 2 * rank_.pages(o.tokens)),
-        exchange_(ctx, pool_, o.tokens, rank_.config()),
-        batch_(one_sequence(ctx, rank_.config(), o.tokens)),
+        rank_(ctx, c, precision, layers + 2),
+        pool_(ctx, rank_.config(), DType::kBF16, 2 * rank_.pages(tokens)),
+        exchange_(ctx, pool_, tokens, rank_.config(), to),
+        batch_(one_sequence(ctx, rank_.config(), tokens)),
         stage_{.config = rank_.config(),
                .w = rank_.weights(),
                .exchange = exchange_,
                .first_layer = 1,
-               .last_layer = 1 + o.layers,
+               .last_layer = 1 + layers,
                .num_mtp = 0},
         meter_(stage::make_meter(ctx, stage_)) {
-    const Shape shape{o.tokens, c.hidden_size};
+    const Shape shape{tokens, c.hidden_size};
     x_ = random_rows(ctx, "x", shape, 1.0, &x_memory_);
     dy_ = random_rows(ctx, "dy", shape, 1e-4, &dy_memory_);
     dx_memory_ = ctx.memory.take_tensor(DType::kBF16, shape, &dx_);
@@ -164,21 +188,40 @@ class Chunks {
   stage::Saved saved_;
 };
 
-}  // namespace
+// What a rank has of the others.
+struct Others {
+  World* world = nullptr;  // none: the rank is alone
+  std::unique_ptr<Comm> comm;
+  void meet() const {
+    if (comm) comm->barrier();
+  }
+  bool is_first() const { return world == nullptr || world->rank() == 0; }
+};
 
-void bench_overlap(Context& ctx, const Config& config, const Precision& precision,
-                   const OverlapOptions& o, json row) {
+void bench(Context& ctx, const Config& config, const Precision& precision, int64_t tokens,
+           const Options& o, const Others& others, json row) {
   SideStream side(ctx.device);
-  Chunks chunks(ctx, config, precision, o);
+  std::unique_ptr<PeerWindows> windows;
+  void* to = nullptr;
+  if (others.world != nullptr) {
+    std::vector<int> all(static_cast<size_t>(o.ranks));
+    std::iota(all.begin(), all.end(), 0);
+    windows = std::make_unique<PeerWindows>(*others.world, all, ctx.device,
+                                            static_cast<size_t>(bytes_sent(config, tokens, false)));
+    to = windows->view().window[static_cast<size_t>((others.world->rank() + 1) % o.ranks)];
+  }
+  Chunks chunks(ctx, config, precision, o.layers, tokens, to);
   PacedExchange& exchange = chunks.exchange();
   // Milliseconds of a layer pair, the median.
   const auto timed = [&](const auto& fn) {
     std::vector<double> times;
     for (int64_t i = 0; i < o.samples + 2; ++i) {
       device::synchronize(ctx.device, ctx.stream);
+      others.meet();
       const Timer timer;
       fn();
       device::synchronize(ctx.device, ctx.stream);
+      others.meet();
       if (i >= 2) times.push_back(1e3 * timer.seconds() / static_cast<double>(o.layers));
     }
     return quantile(times, 0.5);
@@ -202,8 +245,9 @@ void bench_overlap(Context& ctx, const Config& config, const Precision& precisio
     });
     const double serial = run(alone, 0, false), overlapped = run(beside, o.comm_sms, true);
     row.update({{"bench", "overlap"},
+                {"ranks", o.ranks},
                 {"products", precision.fp8 ? "fp8" : "bf16"},
-                {"tokens", o.tokens},
+                {"tokens", tokens},
                 {"layers", o.layers},
                 {"local_experts", kLocalExperts},
                 {"link_GBps", gbps},
@@ -216,9 +260,82 @@ void bench_overlap(Context& ctx, const Config& config, const Precision& precisio
                 {"overlapped_ms", overlapped},
                 {"over_longer", overlapped / std::max(compute, transfers)},
                 {"serial_over_overlapped", serial / overlapped}});
-    fmt::print("{}\n", row.dump());
+    if (others.is_first()) fmt::print("{}\n", row.dump());
     std::fflush(stdout);
   }
+}
+
+void bench_all(Context& ctx, const Options& o, const Others& others) {
+  std::string command =
+      fmt::format("hadal bench overlap --config {} --samples {} --layers {} --comm-sms {}",
+                  o.config, o.samples, o.layers, o.comm_sms);
+  if (o.ranks > 1) command += fmt::format(" --ranks {}", o.ranks);
+  json row = machine_row(ctx, command);
+  row.update({{"config", o.config}, {"device", device::name(ctx.device)}});
+  for (const std::string& format : o.formats)
+    for (const int64_t tokens : o.tokens)
+      bench(ctx, read_model_config(o.config), format == "fp8" ? kFp8Recipe : Precision{}, tokens, o,
+            others, row);
+}
+
+void check(const Options& o) {
+  const auto check_number = [](const char* flag, double value, double lowest, double most) {
+    HADAL_CHECK(value >= lowest && value <= most, flag, " is ", value, "; allowed: ", lowest,
+                " to ", most);
+  };
+  for (const std::string& format : o.formats)
+    HADAL_CHECK(format == "bf16" || format == "fp8", "--format is ", format,
+                "; allowed: bf16, fp8");
+  for (const int64_t t : o.tokens) check_number("--tokens", static_cast<double>(t), 1, 65536);
+  check_number("--samples", static_cast<double>(o.samples), 1, 10000);
+  check_number("--layers", static_cast<double>(o.layers), 1, 64);
+  check_number("--comm-sms", o.comm_sms, 1, 64);
+  check_number("--ranks", o.ranks, 1, ops::kMaxPeers);
+  for (const double gbps : o.gbps) check_number("--gbps", gbps, 0.001, 1000);
+  HADAL_CHECK(o.ranks == 1 || o.machine.on_gpus(), "--ranks is ", o.ranks,
+              ": transfers between ranks are those of GPUs; add --device cuda, or leave it out");
+}
+
+void run(const Options& o) {
+  check(o);
+  if (o.ranks == 1) {
+    const auto machine = o.machine.make();
+    Context ctx = machine->context();
+    return bench_all(ctx, o, {});
+  }
+  World world({.num_ranks = o.ranks});
+  launch(world, [&](int) {
+    const auto machine = o.machine.make(gpu_of_rank(world), o.ranks);
+    Context ctx = machine->context();
+    std::vector<int> all(static_cast<size_t>(o.ranks));
+    std::iota(all.begin(), all.end(), 0);
+    bench_all(ctx, o, {.world = &world, .comm = make_comm_host(world, all, "world")});
+  });
+}
+
+}  // namespace
+
+void add_bench_overlap_command(CLI::App& bench) {
+  auto o = std::make_shared<Options>();
+  auto* command = bench.add_subcommand(
+      "overlap", "a chunk forward beside another backward, with transfers of a link's rate");
+  command->add_option("--config", o->config, "config.json, or a run config")->capture_default_str();
+  command->add_option("--format", o->formats, "of products: bf16, fp8")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--tokens", o->tokens, "of a micro-batch")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--samples", o->samples, "runs that are timed")->capture_default_str();
+  command->add_option("--layers", o->layers, "of a chunk")->capture_default_str();
+  command->add_option("--comm-sms", o->comm_sms, "SMs of a transfer")->capture_default_str();
+  command->add_option("--gbps", o->gbps, "GB/s of the link")->delimiter(',');
+  command->add_option("--ranks", o->ranks, "processes with a GPU each, that send to each other")
+      ->capture_default_str();
+  o->machine.add_to(*command);
+  command->footer(
+      "Example: hadal bench overlap --tokens 4096 --format fp8 --device cuda --ranks 2");
+  command->callback([o] { run(*o); });
 }
 
 }  // namespace hadal::cli

@@ -1,16 +1,40 @@
-// One optimizer step of a run config, on tokens that mean nothing.
+// hadal bench train: optimizer steps of a run config, on tokens that mean nothing: of one rank, or
+// of all that the config's mesh has. Of a pipeline also what each of its steps takes, and what its
+// schedule makes of that.
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/core.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "cli/bench.h"
+#include "cli/train_rank.h"
+#include "core/pinned.h"
 #include "core/rng.h"
+#include "core/timer.h"
+#include "core/transfer.h"
+#include "io/atomic.h"
+#include "ops/copy.h"
+#include "parallel/launch.h"
+#include "plan/measured.h"
+#include "plan/schedule_report.h"
 #include "train/learner.h"
-#include "train/run_config.h"
 
 namespace hadal::cli {
 namespace {
 
 using nlohmann::json;
+
+struct Options {
+  std::string config = "configs/small.json", timeline;
+  std::vector<std::string> assignments;
+  int64_t samples = 10;
+  std::string command() const {
+    std::string text = "hadal bench train --config " + config;
+    for (const std::string& a : assignments) text += " --set " + a;
+    return text + fmt::format(" --samples {}", samples);
+  }
+};
 
 // Operations of a training step per token: the products of the forward pass, and twice as many of
 // the backward pass; what is computed again does not count.
@@ -35,45 +59,260 @@ double flops_per_token(const Config& c, int64_t length) {
   return 6.0 * (weights + attention);
 }
 
-}  // namespace
+// Weights that mean nothing: pieces of one pattern of normal numbers, whose rows repeat nowhere
+// within a gate.
+void fill_weights(Context& ctx, const Config& config, ModelParams<Tensor>& tree) {
+  constexpr int64_t kPattern = int64_t{1} << 22;
+  Tensor pattern;
+  const Block memory = ctx.memory.take_tensor(DType::kF32, {kPattern}, &pattern);
+  {
+    const Rng rng(1, stream_id("bench"));
+    HostWrite values(ctx, pattern);
+    auto* const to = values.tensor().data<float>();
+    ctx.threads.parallel_for(kPattern >> 16, [&](int64_t task, int) {
+      for (int64_t i = task << 16; i < (task + 1) << 16; ++i)
+        to[i] = static_cast<float>(config.initializer_range * rng.normal(static_cast<uint64_t>(i)));
+    });
+    values.finish();
+  }
+  for_each_param(
+      config,
+      [&](const ParamInfo& info, Tensor& leaf) {
+        if (leaf.empty()) return;
+        const int64_t n = leaf.num_elements();
+        if (info.shape.rank < 2)
+          return ops::fill(ctx, info.kind == ParamKind::kNorm ? 1.0 : 0.0, leaf);
+        int64_t from = static_cast<int64_t>(stream_id(info.name) % (kPattern / 2)) / 64 * 64;
+        for (int64_t at = 0; at < n;) {
+          const int64_t count = std::min(n - at, kPattern - from);
+          device::copy_on_device(ctx.device, ctx.stream, pattern.data<float>() + from,
+                                 leaf.data<float>() + at,
+                                 static_cast<size_t>(count) * sizeof(float));
+          at += count;
+          from = 0;
+        }
+      },
+      tree);
+}
 
-void bench_train(Context& ctx, const std::string& path, int64_t count, json row) {
-  const train::RunConfig run = train::read_run_config(path, {});
-  const auto& t = run.train;
-  const int64_t batch = t.batch_of({});
-  const int64_t micro = t.micro_batch_sequences > 0 ? t.micro_batch_sequences : batch;
-  Config config = run.model;
-  config.precision = t.precision;
-  train::Learner learner(ctx, config, t.dtype, micro * t.sequence_length);
-  init_params(ctx, run.model, t.seed, learner.masters().tree);
-  learner.masters_changed();
+// Micro-batches of a step, rank by rank.
+std::vector<std::vector<Sequence>> random_batches(const train::RunConfig& run) {
+  const train::TrainConfig& t = run.train;
+  const int64_t sequences = t.batch_of({}, run.parallel.mesh.dp);
   const Rng rng(4, stream_id("bench"));
-  std::vector<std::vector<Sequence>> batches;
   uint64_t drawn = 0;
-  for (int64_t s = 0; s < batch; ++s) {
-    if (s % micro == 0) batches.emplace_back();
+  const auto next = [&] {
+    return static_cast<int32_t>(rng.u64(drawn++) % static_cast<uint64_t>(run.model.vocab_size));
+  };
+  std::vector<std::vector<Sequence>> batches;
+  for (int64_t s = 0; s < sequences; ++s) {
+    if (s % t.micro_batch_sequences == 0) batches.emplace_back();
     Sequence sequence;
     for (int64_t i = 0; i < t.sequence_length; ++i) {
-      const auto next = [&] {
-        return static_cast<int32_t>(rng.u64(drawn++) % static_cast<uint64_t>(run.model.vocab_size));
-      };
       sequence.ids.push_back(next());
       sequence.targets.push_back(next());
     }
     batches.back().push_back(std::move(sequence));
   }
-  const train::Recipe recipe{.lr = 1e-4};
-  int64_t step = 0;
-  const Sampled s = sample(ctx, count, [&] { learner.step(batches, recipe, ++step); });
-  const auto tokens = static_cast<double>(batch * t.sequence_length);
-  const double flops = flops_per_token(run.model, t.sequence_length);
-  row.update({{"bench", "train"},
-              {"dtype", std::string(dtype_name(t.dtype))},
-              {"tokens_per_step", tokens},
-              {"gflop_per_token", flops / 1e9},
-              {"tokens_per_s", tokens / quantile(s.wall, 0.5)}});
-  row.update(s.to_json({.flops = tokens * flops, .bytes = 0.0}));
-  fmt::print("{}\n", row.dump());
+  return batches;
+}
+
+// What all ranks' clocks have seen, on the first rank.
+plan::Timeline gather(World& world, const std::vector<StepClock::Span>& mine,
+                      const std::vector<size_t>& num_steps) {
+  std::vector<std::vector<StepClock::Span>> all(num_steps.size());
+  std::vector<Parcel> parcels;
+  const auto add = [&](bool send, int peer, const std::vector<StepClock::Span>& spans) {
+    parcels.push_back({.send = send,
+                       .peer = peer,
+                       .data = const_cast<StepClock::Span*>(spans.data()),
+                       .bytes = spans.size() * sizeof(StepClock::Span),
+                       .tag = 0x54494d45u});
+  };
+  if (world.rank() != 0) add(true, 0, mine);
+  for (size_t r = 0; world.rank() == 0 && r < all.size(); ++r) {
+    all[r] = mine;
+    if (r == 0) continue;
+    all[r].assign(num_steps[r], {});
+    add(false, static_cast<int>(r), all[r]);
+  }
+  world.exchange(parcels);
+  plan::Timeline timeline;
+  for (const auto& spans : all) {
+    timeline.spans.emplace_back();
+    for (const StepClock::Span& s : spans) {
+      timeline.spans.back().push_back({.start = s.begin, .finish = s.end});
+      timeline.makespan = std::max(timeline.makespan, s.end);
+    }
+  }
+  return timeline;
+}
+
+class Bench {
+ public:
+  Bench(const Options& o, const train::RunConfig& run, World* world)
+      : options_(o),
+        run_(run),
+        world_(world),
+        rank_(run, world),
+        ctx_(rank_.context()),
+        learner_(ctx_, train::trained_model(run), run.train.dtype,
+                 run.train.micro_batch_sequences * run.train.sequence_length,
+                 {.moments = run.train.moments,
+                  .ema_decay = run.train.ema_decay,
+                  .team = rank_.team(),
+                  .max_micro_batches = train::most_micro_batches(run)}),
+        team_(learner_.team()),
+        batches_(random_batches(run)) {
+    fill_weights(ctx_, run.model, learner_.masters().tree);
+    learner_.masters_changed();
+  }
+
+  void run() {
+    json row = machine_row(ctx_, options_.command());
+    const auto tokens = static_cast<double>(run_.train.batch_of({}, run_.parallel.mesh.dp) *
+                                            run_.train.sequence_length);
+    const double flops = flops_per_token(run_.model, run_.train.sequence_length);
+    row.update({{"bench", "train"},
+                {"config", options_.config},
+                {"dtype", std::string(dtype_name(run_.train.dtype))},
+                {"products", run_.train.precision.fp8 ? "fp8" : "compute"},
+                {"tokens_per_step", tokens},
+                {"gflop_per_token", flops / 1e9}});
+    if (world_ == nullptr && ctx_.device.kind == DeviceKind::kCpu) {
+      const Sampled s = sample(ctx_, options_.samples, [&] { step(); });
+      row["tokens_per_s"] = tokens / quantile(s.wall, 0.5);
+      row.update(s.to_json({.flops = tokens * flops, .bytes = 0.0}));
+      fmt::print("{}\n", row.dump());
+      return;
+    }
+    row.update({{"device", device::name(ctx_.device)},
+                {"mesh", to_string(run_.parallel.mesh)},
+                {"schedule", schedule_name(run_.parallel.schedule)},
+                {"exchange", exchange_name(run_.parallel.exchange)},
+                {"overlap", run_.parallel.overlap},
+                {"micro_batches", train::most_micro_batches(run_)}});
+    const std::vector<double> seconds = timed();
+    const double median = quantile(seconds, 0.5), ranks = run_.parallel.mesh.num_ranks();
+    row.update({{"samples", seconds.size()},
+                {"seconds", median},
+                {"seconds_p10", quantile(seconds, 0.1)},
+                {"seconds_p90", quantile(seconds, 0.9)},
+                {"tokens_per_s", tokens / median},
+                {"tokens_per_s_of_rank", tokens / median / ranks},
+                {"tflop_per_s_of_rank", 1e-12 * flops * tokens / median / ranks},
+                {"splits", splits_},
+                {"peak_memory_gb", 1e-9 * static_cast<double>(ctx_.memory.peak_bytes())}});
+    if (run_.parallel.mesh.pp > 1) row["pipeline"] = pipeline();
+    if (team_.is_first()) fmt::print("{}\n", row.dump());
+  }
+
+ private:
+  void step() { splits_ += learner_.step(batches_, {.lr = 1e-4}, ++steps_).splits; }
+  void meet() {
+    device::synchronize(ctx_.device, ctx_.stream);
+    team_.world().barrier();
+  }
+  // Of whole steps, from when all ranks are ready until all are done; the first two warm up.
+  std::vector<double> timed() {
+    std::vector<double> seconds;
+    for (int64_t i = 0; i < options_.samples + 2; ++i) {
+      meet();
+      const Timer timer;
+      step();
+      meet();
+      if (i >= 2) seconds.push_back(timer.seconds());
+    }
+    return seconds;
+  }
+  // One more step under the clock. Of several pipelines the one of the first rank's.
+  json pipeline() {
+    const int P = run_.parallel.mesh.pp;
+    const Schedule schedule =
+        make_schedule(schedule_shape(run_.parallel, train::most_micro_batches(run_)));
+    StepClock clock(ctx_.device);
+    learner_.time_steps(&clock);
+    meet();
+    clock.start(ctx_);
+    step();
+    learner_.time_steps(nullptr);
+    std::vector<size_t> num_steps;
+    for (int r = 0; r < run_.parallel.mesh.num_ranks(); ++r)
+      num_steps.push_back(
+          schedule.steps[static_cast<size_t>(coord_of(run_.parallel.mesh, r).pp)].size());
+    const plan::Timeline all = gather(*world_, clock.spans(), num_steps);
+    if (!team_.is_first()) return {};
+    plan::Timeline measured{.spans = {}, .makespan = 0.0};
+    for (int p = 0; p < P; ++p) {
+      const MeshCoord at{.pp = p};
+      measured.spans.push_back(all.spans[static_cast<size_t>(rank_of(run_.parallel.mesh, at))]);
+      for (const plan::Span& s : measured.spans.back())
+        measured.makespan = std::max(measured.makespan, s.finish);
+    }
+    if (!options_.timeline.empty()) {
+      const std::string title =
+          fmt::format("{}, {} ranks, {} micro-batches", schedule_name(schedule.kind), P,
+                      schedule.num_microbatches);
+      io::write_file_atomic(options_.timeline,
+                            plan::draw_measured(schedule, measured, title).file(title));
+    }
+    const plan::ChunkTimes t = plan::chunk_times(schedule, measured);
+    const plan::Timeline replayed = plan::replay(schedule, measured);
+    double bubbles = 0.0;
+    for (int p = 0; p < P; ++p) bubbles += plan::bubble(measured, p) / P;
+    json row = {{"forward_ms", t.forward},
+                {"backward_ms", t.backward},
+                {"weight_ms", t.weight},
+                {"overlap_ms", t.overlap},
+                {"makespan_ms", measured.makespan},
+                {"replayed_makespan_ms", replayed.makespan},
+                {"bubble_ms", bubbles},
+                {"bubble_of_busiest_ms", plan::smallest_bubble(measured)},
+                {"largest_bubble_ms", plan::largest_bubble(measured)}};
+    if (const auto formula = plan::formula_bubble(schedule, t)) row["formula_bubble_ms"] = *formula;
+    return row;
+  }
+
+  const Options& options_;
+  const train::RunConfig& run_;
+  World* world_;
+  TrainRank rank_;
+  Context& ctx_;
+  train::Learner learner_;
+  Team& team_;
+  std::vector<std::vector<Sequence>> batches_;
+  int64_t steps_ = 0, splits_ = 0;
+};
+
+void run(const Options& o) {
+  HADAL_CHECK(o.samples >= 1 && o.samples <= 10000, "--samples is ", o.samples,
+              "; allowed: 1 to 10000");
+  const train::RunConfig run = train::read_run_config(o.config, o.assignments);
+  HADAL_CHECK(
+      o.timeline.empty() || run.parallel.mesh.pp > 1,
+      "--timeline is of a pipeline, and parallel.pp is 1: leave it out, or set parallel.pp");
+  const int num_ranks = run.parallel.mesh.num_ranks();
+  if (num_ranks == 1) return Bench(o, run, nullptr).run();
+  World world({.num_ranks = num_ranks});
+  launch(world, [&](int) { Bench(o, run, &world).run(); });
+}
+
+}  // namespace
+
+void add_bench_train_command(CLI::App& bench) {
+  auto o = std::make_shared<Options>();
+  auto* command = bench.add_subcommand("train", "optimizer steps of a run config");
+  command->add_option("--config", o->config, "run config; its \"parallel\" says how many ranks")
+      ->capture_default_str();
+  command->add_option("--set", o->assignments, "override a value: parallel.pp=4");
+  command->add_option("--samples", o->samples, "steps that are timed")->capture_default_str();
+  command->add_option("--timeline", o->timeline,
+                      "picture of a pipeline's steps, planned and measured");
+  command->footer(
+      "Example: hadal bench train --config configs/small.json\n"
+      "         hadal bench train --config configs/train_300m.json --set parallel.pp=4 "
+      "--timeline pp4.svg");
+  command->callback([o] { run(*o); });
 }
 
 }  // namespace hadal::cli

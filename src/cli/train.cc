@@ -10,10 +10,10 @@
 
 #include "cli/options.h"
 #include "cli/others.h"
+#include "cli/train_rank.h"
 #include "core/check.h"
 #include "core/env.h"
 #include "parallel/launch.h"
-#include "parallel/team.h"
 #include "train/checkpoint.h"
 #include "train/trainer.h"
 
@@ -46,24 +46,14 @@ std::string resume_command(const Options& o) {
 // The run as one rank of a world sees it; `world` is none where it is alone. False if it was
 // stopped.
 bool run_rank(const Options& o, const train::RunConfig& config, bool resume, World* world) {
-  const bool on_gpus = world != nullptr && config.train.device == "cuda";
-  Machine machine(
-      threads_of_rank(static_cast<int>(config.train.threads),
-                      world == nullptr ? 1 : world->num_local()),
-      on_gpus ? gpu_of_rank(*world) : parse_device(config.train.device, "train.device"));
-  Context ctx = machine.context();
-  std::unique_ptr<NcclWorld> gpus;
-  std::unique_ptr<Team> team;
-  if (on_gpus) gpus = std::make_unique<NcclWorld>(*world, ctx);
-  if (world != nullptr)
-    team = std::make_unique<Team>(config.parallel, config.model, world, gpus.get());
+  TrainRank rank(config, world);
   const train::TrainReport report =
-      train::run_training(ctx, config,
+      train::run_training(rank.context(), config,
                           {.resume = resume,
-                           .team = team.get(),
+                           .team = rank.team(),
                            .should_stop = [] { return stop_requested.load(); },
                            .should_report = [] { return report_requested.exchange(false); }});
-  if (team != nullptr && !team->is_first()) return report.finished;
+  if (rank.team() != nullptr && !rank.team()->is_first()) return report.finished;
   if (!report.finished) {
     fmt::print("stopped after step {}; go on with: {}\n", report.steps, resume_command(o));
     return false;

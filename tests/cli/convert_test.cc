@@ -139,6 +139,9 @@ TEST(Bench, OverlapRunsEveryOrder) {
   }
   EXPECT_EQ(rows, 4);
   expect_refused({"bench", "overlap", "--comm-sms", "0"}, "--comm-sms is 0; allowed: 1 to 64");
+  expect_refused({"bench", "overlap", "--ranks", "2"},
+                 "--ranks is 2: transfers between ranks are those of GPUs; add --device cuda, or "
+                 "leave it out");
 }
 
 }  // namespace
