@@ -3,10 +3,10 @@
 # other micro-batches (the noise), FP8, and two ablations of FP8, on Linux's documentation and one GPU.
 #
 #   scripts/fp8_training.sh text OUT      writes the text (.rst and .txt files of Debian's linux-doc-6.1)
-#   scripts/fp8_training.sh run DIR TEXT  trains, one run after the other; needs a GPU of Hopper's kind
+#   scripts/fp8_training.sh run DIR TEXT  trains; needs a GPU of Hopper's kind, or more (GPUS="0 1 2")
 #   scripts/fp8_training.sh table DIR     the differences of the losses (bench/fp8_losses.py)
 #
-# HADAL=PROGRAM, STEPS=1500, FIRST=500 and MORE="--set key=value ..." change what is run.
+# GPUS=NUMBERS (one: 0), HADAL=PROGRAM, STEPS=1500, FIRST=500 and MORE="--set key=value ..." change what is run.
 # SPDX-License-Identifier: Apache-2.0
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -58,11 +58,27 @@ run_all() {
     train "$name" "$steps" --set train.seed=2 --set 'train.lr={"peak":2e-4,"final":2e-5,"warmup_steps":20}' \
       --set "train.init_from=\"$dir/start/checkpoints/latest\"" "$@"
   }
-  from bf16
-  from fp8 --set 'train.precision="fp8"'
-  from bf16_again --set train.micro_batch_sequences=3
-  from fp8_tiles --set 'train.precision={"gradient_tiles":"128x128"}'
-  HADAL_FP8_SHORT_SUMS=1 from fp8_short_sums --set 'train.precision="fp8"'
+  run_one() {
+    case "$1" in
+      bf16) from bf16 ;;
+      fp8) from fp8 --set 'train.precision="fp8"' ;;
+      bf16_again) from bf16_again --set train.micro_batch_sequences=3 ;;
+      fp8_tiles) from fp8_tiles --set 'train.precision={"gradient_tiles":"128x128"}' ;;
+      fp8_short_sums) HADAL_FP8_SHORT_SUMS=1 from fp8_short_sums --set 'train.precision="fp8"' ;;
+    esac
+  }
+  # Each GPU takes every n-th run.
+  local runs=(bf16 fp8 bf16_again fp8_tiles fp8_short_sums) gpus i pids=() status=0
+  read -ra gpus <<<"${GPUS:-0}"
+  for ((i = 0; i < ${#gpus[@]}; ++i)); do
+    (
+      export CUDA_VISIBLE_DEVICES=${gpus[i]}
+      for ((r = i; r < ${#runs[@]}; r += ${#gpus[@]})); do run_one "${runs[r]}"; done
+    ) &
+    pids+=($!)
+  done
+  for i in "${pids[@]}"; do wait "$i" || status=1; done
+  return $status
 }
 
 case "${1:-}" in

@@ -5,7 +5,8 @@
 #   scripts/gpu_ranks.sh pack       builds, and puts stripped programs in build/gpu_ranks
 #   scripts/gpu_ranks.sh run OUT    where the GPUs are, from a copy of this tree: checks, then figures,
 #                                   within 10 minutes; logs and rows go to OUT. Needs no compiler.
-#   scripts/gpu_ranks.sh run OUT STEP...   some of: links nccl model mesh comm kill train
+#   scripts/gpu_ranks.sh run OUT STEP...   some of: links nccl model mesh comm kill split train
+# TYPES=bf16,fp8 limits the types of mesh; CUDA_VISIBLE_DEVICES the GPUs.
 # HADAL_NCCL names NCCL's library; without it, that of the loader or of python3's nvidia-nccl package.
 # SPDX-License-Identifier: Apache-2.0
 set -euo pipefail
@@ -15,7 +16,7 @@ programs=build/gpu_ranks
 hadal=$programs/hadal
 
 usage() {
-  sed -n '5,9s/^# \{0,1\}//p' "$0" >&2
+  sed -n '5,10s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 
@@ -54,7 +55,7 @@ nccl() {
 }
 
 mesh() {
-  "$programs/parallel_check" --device cuda --ranks "$ranks" --types f64,f32,bf16,fp8 --fast
+  "$programs/parallel_check" --device cuda --ranks "$ranks" --types "${TYPES:-f64,f32,bf16,fp8}" --fast
 }
 
 # A model shared by ranks: decode against the golden, and the tokens of one GPU, with and without drafts.
@@ -116,6 +117,25 @@ kill_rank() {
   [ "$(state whole)" = "$(state killed)" ] && echo "resumed: the same weights and moments"
 }
 
+# Experts' rows that do not fit: steps are done again with halves of the micro-batches, and the losses stay.
+split() {
+  local mesh=(--set parallel.dp="$ranks" --set parallel.ep="$ranks" --set train.batch_sequences="$((8 * ranks))")
+  local small=(configs/quickstart.json --set train.steps=6 --set train.micro_batch_sequences=4 "${mesh[@]}")
+  local exchange
+  make_text || return 1
+  for exchange in messages windows; do
+    rm -rf "${work:?}"/fits "$work"/halves
+    train_run fits "${small[@]}" --set parallel.exchange=$exchange || { tail -n 3 "$work/fits.log"; return 1; }
+    train_run halves "${small[@]}" --set parallel.exchange=$exchange --set parallel.row_capacity=0.6 ||
+      { tail -n 3 "$work/halves.log"; return 1; }
+    grep -q '"splits":1' "$work/halves/metrics.jsonl" || { echo "no step was split"; return 1; }
+    paste <(losses fits) <(losses halves) | awk -v exchange=$exchange '
+      { d = $1 > $2 ? $1 - $2 : $2 - $1; if (d / $1 > most) most = d / $1 }
+      END { printf "%s: 6 steps in halves, losses apart by %.1e\n", exchange, most; exit !(NR == 6 && most < 3e-3) }' ||
+      return 1
+  done
+}
+
 # Tokens a second of one GPU and of all, with the same tokens a GPU; and the losses of one GPU and
 # two with the same batch.
 rate() {
@@ -152,6 +172,7 @@ run() {
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
   gpus=$(nvidia-smi -L | grep -c '^GPU')
+  [ -z "${CUDA_VISIBLE_DEVICES:-}" ] || gpus=$(echo "$CUDA_VISIBLE_DEVICES" | tr , '\n' | grep -c .)
   [ "$gpus" -ge 1 ] || { echo "gpu_ranks.sh: this machine has no GPU" >&2; exit 1; }
   ranks=$((gpus > 1 ? gpus : 2))
   find_nccl
@@ -166,13 +187,14 @@ run() {
     [ $status -eq 0 ] || failed=$((failed + 1))
   }
   local wanted=("$@")
-  [ ${#wanted[@]} -gt 0 ] || [ "$gpus" -gt 1 ] || wanted=(links model mesh kill)
+  [ ${#wanted[@]} -gt 0 ] || [ "$gpus" -gt 1 ] || wanted=(links model mesh kill split)
   step links 10
-  step nccl 70
+  step nccl 150
   step model 60
   step mesh 240
   step comm 40
-  step kill 50
+  step kill 60
+  step split 60
   step train 110
   echo "gpu_ranks.sh: $failed steps failed in $((SECONDS - begin)) s; see $out"
   [ $failed -eq 0 ]
@@ -183,7 +205,7 @@ case "${1:-}" in
   run) [ $# -ge 2 ] || usage; shift; run "$@" ;;
   step)  # one of a run's, with its variables
     case "$2" in
-      links | nccl | model | mesh | comm | train) "$2" ;;
+      links | nccl | model | mesh | comm | split | train) "$2" ;;
       kill) kill_rank ;;
       *) usage ;;
     esac
