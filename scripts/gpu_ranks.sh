@@ -177,11 +177,16 @@ run() {
   ranks=$((gpus > 1 ? gpus : 2))
   find_nccl
   export gpus ranks work
-  # A step that hangs is ended, its ranks with it.
+  # A step that hangs is ended, its ranks with it; so is one whose script is ended.
+  local running=
+  trap '[ -z "$running" ] || kill "$running"; exit 143' TERM INT
   step() {
     local name=$1 limit=$2 status=0 start=$SECONDS
     [ ${#wanted[@]} -eq 0 ] || [[ " ${wanted[*]} " == *" $name "* ]] || return 0
-    timeout -k 5 "$limit" scripts/gpu_ranks.sh step "$name" >"$out/$name.txt" 2>&1 || status=$?
+    timeout -k 5 "$limit" scripts/gpu_ranks.sh step "$name" >"$out/$name.txt" 2>&1 &
+    running=$!
+    wait "$running" || status=$?
+    running=
     echo "$name: exit $status ($((SECONDS - start)) s)"
     tail -n 3 "$out/$name.txt" | sed 's/^/    /' | cut -c1-240
     [ $status -eq 0 ] || failed=$((failed + 1))

@@ -414,7 +414,7 @@ TEST(MeasuredSchedule, ReplayTakesTheMedianOfEachRankAndStage) {
   EXPECT_NE(picture.find("1f1b, planned with the times measured"), std::string::npos);
   EXPECT_NE(picture.find("1f1b, measured"), std::string::npos);
   measured.spans[1].pop_back();
-  expect_error([&] { plan::replay(schedule, measured); },
+  EXPECT_ERROR(plan::replay(schedule, measured),
                "internal error: 5 of the 6 steps of rank 1 were measured");
 }
 
