@@ -178,7 +178,7 @@ run() {
   find_nccl
   export gpus ranks work
   # A step that hangs is ended, its ranks with it; so is one whose script is ended.
-  local running=
+  running=
   trap '[ -z "$running" ] || kill "$running"; exit 143' TERM INT
   step() {
     local name=$1 limit=$2 status=0 start=$SECONDS
