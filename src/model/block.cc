@@ -71,7 +71,9 @@ void mlp_forward(Context& ctx, const Layer& l, Saved& s) {
     return moe::mlp_forward(ctx, l.config, l.w.moe, l.exchange, s.h_n, s.moe, s.h_n_tiles);
   const Gathered h_n = gather(ctx, l.tensor, s.seq.num_tokens, {s.h_n});
   PartialSums sum(ctx, l.tensor, s.seq.num_tokens, {s.y_mlp});
-  s.mlp = mlp::forward(ctx, l.w.mlp, h_n.rows[0], sum.all(0), l.config.precision, s.h_n_tiles);
+  // Gathered rows are quantised here: the norm's tiles are of this rank's tokens.
+  const ops::TileRows tiles = l.tensor.is_alone() ? s.h_n_tiles : ops::TileRows{};
+  s.mlp = mlp::forward(ctx, l.w.mlp, h_n.rows[0], sum.all(0), l.config.precision, tiles);
   sum.finish(ctx);  // [T, D]
 }
 

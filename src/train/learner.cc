@@ -117,9 +117,6 @@ Learner::Learner(Context& ctx, const Config& config, DType compute, int64_t max_
               "training computes in f64, f32 or bf16, not ", dtype_name(compute));
   HADAL_CHECK(!config.precision.fp8 || compute != DType::kF64,
               "FP8 products add in f32: train in bf16 or f32, not f64");
-  HADAL_CHECK(!config.precision.fp8 || team_->mesh().tp == 1,
-              "FP8 training has whole matrices on each rank; this run has tp = ", team_->mesh().tp,
-              ": use \"precision\": \"compute\", or tp = 1");
   drop_absent_experts(module_grads_);
   make_stages(max_tokens);
   // A rank that needs no other for its micro-batches goes through them one by one.

@@ -54,6 +54,9 @@ struct Setting {
   Weights weights;
   Bounds pipeline, data, others;  // of meshes of pp alone, of pp and dp, and with ep or tp
   bool fp8 = false;
+  // Every part of a matrix that a tensor group splits is of whole tiles of 128 x 128, as those of
+  // DeepSeek-V3 are: each rank's quantisation is then one rank's.
+  bool whole_tiles = false;
 
   bool is_exact() const { return dtype != DType::kBF16; }
   const Bounds& bounds(const Mesh& m) const {
@@ -67,7 +70,8 @@ constexpr Setting kSettings[] = {
     {"f32", DType::kF32, Weights::kPinned, kF32, kF32, kF32},
     {"f32", DType::kF32, Weights::kFree, kFree, kFree, kFree},
     {"bf16", DType::kBF16, Weights::kPinned, kF32, kF32, {3e-3, 4e-1, 1.5e-2}},
-    {"fp8", DType::kBF16, Weights::kPinned, kF32, {2e-6, 1e-1, 0.0}, {4e-3, 5e-1, 2e-2}, true}};
+    {"fp8", DType::kBF16, Weights::kPinned, kF32, {2e-6, 1e-1, 0.0}, {4e-3, 5e-1, 2e-2}, true},
+    {"fp8", DType::kBF16, Weights::kPinned, kF32, kF32, {4e-3, 5e-1, 2e-2}, true, true}};
 
 // In bf16 and fp8 one choice of an expert may flip: more and wider tokens, so that it is one of
 // many.
@@ -86,6 +90,10 @@ Config model(const Setting& setting) {
     c.qk_nope_head_dim = c.v_head_dim = 32;
     c.qk_rope_head_dim = 16;
     c.initializer_range = 0.05;
+  }
+  if (setting.whole_tiles) {
+    c.intermediate_size = 256;
+    c.qk_nope_head_dim = c.qk_rope_head_dim = c.v_head_dim = 64;
   }
   if (setting.fp8) c.precision = kFp8Recipe;
   c.validate();
@@ -469,9 +477,9 @@ bool run_case(const ParallelConfig& parallel, const Setting& setting,
   return failure.empty();
 }
 
-// Meshes and types that do not go together.
+// In FP8 tensor groups have a model of their own.
 bool fits(const ParallelConfig& parallel, const Setting& setting) {
-  return !setting.fp8 || parallel.mesh.tp == 1;
+  return !setting.fp8 || setting.whole_tiles == (parallel.mesh.tp > 1);
 }
 
 // Of --fast. On GPUs transfers of experts' tokens run beside the work, in pairs.
