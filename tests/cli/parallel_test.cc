@@ -114,19 +114,17 @@ TEST_F(Parallel, LossesAreThoseOfOneRank) {
 
 // Fewer rows than an even share needs: each step is done again with halves, and nothing is lost.
 TEST_F(Parallel, StepsThatNeedMoreRowsAreSplit) {
-  const Arguments large = {"--set", "train.sequence_length=128", "--set",
-                           "train.micro_batch_sequences=4"};
+  const Arguments large = {"--set", "train.sequence_length=256", "--set",
+                           "train.micro_batch_sequences=2"};
   ASSERT_EQ(run(on("one", "dp=1", large)).status, 0);
   for (const std::string mesh : {"dp=2 ep=2", "pp=2 dp=2 ep=2 schedule=1f1b"}) {
-    const Result r = run(on(mesh, mesh + " row_capacity=0.4", large));
+    const Result r = run(on(mesh, mesh + " row_capacity=0.6", large));
     ASSERT_EQ(r.status, 0) << mesh << ": " << r.err;
     expect_same_losses(mesh, "one");
     const std::string metrics = read_text(output() + "/" + mesh + "/metrics.jsonl");
     EXPECT_NE(metrics.find("\"splits\":1"), std::string::npos) << mesh;
   }
-  const Result r =
-      run(on("x", "dp=2 ep=2 row_capacity=0.05",
-             {"--set", "train.sequence_length=256", "--set", "train.micro_batch_sequences=4"}));
+  const Result r = run(on("x", "dp=2 ep=2 row_capacity=0.05", large));
   EXPECT_NE(r.status, 0);
   EXPECT_NE(r.err.find("parallel.row_capacity is 0.05, and a rank's experts need more rows than "
                        "that for one sequence of each rank; raise it, or use 0"),
