@@ -4,6 +4,7 @@
 
 #include <fmt/core.h>
 
+#include "cli/bench_rank.h"
 #include "cli/convert.h"
 #include "cli/model_config.h"
 #include "cli/run_options.h"
@@ -21,12 +22,6 @@ struct Options {
   std::vector<int64_t> depths = {0}, tokens = {512};
   int64_t samples = 10;
 };
-
-Precision precision_of(const std::string& format) {
-  HADAL_CHECK(format == "bf16" || format == "fp8", "layers are benched in bf16 or fp8, not in ",
-              format);
-  return format == "fp8" ? kFp8Recipe : Precision{};
-}
 
 void check(const Options& o) {
   HADAL_CHECK(o.samples >= 1 && o.samples <= 10000, "--samples is ", o.samples,

@@ -191,6 +191,7 @@ class Chunks {
 // What a rank has of the others.
 struct Others {
   World* world = nullptr;  // none: the rank is alone
+  std::vector<int> ranks = {};
   std::unique_ptr<Comm> comm;
   void meet() const {
     if (comm) comm->barrier();
@@ -204,9 +205,7 @@ void bench(Context& ctx, const Config& config, const Precision& precision, int64
   std::unique_ptr<PeerWindows> windows;
   void* to = nullptr;
   if (others.world != nullptr) {
-    std::vector<int> all(static_cast<size_t>(o.ranks));
-    std::iota(all.begin(), all.end(), 0);
-    windows = std::make_unique<PeerWindows>(*others.world, all, ctx.device,
+    windows = std::make_unique<PeerWindows>(*others.world, others.ranks, ctx.device,
                                             static_cast<size_t>(bytes_sent(config, tokens, false)));
     to = windows->view().window[static_cast<size_t>((others.world->rank() + 1) % o.ranks)];
   }
@@ -274,8 +273,7 @@ void bench_all(Context& ctx, const Options& o, const Others& others) {
   row.update({{"config", o.config}, {"device", device::name(ctx.device)}});
   for (const std::string& format : o.formats)
     for (const int64_t tokens : o.tokens)
-      bench(ctx, read_model_config(o.config), format == "fp8" ? kFp8Recipe : Precision{}, tokens, o,
-            others, row);
+      bench(ctx, read_model_config(o.config), precision_of(format), tokens, o, others, row);
 }
 
 void check(const Options& o) {
@@ -283,9 +281,7 @@ void check(const Options& o) {
     HADAL_CHECK(value >= lowest && value <= most, flag, " is ", value, "; allowed: ", lowest,
                 " to ", most);
   };
-  for (const std::string& format : o.formats)
-    HADAL_CHECK(format == "bf16" || format == "fp8", "--format is ", format,
-                "; allowed: bf16, fp8");
+  for (const std::string& format : o.formats) precision_of(format);
   for (const int64_t t : o.tokens) check_number("--tokens", static_cast<double>(t), 1, 65536);
   check_number("--samples", static_cast<double>(o.samples), 1, 10000);
   check_number("--layers", static_cast<double>(o.layers), 1, 64);
@@ -309,7 +305,7 @@ void run(const Options& o) {
     Context ctx = machine->context();
     std::vector<int> all(static_cast<size_t>(o.ranks));
     std::iota(all.begin(), all.end(), 0);
-    bench_all(ctx, o, {.world = &world, .comm = make_comm_host(world, all, "world")});
+    bench_all(ctx, o, {.world = &world, .ranks = all, .comm = make_comm_host(world, all, "world")});
   });
 }
 

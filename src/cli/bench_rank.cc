@@ -143,4 +143,25 @@ Batch one_sequence(Context& ctx, const Config& c, int64_t tokens) {
   return make_batch(ctx, c, {s}, 0, DType::kBF16);
 }
 
+std::vector<Sequence> random_sequences(const Rng& rng, int64_t count, int64_t length,
+                                       int64_t vocab_size) {
+  std::vector<Sequence> sequences(static_cast<size_t>(count));
+  uint64_t drawn = 0;
+  const auto next = [&] {
+    return static_cast<int32_t>(rng.u64(drawn++) % static_cast<uint64_t>(vocab_size));
+  };
+  for (Sequence& sequence : sequences)
+    for (int64_t t = 0; t < length; ++t) {
+      sequence.ids.push_back(next());
+      sequence.targets.push_back(next());
+    }
+  return sequences;
+}
+
+Precision precision_of(const std::string& format) {
+  HADAL_CHECK(format == "bf16" || format == "fp8", "layers are benched in bf16 or fp8, not in ",
+              format);
+  return format == "fp8" ? kFp8Recipe : Precision{};
+}
+
 }  // namespace hadal::cli

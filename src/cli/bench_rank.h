@@ -12,6 +12,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/rng.h"
 #include "model/batch.h"
 #include "model/exchange.h"
 #include "model/fp8_weights.h"
@@ -69,5 +70,10 @@ class RankLayers {
 // Normal values of bf16.
 Tensor random_rows(Context& ctx, const char* name, const Shape& shape, double size, Block* memory);
 Batch one_sequence(Context& ctx, const Config& config, int64_t tokens);
+// Tokens that mean nothing.
+std::vector<Sequence> random_sequences(const Rng& rng, int64_t count, int64_t length,
+                                       int64_t vocab_size);
+// "bf16", "fp8": how a layer's products are computed. An Error for another format.
+Precision precision_of(const std::string& format);
 
 }  // namespace hadal::cli

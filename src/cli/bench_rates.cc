@@ -26,6 +26,7 @@
 #include <thread>
 
 #include "cli/bench.h"
+#include "cli/bench_rank.h"
 #include "cli/op_calls.h"
 #include "core/check.h"
 #include "core/device_memory.h"
@@ -39,6 +40,7 @@
 #include "plan/runtime_ops.h"
 #include "plan/step.h"
 #include "train/learner.h"
+#include "train/micro_batches.h"
 
 namespace hadal::cli {
 namespace {
@@ -123,20 +125,10 @@ class Backlog {
 
 // Micro-batches of a step, of all data-parallel ranks.
 std::vector<std::vector<Sequence>> random_batch(const plan::TrainPlan& p, uint64_t seed) {
-  const Rng rng(seed, stream_id("bench rates"));
-  const auto V = static_cast<uint64_t>(p.model.vocab_size);
-  std::vector<std::vector<Sequence>> batches(static_cast<size_t>(p.num_microbatches() * p.mesh.dp));
-  uint64_t drawn = 0;
-  for (auto& batch : batches)
-    for (int64_t s = 0; s < p.micro_batch_sequences; ++s) {
-      Sequence sequence;
-      for (int64_t t = 0; t < p.sequence_length; ++t) {
-        sequence.ids.push_back(static_cast<int32_t>(rng.u64(drawn++) % V));
-        sequence.targets.push_back(static_cast<int32_t>(rng.u64(drawn++) % V));
-      }
-      batch.push_back(std::move(sequence));
-    }
-  return batches;
+  const int64_t count = p.num_microbatches() * p.mesh.dp * p.micro_batch_sequences;
+  return train::cut(random_sequences(Rng(seed, stream_id("bench rates")), count, p.sequence_length,
+                                     p.model.vocab_size),
+                    p.micro_batch_sequences, p.mesh.dp);
 }
 
 // Steps of a plan, in memory of their own.

@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "cli/bench.h"
+#include "cli/bench_rank.h"
 #include "cli/train_rank.h"
 #include "core/pinned.h"
 #include "core/rng.h"
@@ -19,6 +20,7 @@
 #include "plan/measured.h"
 #include "plan/schedule_report.h"
 #include "train/learner.h"
+#include "train/micro_batches.h"
 
 namespace hadal::cli {
 namespace {
@@ -95,46 +97,33 @@ void fill_weights(Context& ctx, const Config& config, ModelParams<Tensor>& tree)
       tree);
 }
 
-// Micro-batches of a step, rank by rank.
 std::vector<std::vector<Sequence>> random_batches(const train::RunConfig& run) {
   const train::TrainConfig& t = run.train;
-  const int64_t sequences = t.batch_of({}, run.parallel.mesh.dp);
-  const Rng rng(4, stream_id("bench"));
-  uint64_t drawn = 0;
-  const auto next = [&] {
-    return static_cast<int32_t>(rng.u64(drawn++) % static_cast<uint64_t>(run.model.vocab_size));
-  };
-  std::vector<std::vector<Sequence>> batches;
-  for (int64_t s = 0; s < sequences; ++s) {
-    if (s % t.micro_batch_sequences == 0) batches.emplace_back();
-    Sequence sequence;
-    for (int64_t i = 0; i < t.sequence_length; ++i) {
-      sequence.ids.push_back(next());
-      sequence.targets.push_back(next());
-    }
-    batches.back().push_back(std::move(sequence));
-  }
-  return batches;
+  const int dp = run.parallel.mesh.dp;
+  return train::cut(random_sequences(Rng(4, stream_id("bench")), t.batch_of({}, dp),
+                                     t.sequence_length, run.model.vocab_size),
+                    t.micro_batch_sequences, dp);
 }
 
-// What all ranks' clocks have seen, on the first rank.
-plan::Timeline gather(World& world, const std::vector<StepClock::Span>& mine,
-                      const std::vector<size_t>& num_steps) {
-  std::vector<std::vector<StepClock::Span>> all(num_steps.size());
+// What the clocks of a pipeline's ranks have seen, on the first of them. ranks: of the world, in
+// the order of the schedule.
+plan::Timeline gather(World& world, const std::vector<int>& ranks, const Schedule& schedule,
+                      std::vector<StepClock::Span> mine) {
+  constexpr uint32_t kTag = 0x54494d45u;
+  const bool is_first = world.rank() == ranks.front();
+  std::vector<std::vector<StepClock::Span>> all(ranks.size());
   std::vector<Parcel> parcels;
-  const auto add = [&](bool send, int peer, const std::vector<StepClock::Span>& spans) {
-    parcels.push_back({.send = send,
-                       .peer = peer,
-                       .data = const_cast<StepClock::Span*>(spans.data()),
-                       .bytes = spans.size() * sizeof(StepClock::Span),
-                       .tag = 0x54494d45u});
-  };
-  if (world.rank() != 0) add(true, 0, mine);
-  for (size_t r = 0; world.rank() == 0 && r < all.size(); ++r) {
-    all[r] = mine;
-    if (r == 0) continue;
-    all[r].assign(num_steps[r], {});
-    add(false, static_cast<int>(r), all[r]);
+  for (size_t p = 0; p < ranks.size(); ++p) {
+    if (ranks[p] == world.rank())
+      all[p] = std::move(mine);
+    else
+      all[p].resize(schedule.steps[p].size());
+    if (is_first == (ranks[p] == world.rank())) continue;  // neither end of this message
+    parcels.push_back({.send = !is_first,
+                       .peer = is_first ? ranks[p] : ranks.front(),
+                       .data = all[p].data(),
+                       .bytes = all[p].size() * sizeof(StepClock::Span),
+                       .tag = kTag});
   }
   world.exchange(parcels);
   plan::Timeline timeline;
@@ -234,21 +223,15 @@ class Bench {
     learner_.time_steps(&clock);
     meet();
     clock.start(ctx_);
+    const int64_t splits = splits_;
     step();
     learner_.time_steps(nullptr);
-    std::vector<size_t> num_steps;
-    for (int r = 0; r < run_.parallel.mesh.num_ranks(); ++r)
-      num_steps.push_back(
-          schedule.steps[static_cast<size_t>(coord_of(run_.parallel.mesh, r).pp)].size());
-    const plan::Timeline all = gather(*world_, clock.spans(), num_steps);
+    HADAL_CHECK(splits_ == splits, "parallel.row_capacity is ", run_.parallel.row_capacity,
+                ", and the step that is timed did not fit and ran twice; raise it, or use 0");
+    std::vector<int> ranks;
+    for (int p = 0; p < P; ++p) ranks.push_back(rank_of(run_.parallel.mesh, MeshCoord{.pp = p}));
+    const plan::Timeline measured = gather(*world_, ranks, schedule, clock.spans());
     if (!team_.is_first()) return {};
-    plan::Timeline measured{.spans = {}, .makespan = 0.0};
-    for (int p = 0; p < P; ++p) {
-      const MeshCoord at{.pp = p};
-      measured.spans.push_back(all.spans[static_cast<size_t>(rank_of(run_.parallel.mesh, at))]);
-      for (const plan::Span& s : measured.spans.back())
-        measured.makespan = std::max(measured.makespan, s.finish);
-    }
     if (!options_.timeline.empty()) {
       const std::string title =
           fmt::format("{}, {} ranks, {} micro-batches", schedule_name(schedule.kind), P,

@@ -23,6 +23,7 @@
 #include "train/feed.h"
 #include "train/guard.h"
 #include "train/metrics.h"
+#include "train/micro_batches.h"
 #include "train/report.h"
 #include "train/split_weights.h"
 
@@ -31,22 +32,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Cuts sequences into micro-batches of at most `size`, those of each of `dp` data-parallel ranks
-// after the other's.
-std::vector<std::vector<Sequence>> cut(std::vector<Sequence> sequences, int64_t size, int dp = 1) {
-  std::vector<std::vector<Sequence>> batches;
-  const size_t of_rank = sequences.size() / static_cast<size_t>(dp);
-  for (size_t begin = 0; begin < sequences.size(); begin += of_rank)
-    for (size_t i = begin; i < begin + of_rank; i += static_cast<size_t>(size)) {
-      const size_t end = std::min(begin + of_rank, i + static_cast<size_t>(size));
-      batches.emplace_back(
-          std::make_move_iterator(sequences.begin() + static_cast<std::ptrdiff_t>(i)),
-          std::make_move_iterator(sequences.begin() + static_cast<std::ptrdiff_t>(end)));
-    }
-  return batches;
-}
-
-// Most micro-batches of a step on one data-parallel rank.
 double mean(double sum, int64_t count) {
   return count > 0 ? sum / static_cast<double>(count) : 0.0;
 }
