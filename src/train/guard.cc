@@ -1,30 +1,35 @@
-// Guard: means and deviations over the last good steps.
+// Guard: means and deviations of logarithms over the last good steps.
 // SPDX-License-Identifier: Apache-2.0
 #include "train/guard.h"
 
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <numeric>
+#include <vector>
 
 #include "core/check.h"
 
 namespace hadal::train {
 namespace {
 
-constexpr double kLeastDeviation = 0.01;  // of the mean: steps that are all alike are no yardstick
+constexpr double kLeastDeviation = 0.01;  // steps that are all alike are no yardstick
 
 }  // namespace
 
 bool Guard::is_spike(const std::deque<double>& seen, double value) const {
-  const auto count = static_cast<double>(seen.size());
   if (config_.spike_sigma == 0.0 || 4 * static_cast<int64_t>(seen.size()) < config_.window)
     return false;
-  double sum = 0.0, squares = 0.0;
-  for (double x : seen) sum += x;
-  const double mean = sum / count;
-  for (double x : seen) squares += (x - mean) * (x - mean);
-  const double deviation = std::max(std::sqrt(squares / count), kLeastDeviation * std::abs(mean));
-  return value > mean + config_.spike_sigma * deviation;
+  std::vector<double> logs;
+  for (double x : seen)
+    if (x > 0.0) logs.push_back(std::log(x));
+  if (logs.empty()) return false;
+  const auto count = static_cast<double>(logs.size());
+  const double mean = std::accumulate(logs.begin(), logs.end(), 0.0) / count;
+  double squares = 0.0;
+  for (double x : logs) squares += (x - mean) * (x - mean);
+  const double deviation = std::max(std::sqrt(squares / count), kLeastDeviation);
+  return std::log(value) > mean + config_.spike_sigma * deviation;
 }
 
 Verdict Guard::judge(int64_t step, double loss, double grad_norm) {

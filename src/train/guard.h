@@ -3,7 +3,8 @@
 // A step whose loss or gradient norm is not finite, or lies `spike_sigma` standard deviations above
 // its mean over the last `window` good steps, is skipped: its data is consumed, the weights stay.
 // After `max_skips` of them in a row the run goes back to the checkpoint before the first, and on
-// with the data after the last.
+// with the data after the last. Losses and norms are compared by their logarithms: they differ by
+// factors, and a young model's norms go up threefold again and again, which clipping takes care of.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 

@@ -215,8 +215,7 @@ void Run::roll_back() {
   const auto target = checkpoint_up_to(output, guard_.last_good_step());
   HADAL_CHECK(target.has_value(), "the loss spiked at step ", guard_.last_good_step() + 1, " and ",
               output,
-              " has no checkpoint before it to go back to; lower "
-              "train.checkpoint_every or the learning rate");
+              " keeps no checkpoint from before it to go back to; raise train.keep_checkpoints");
   const int64_t from = state_.step, rollbacks = guard_.num_rollbacks();
   const int64_t position = state_.position;
   state_ = load_run_checkpoint(ctx_, *target, run_, learner_);
@@ -265,6 +264,7 @@ void Run::evaluate(bool all) {
 TrainReport Run::go() {
   const TrainConfig& t = run_.train;
   start();
+  if (t.guard.enabled && !options_.resume) checkpoint();  // so that every step has one before it
   const Timer timer;
   bool stopped = false;
   while (!t.is_over(now()) && !stopped) {

@@ -33,6 +33,16 @@ TEST(Guard, SkipsSpikesOfLossAndOfNorm) {
   EXPECT_EQ(guard.num_skipped(), 2);
 }
 
+// Norms of a young model, one of them with no target: what lies within a factor is no spike.
+TEST(Guard, ComparesByFactors) {
+  Guard guard(kConfig);
+  for (int64_t step = 1; step <= 20; ++step)
+    ASSERT_EQ(guard.judge(step, 2.0, step == 7 ? 0.0 : step % 2 == 0 ? 1.0 : 2.0), Verdict::kGood);
+  EXPECT_EQ(guard.judge(21, 2.0, 6.0),
+            Verdict::kGood);  // 9 deviations of the norms, 4 of their logarithms
+  EXPECT_EQ(guard.judge(22, 2.0, 40.0), Verdict::kSkip);
+}
+
 TEST(Guard, SkipsWhatIsNotFiniteFromTheFirstStepOn) {
   Guard guard(kConfig);
   EXPECT_EQ(guard.judge(1, kNan, 1.0), Verdict::kSkip);

@@ -313,16 +313,35 @@ TEST_F(TrainerTest, ASpikeIsSkippedAndUndone) {
   EXPECT_EQ(metrics(broken), metrics(straight));
 }
 
-TEST_F(TrainerTest, ASpikeWithoutACheckpointBeforeItIsASentence) {
+// The start is a checkpoint, so that a spike before the first one of `checkpoint_every` ends no
+// run.
+TEST_F(TrainerTest, AnEarlySpikeGoesBackToTheStart) {
   RunConfig r = run("r");
   r.train.steps = 60;
   r.train.lr = Schedule(1e-2);
   r.train.guard = {.enabled = true, .spike_sigma = 6.0, .window = 24, .max_skips = 2};
   r.train.checkpoint_every = 50;
   ASSERT_EQ(setenv("HADAL_SABOTAGE", "spike", 1), 0);
-  EXPECT_ERROR(train(r), "the loss spiked at step 33 and " + r.train.output +
-                             " has no checkpoint before it to go back to; lower "
-                             "train.checkpoint_every or the learning rate");
+  const TrainReport report = train(r);
+  unsetenv("HADAL_SABOTAGE");
+  EXPECT_TRUE(report.finished);
+  const std::vector<io::Json> lines = metrics(r);
+  EXPECT_EQ(lines.front(), (io::Json{{"step", 1}, {"event", "roll_back"}, {"from", 35}}));
+  EXPECT_EQ(lines[1]["step"], 1);
+}
+
+TEST_F(TrainerTest, ASpikeAfterTheLastCheckpointThatIsKeptIsASentence) {
+  RunConfig r = run("r");
+  r.train.steps = 60;
+  r.train.lr = Schedule(1e-2);
+  r.train.guard = {.enabled = true, .spike_sigma = 6.0, .window = 24, .max_skips = 2};
+  r.train.checkpoint_every = 1;
+  r.train.keep_checkpoints = 1;
+  ASSERT_EQ(setenv("HADAL_SABOTAGE", "spike", 1), 0);
+  EXPECT_ERROR(
+      train(r),
+      "the loss spiked at step 33 and " + r.train.output +
+          " keeps no checkpoint from before it to go back to; raise train.keep_checkpoints");
   unsetenv("HADAL_SABOTAGE");
 }
 
