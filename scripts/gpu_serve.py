@@ -5,6 +5,7 @@
   scripts/gpu_serve.py speed PROGRAM OUT [LAYERS]   configs/model_16b.json, of as many layers (27)
   scripts/gpu_serve.py full PROGRAM OUT [LAYERS]    the same with 256 requests of 1,024 in, 1,024 out
   scripts/gpu_serve.py prefill PROGRAM OUT [LAYERS] prefill alone, in steps of 2,048 to 8,192 tokens
+  scripts/gpu_serve.py ranks PROGRAM OUT [LAYERS]   one GPU beside a model shared by all of the machine
 
 PROGRAM is build/gpu/hadal or build/cuda/hadal. Rows of JSON go to OUT/serve.jsonl. The model of
 `speed` is made once, in build/model_16b_LAYERS. Bandwidth and peak of the card are measured with
@@ -420,8 +421,34 @@ def speed(machine, layers, full):
         print(log[log.rfind("us each") - 30:][:2500])
 
 
+def ranks(machine, layers):
+    """Latency of one stream and throughput of many, on one GPU and on all."""
+    model, costs = model_16b(machine, layers)
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
+    gpus = len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) if os.environ.get(
+        "CUDA_VISIBLE_DEVICES") else listed.count("GPU ")
+    alone = {}
+    for count in (1, gpus):
+        with Server(machine, model, "--quiet", "--numerics", "fastest", "--context", 4096,
+                    "--cache-tokens", 600000, *(["--ranks", count] if count > 1 else [])) as server:
+            machine.row("ready", ranks=count, seconds=server.ready_seconds)
+            rates = {}
+            for streams, prompt, output, requests in ((1, 500, 200, 3), (64, 1024, 256, 64),
+                                                      (256, 1024, 1024, 256)):
+                server.load(concurrency=streams, requests=streams, prompt_tokens=64, vocab=costs.vocab,
+                            output_tokens=8, seed=streams + 1)
+                load = server.load(concurrency=streams, requests=requests, prompt_tokens=prompt,
+                                   vocab=costs.vocab, output_tokens=output)
+                rates[streams] = (1e3 / load["tpot_ms"]["p50"] if streams == 1
+                                  else load["output_tokens_per_s"])
+                alone.setdefault(streams, rates[streams])
+                machine.row("ranks", ranks=count, streams=streams, prompt=prompt, output=output,
+                            tokens_per_s=rates[streams], over_one_gpu=rates[streams] / alone[streams],
+                            ttft_ms=load["ttft_ms"], tpot_ms=load["tpot_ms"])
+
+
 def main():
-    if len(sys.argv) < 4 or sys.argv[1] not in ("check", "speed", "full", "prefill"):
+    if len(sys.argv) < 4 or sys.argv[1] not in ("check", "speed", "full", "prefill", "ranks"):
         print(__doc__, file=sys.stderr)
         return 2
     machine = Machine(sys.argv[2], sys.argv[3])
@@ -431,6 +458,8 @@ def main():
         check(machine)
     elif sys.argv[1] == "prefill":
         prefill(machine, layers)
+    elif sys.argv[1] == "ranks":
+        ranks(machine, layers)
     else:
         speed(machine, layers, sys.argv[1] == "full")
     machine.row("end", what=sys.argv[1], seconds=round(time.time() - begin, 1), failed=machine.failed)
