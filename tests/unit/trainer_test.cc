@@ -34,6 +34,15 @@ class TrainerTest : public ::testing::Test {
     run.data = {.text = dir_ / "text.txt", .tokenizer = dir_.path(), .held_out = 0.1};
     return run;
   }
+  // 60 steps with a guard.
+  RunConfig guarded(const std::string& name, int64_t checkpoint_every) const {
+    RunConfig r = run(name);
+    r.train.steps = 60;
+    r.train.lr = Schedule(1e-2);
+    r.train.guard = {.enabled = true, .spike_sigma = 6.0, .window = 24, .max_skips = 2};
+    r.train.checkpoint_every = checkpoint_every;
+    return r;
+  }
   TrainReport train(const RunConfig& run, const TrainOptions& options = {}) {
     return run_training(machine_.ctx, run, options);
   }
@@ -282,16 +291,8 @@ TEST_F(TrainerTest, AScheduledRunFromAMixtureGoesOnExactly) {
 // Twelve sequences whose targets are wrong: skipped, then undone, then left behind. Going on from a
 // stop inside, before and after the roll-back gives the same run.
 TEST_F(TrainerTest, ASpikeIsSkippedAndUndone) {
-  const auto configured = [&](const std::string& name) {
-    RunConfig r = run(name);
-    r.train.steps = 60;
-    r.train.lr = Schedule(1e-2);
-    r.train.guard = {.enabled = true, .spike_sigma = 6.0, .window = 24, .max_skips = 2};
-    r.train.checkpoint_every = 10;
-    return r;
-  };
   ASSERT_EQ(setenv("HADAL_SABOTAGE", "spike", 1), 0);
-  const RunConfig straight = configured("straight"), broken = configured("broken");
+  const RunConfig straight = guarded("straight", 10), broken = guarded("broken", 10);
   const TrainReport report = train(straight);
   EXPECT_EQ(report.steps, 60);
   // Sequences 64 to 75 are those of steps 33 to 38: three of these steps are bad, then again three
@@ -316,11 +317,7 @@ TEST_F(TrainerTest, ASpikeIsSkippedAndUndone) {
 // The start is a checkpoint, so that a spike before the first one of `checkpoint_every` ends no
 // run.
 TEST_F(TrainerTest, AnEarlySpikeGoesBackToTheStart) {
-  RunConfig r = run("r");
-  r.train.steps = 60;
-  r.train.lr = Schedule(1e-2);
-  r.train.guard = {.enabled = true, .spike_sigma = 6.0, .window = 24, .max_skips = 2};
-  r.train.checkpoint_every = 50;
+  const RunConfig r = guarded("r", 50);
   ASSERT_EQ(setenv("HADAL_SABOTAGE", "spike", 1), 0);
   const TrainReport report = train(r);
   unsetenv("HADAL_SABOTAGE");
@@ -331,11 +328,7 @@ TEST_F(TrainerTest, AnEarlySpikeGoesBackToTheStart) {
 }
 
 TEST_F(TrainerTest, ASpikeAfterTheLastCheckpointThatIsKeptIsASentence) {
-  RunConfig r = run("r");
-  r.train.steps = 60;
-  r.train.lr = Schedule(1e-2);
-  r.train.guard = {.enabled = true, .spike_sigma = 6.0, .window = 24, .max_skips = 2};
-  r.train.checkpoint_every = 1;
+  RunConfig r = guarded("r", 1);
   r.train.keep_checkpoints = 1;
   ASSERT_EQ(setenv("HADAL_SABOTAGE", "spike", 1), 0);
   EXPECT_ERROR(
