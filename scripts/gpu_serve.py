@@ -424,26 +424,26 @@ def speed(machine, layers, full):
 def ranks(machine, layers):
     """Latency of one stream and throughput of many, on one GPU and on all."""
     model, costs = model_16b(machine, layers)
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
-    gpus = len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) if os.environ.get(
-        "CUDA_VISIBLE_DEVICES") else listed.count("GPU ")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = len(visible.split(",")) if visible else subprocess.run(
+        ["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout.count("GPU ")
+    if gpus < 2:
+        raise RuntimeError(f"ranks need two GPUs or more, and there is {gpus}")
     alone = {}
     for count in (1, gpus):
         with Server(machine, model, "--quiet", "--numerics", "fastest", "--context", 4096,
                     "--cache-tokens", 600000, *(["--ranks", count] if count > 1 else [])) as server:
             machine.row("ready", ranks=count, seconds=server.ready_seconds)
-            rates = {}
             for streams, prompt, output, requests in ((1, 500, 200, 3), (64, 1024, 256, 64),
                                                       (256, 1024, 1024, 256)):
                 server.load(concurrency=streams, requests=streams, prompt_tokens=64, vocab=costs.vocab,
                             output_tokens=8, seed=streams + 1)
                 load = server.load(concurrency=streams, requests=requests, prompt_tokens=prompt,
                                    vocab=costs.vocab, output_tokens=output)
-                rates[streams] = (1e3 / load["tpot_ms"]["p50"] if streams == 1
-                                  else load["output_tokens_per_s"])
-                alone.setdefault(streams, rates[streams])
+                rate = 1e3 / load["tpot_ms"]["p50"] if streams == 1 else load["output_tokens_per_s"]
+                alone.setdefault(streams, rate)
                 machine.row("ranks", ranks=count, streams=streams, prompt=prompt, output=output,
-                            tokens_per_s=rates[streams], over_one_gpu=rates[streams] / alone[streams],
+                            tokens_per_s=rate, over_one_gpu=rate / alone[streams],
                             ttft_ms=load["ttft_ms"], tpot_ms=load["tpot_ms"])
 
 
