@@ -48,6 +48,24 @@ inline Words dot4(Words sum, Words w, Words a) {
 }
 #endif
 
+#if defined(__AVX2__) && !defined(__AVX512BW__)
+// Bytes of at most 15 with signed ones: two products fit into 16 bits, and the sums of eight pairs.
+constexpr int kPairs = 8;
+// sum += the products of kPairs words w with as many of a, `step` apart.
+inline Words dot_of_nibbles(Words sum, const Words* w, const uint32_t* a, int64_t step) {
+  __m256i pairs = _mm256_setzero_si256();
+#pragma GCC unroll 8
+  for (int i = 0; i < kPairs; ++i)
+    pairs = _mm256_add_epi16(
+        pairs, _mm256_maddubs_epi16(reinterpret_cast<__m256i>(w[i]),
+                                    _mm256_set1_epi32(static_cast<int32_t>(a[i * step]))));
+  return sum + reinterpret_cast<Words>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+#else
+constexpr int kPairs = 0;
+inline Words dot_of_nibbles(Words sum, const Words*, const uint32_t*, int64_t) { return sum; }
+#endif
+
 #if defined(__AVX512F__)
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 #elif defined(__FMA__)

@@ -86,8 +86,30 @@ template <IntBits kBits, int M>
     }
     q += p.rows;
   };
+  constexpr bool kByPairs = kBits == IntBits::k4 && kPairs > 0;
+  if constexpr (kByPairs) {
+    // A vector of columns at a time: its nibbles and sums are what the registers hold.
 #pragma GCC unroll 2
-  for (int64_t k = 0; k < kCount; ++k, w += kPanelRows) {
+    for (int v = 0; v < kVecs; ++v) {
+      const uint32_t *from = w + v * kLanes, *a = q;
+#pragma GCC unroll 1
+      for (int64_t k = 0; k < kCount; k += kPairs / 2, a += kPairs * p.rows) {
+        Words nibbles[kPairs];
+#pragma GCC unroll 8
+        for (int i = 0; i < kPairs; i += 2, from += kPanelRows) {
+          const Words both = load_words(from);
+          nibbles[i] = both & kHalf;
+          nibbles[i + 1] = (both >> 4) & kHalf;
+          if (M <= kThin) __builtin_prefetch(from + kAheadWords, 0, 3);
+        }
+#pragma GCC unroll 12
+        for (int m = 0; m < M; ++m)
+          dot[0][m][v] = dot_of_nibbles(dot[0][m][v], nibbles, a + m, p.rows);
+      }
+    }
+  }
+#pragma GCC unroll 2
+  for (int64_t k = 0; !kByPairs && k < kCount; ++k, w += kPanelRows) {
     Words column[kVecs];
 #pragma GCC unroll 2
     for (int v = 0; v < kVecs; ++v) {
