@@ -80,4 +80,27 @@ void peer_await(Context& ctx, const PeerView& view, int64_t offset, const int* s
   HADAL_DISPATCH(ctx, peer_await, view, offset, stop);
 }
 
+int64_t peer_sum_lines(const Tensor& x) {
+  if (reinterpret_cast<uintptr_t>(x.raw()) % 4 != 0) return 0;
+  switch (x.dtype()) {
+    case DType::kF32:
+      return x.num_elements();
+    case DType::kBF16:
+      return (x.num_elements() + 1) / 2;
+    default:
+      return 0;
+  }
+}
+
+void peer_sum(Context& ctx, const PeerSums& sums, Acc x) {
+  check_view(sums.view, 0, "peer_sum");
+  const int64_t lines = peer_sum_lines(x);
+  HADAL_CHECK(sums.view.size <= kMaxSumPeers, "peer_sum: ", sums.view.size, " ranks; at most ",
+              kMaxSumPeers);
+  HADAL_CHECK(lines > 0 && lines <= sums.lines, "peer_sum: ", x.str(), " takes ", lines,
+              " lines of the ", sums.lines, " that there are");
+  check_dense(x, "x");
+  HADAL_DISPATCH(ctx, peer_sum, sums, x);
+}
+
 }  // namespace hadal::ops

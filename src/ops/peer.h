@@ -54,4 +54,29 @@ HADAL_OP(peer_post, Context& ctx, const PeerView& view, int64_t offset)
 // any time, is not 0 (null: never): what is read after that is of no use.
 HADAL_OP(peer_await, Context& ctx, const PeerView& view, int64_t offset, const int* stop)
 
+// ---- sums over the ranks -----------------------------------------------------------------------
+//
+// Each rank writes its terms into every other rank's window, a term and the number of the sum in
+// eight bytes that are stored at once, and adds what the others have written into its own: half a
+// round trip over the links, with no mark and no fence. Lines of a rank lie twice, for sums of even
+// and of odd numbers: who begins the sum after next has the next one of all others, and they were
+// then done with this one.
+//
+// All ranks make the same sums in the same order.
+inline constexpr int kMaxSumPeers = 8;
+struct PeerSums {
+  PeerView view;
+  int64_t lines = 0;          // of a rank, in each half
+  const int* stop = nullptr;  // not 0: sums end at once, and are of no use; null: never
+};
+inline constexpr int64_t kPeerSumsHead = 128;  // bytes of a window before its lines, 0 at first
+constexpr int64_t peer_sums_bytes(int64_t ranks, int64_t lines) {
+  return kPeerSumsHead + 2 * ranks * lines * 8;
+}
+// Lines that a sum of x takes; 0 where its type, or an odd address, has no such sums.
+int64_t peer_sum_lines(const Tensor& x);
+// x = the sum over the ranks, in rank order: the bits of sum_of_ranks (ops/ranks.h).
+// REQUIRES: 0 < peer_sum_lines(x) <= sums.lines.                  x dense, f32 or bf16
+HADAL_OP(peer_sum, Context& ctx, const PeerSums& sums, Acc x)
+
 }  // namespace hadal::ops

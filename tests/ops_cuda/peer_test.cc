@@ -88,5 +88,29 @@ TEST(OpsCuda, PeerRoutesAndArrivals) {
       }
 }
 
+// Several sums after one another, of one word and of more than a block, an odd one among them.
+TEST(OpsCuda, PeerSums) {
+  constexpr int64_t kLines = 3000;
+  for (const int ranks : {2, 3, 8})
+    for (const DType type : {DType::kF32, DType::kBF16})
+      expect_twins(concat("sums of ", ranks, " ranks in ", dtype_name(type)), [&](Side& s) {
+        std::vector<Tensor> windows, x;
+        for (int r = 0; r < ranks; ++r)
+          windows.push_back(s.make(DType::kI32, {ops::peer_sums_bytes(ranks, kLines) / 4},
+                                   [](int64_t) { return 0.0; }));
+        const int64_t sizes[] = {2048, 1, 2999, 5, 2048, 2048};
+        for (int r = 0; r < ranks; ++r)
+          for (size_t i = 0; i < std::size(sizes); ++i)
+            x.push_back(s.random(concat("x", r, " ", i), type, {sizes[i]}));
+        run_ranks(s, ranks, [&](int r, Context& ctx) {
+          ops::PeerSums sums{.view = {.place = r, .size = ranks}, .lines = kLines};
+          for (size_t g = 0; g < windows.size(); ++g) sums.view.window[g] = windows[g].raw();
+          for (size_t i = 0; i < std::size(sizes); ++i)
+            ops::peer_sum(ctx, sums, Tensor(x[static_cast<size_t>(r) * std::size(sizes) + i]));
+        });
+        return x;
+      });
+}
+
 }  // namespace
 }  // namespace hadal::test

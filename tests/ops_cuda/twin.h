@@ -11,8 +11,10 @@
 #include <functional>
 #include <list>
 #include <memory>
+#include <thread>
 
 #include "core/rng.h"
+#include "core/side_stream.h"
 #include "core/transfer.h"
 #include "tests/compare.h"
 
@@ -96,6 +98,27 @@ inline void expect_twins(const std::string& what, const Calls& calls, double rou
     for (double v : ref::from_tensor<double>(want[i]).data)
       if (std::isfinite(v)) largest = std::max(largest, std::fabs(v));
     expect_close(name, a.tensor(), want[i], roundings * unit_roundoff(want[i].dtype()) * largest);
+  }
+}
+
+// call(rank, its context) for ranks that wait for each other: threads, or streams of the one GPU.
+inline void run_ranks(Side& s, int ranks, const std::function<void(int, Context&)>& call) {
+  if (s.ctx.device.kind == DeviceKind::kCpu) {
+    std::vector<std::thread> threads;
+    for (int r = 0; r < ranks; ++r) threads.emplace_back([&, r] { call(r, s.ctx); });
+    for (std::thread& t : threads) t.join();
+    return;
+  }
+  std::list<SideStream> sides;
+  for (int r = 0; r < ranks; ++r) {
+    Context ctx = sides.emplace_back(s.ctx.device).fork(s.ctx);
+    ctx.numerics = s.ctx.numerics;
+    call(r, ctx);
+  }
+  for (SideStream& side : sides) {
+    Event mark = side.mark();
+    side.join(s.ctx, mark);
+    side.synchronize();
   }
 }
 

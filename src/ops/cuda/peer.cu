@@ -5,6 +5,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/cuda/detail/element.cuh"
 #include "ops/cuda/detail/pair_launch.cuh"
+#include "ops/cuda/detail/peer_sum.cuh"
 #include "ops/cuda/detail/ptx.cuh"
 #include "ops/cuda/detail/shared_bytes.h"
 #include "ops/cuda/detail/warp_counts.cuh"
@@ -270,7 +271,63 @@ __global__ void await_kernel(int me, int G, Windows windows, const volatile int*
   __threadfence_system();
 }
 
+// ---- sums --------------------------------------------------------------------------------------
+
+using hadal::cuda::PeerSumArgs;
+
+// A word a thread: an f32, or two bf16, the last one perhaps alone.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    sum_kernel(const __grid_constant__ PeerSumArgs sums, int64_t n, T* x) {
+  constexpr int kPerWord = 4 / static_cast<int>(sizeof(T));
+  const uint32_t number = hadal::cuda::peer_sum_number(sums);
+  const int64_t line = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (line * kPerWord < n) {
+    T* const at = x + line * kPerWord;
+    const bool is_whole = line * kPerWord + kPerWord <= n;
+    uint32_t words[kMaxSumPeers], out = 0;
+    if constexpr (kPerWord == 1) {
+      peer_words(sums, number, line, __float_as_uint(*at), words);
+      float total = __uint_as_float(words[0]);
+#pragma unroll
+      for (int g = 1; g < kMaxSumPeers; ++g)
+        if (g < sums.size) total += __uint_as_float(words[g]);
+      *at = total;
+    } else {
+      const uint32_t word = is_whole ? *reinterpret_cast<const uint32_t*>(at)
+                                     : *reinterpret_cast<const uint16_t*>(at);
+      peer_words(sums, number, line, word, words);
+#pragma unroll
+      for (int j = 0; j < kPerWord; ++j) {
+        const auto term = [&](int g) { return __uint_as_float(words[g] >> 16 * j << 16); };
+        float total = term(0);
+#pragma unroll
+        for (int g = 1; g < kMaxSumPeers; ++g)
+          if (g < sums.size) total += term(g);
+        out |= static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16(total))) << 16 * j;
+      }
+      if (is_whole)
+        *reinterpret_cast<uint32_t*>(at) = out;
+      else
+        *reinterpret_cast<uint16_t*>(at) = static_cast<uint16_t>(out);
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) peer_sum_is_made(sums, number, static_cast<int>(gridDim.x));
+}
+
 }  // namespace
+
+void peer_sum(Context& ctx, const PeerSums& sums, Acc x) {
+  const auto blocks = static_cast<unsigned>(ceil_div(peer_sum_lines(x), kThreads));
+  const PeerSumArgs args = hadal::cuda::peer_sum_args(&sums);
+  if (x.dtype() == DType::kF32)
+    sum_kernel<<<blocks, kThreads, 0, stream_of(ctx)>>>(args, x.num_elements(), x.data<float>());
+  else
+    sum_kernel<<<blocks, kThreads, 0, stream_of(ctx)>>>(args, x.num_elements(),
+                                                        static_cast<__nv_bfloat16*>(x.raw()));
+  check_launch(ctx, "peer_sum", x);
+}
 
 void peer_route(Context& ctx, const PeerView& view, int64_t ids_offset, int64_t weights_offset,
                 int64_t slots, int64_t experts_of_rank, In ids, In weights, Out place_of_rank,
