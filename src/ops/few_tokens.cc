@@ -42,6 +42,8 @@ void moe_of_few(Context& ctx, const MoeWeights& w, In x, In topk_idx, In topk_we
                 w.w1[0].data.dim(0));
   }
   if (!w.shared_w1.empty()) check_mlp(w.shared_w1, w.shared_w3, w.shared_w2, D);
+  HADAL_CHECK(w.sums == nullptr || T * D <= w.sums->lines, "moe_of_few: sums of ", T * D,
+              " terms over ranks that have room for ", w.sums->lines);
   static_cast<void>(rows);
   HADAL_DISPATCH(ctx, moe_of_few, w, x, topk_idx, topk_weight, y);
 }
@@ -56,6 +58,8 @@ void decode_attention(Context& ctx, const DecodeAttention& layer, const Packed& 
   const auto [T, D] = HADAL_SHAPE(x, 2);
   HADAL_CHECK_SHAPE(normed, T, D);
   HADAL_CHECK_SHAPE(logits, T, layer.gate_weight.empty() ? 0 : layer.gate_weight.dim(0));
+  HADAL_CHECK(layer.sums == nullptr || T * D <= layer.sums->lines, "decode_attention: sums of ",
+              T * D, " terms over ranks that have room for ", layer.sums->lines);
   HADAL_DISPATCH(ctx, decode_attention, layer, seq, cache, x, normed, logits);
 }
 

@@ -11,6 +11,7 @@
 #include <span>
 
 #include "ops/attention.h"
+#include "ops/peer.h"
 #include "ops/rope.h"
 
 namespace hadal::ops {
@@ -19,6 +20,11 @@ namespace hadal::ops {
 struct MoeWeights {
   std::span<const Operand> w1, w3, w2;
   Operand shared_w1, shared_w3, shared_w2;
+  // The first of the experts that are here, where others are elsewhere, whose choices are left out;
+  // -1: all are here.
+  int64_t first_expert = -1;
+  // Ranks whose terms are added to those of this one; on GPUs alone.
+  const PeerSums* sums = nullptr;
 };
 // y [T,D] += sum over the choices of weight * w2[e] swiglu(w1[e] x, w3[e] x), and the shared
 // expert's with weight 1. x [T,D]; topk_idx [T,K] i32, topk_weight [T,K]; K may be 0. Hidden rows
@@ -36,6 +42,7 @@ struct DecodeAttention {
   RopeLayout layout;
   double eps, scale;  // of norms; of scores
   int64_t num_heads, nope_dim, rope_dim, v_dim;
+  const PeerSums* sums = nullptr;  // ranks that have the other heads
 };
 // Whether decode_attention() is there for these and pays: not on the CPU, not in
 // Numerics::kInvariant.

@@ -55,6 +55,66 @@ TEST(OpsCuda, MoeOfFewTokens) {
             kHiddenRoundings * 0x1p-9 / 0x1p-24);
 }
 
+// Two ranks with three experts each, of which the first has the shared one as well, are one rank.
+TEST(OpsCuda, MoeOfFewTokensOnTwoRanks) {
+  for (int64_t T : {1, 5})
+    expect_twins(
+        concat("moe of few on two ranks, ", T),
+        [&](Side& s) {
+          const int64_t D = 272, F = 144, Fs = 304, E = 6, K = 3;
+          const auto matrices = [&](const std::string& name, int64_t count, int64_t rows,
+                                    int64_t cols) {
+            const Tensor data = s.random(name, DType::kBF16, {count, rows, cols}, 0.2);
+            std::vector<Operand> list;
+            for (int64_t e = 0; e < count; ++e) list.emplace_back(data.row(e));
+            return list;
+          };
+          const auto w1 = matrices("w1", E, F, D), w3 = matrices("w3", E, F, D);
+          const auto w2 = matrices("w2", E, D, F);
+          ops::MoeWeights whole{.w1 = w1,
+                                .w3 = w3,
+                                .w2 = w2,
+                                .shared_w1 = matrices("s1", 1, Fs, D)[0],
+                                .shared_w3 = matrices("s3", 1, Fs, D)[0],
+                                .shared_w2 = matrices("s2", 1, D, Fs)[0]};
+          const Tensor x = s.random("x", DType::kBF16, {T, D});
+          const Tensor idx = s.integers("idx", {T, K}, E);
+          const Tensor weight = s.random("weight", DType::kF32, {T, K});
+          std::vector<Tensor> y;
+          for (int r = 0; r < 2; ++r) y.push_back(s.random("y", DType::kF32, {T, D}));
+          s.ctx.numerics = Numerics::kFastest;
+          if (s.ctx.device.kind == DeviceKind::kCpu) {
+            for (Tensor& to : y) ops::moe_of_few(s.ctx, whole, x, idx, weight, to);
+            return y;
+          }
+          const int64_t lines = T * D;
+          std::vector<Tensor> windows;
+          for (int r = 0; r < 2; ++r)
+            windows.push_back(s.make(DType::kI32, {ops::peer_sums_bytes(2, lines) / 4},
+                                     [](int64_t) { return 0.0; }));
+          run_ranks(s, 2, [&](int r, Context& ctx) {
+            const ops::PeerSums sums{
+                .view = {.place = r, .size = 2, .window = {windows[0].raw(), windows[1].raw()}},
+                .lines = lines};
+            const auto run = [&](const std::vector<Operand>& w) {
+              return std::span<const Operand>(w).subspan(static_cast<size_t>(3 * r), 3);
+            };
+            ops::MoeWeights w = r == 0 ? whole : ops::MoeWeights{};
+            w.w1 = run(w1);
+            w.w3 = run(w3);
+            w.w2 = run(w2);
+            w.first_expert = int64_t{3} * r;
+            w.sums = &sums;
+            bool pays = false;
+            ops::moe_of_few_pays(ctx, w, x, &pays);
+            EXPECT_TRUE(pays);
+            ops::moe_of_few(ctx, w, x, idx, weight, Tensor(y[static_cast<size_t>(r)]));
+          });
+          return y;
+        },
+        kHiddenRoundings * 0x1p-9 / 0x1p-24);
+}
+
 TEST(OpsCuda, LatentInputs) {
   for (DType type : kTypes)
     for (ops::RopeLayout layout : {ops::RopeLayout::kInterleaved, ops::RopeLayout::kHalves})

@@ -102,6 +102,38 @@ TEST(FewTokens, MoeRefusesWhatDoesNotFit) {
                "expert 2 of token 0 is outside 0 .. 1");
 }
 
+// Two runs of experts, one after the other, are all of them.
+TEST(FewTokens, MoeLeavesOutWhatIsElsewhere) {
+  Machine machine(2);
+  const DType dtype = DType::kF64;
+  std::vector<Operand> w1, w3, w2;
+  for (int64_t e = 0; e < kE; ++e) {
+    const Mlp m = random_mlp(concat("expert ", e), kF, dtype);
+    w1.emplace_back(machine.put(m.w1, dtype));
+    w3.emplace_back(machine.put(m.w3, dtype));
+    w2.emplace_back(machine.put(m.w2, dtype));
+  }
+  const Tensor x = machine.put(random_in("x", {2, kD}, dtype), dtype);
+  const Tensor idx = machine.put(std::vector<int32_t>{3, 0, 1, 2}, {2, 2});
+  const Tensor weight = machine.put(random_in("w", {2, 2}, dtype), dtype);
+  Tensor all = machine.tensor(dtype, {2, kD}), parts = machine.tensor(dtype, {2, kD});
+  ops::fill(machine.ctx, 0.0, all);
+  ops::fill(machine.ctx, 0.0, parts);
+  ops::MoeWeights w;
+  w.w1 = w1;
+  w.w3 = w3;
+  w.w2 = w2;
+  ops::moe_of_few(machine.ctx, w, x, idx, weight, all);
+  for (const auto& [first, count] : {std::pair<size_t, size_t>{0, 1}, {1, 3}}) {
+    w.w1 = std::span<const Operand>(w1).subspan(first, count);
+    w.w3 = std::span<const Operand>(w3).subspan(first, count);
+    w.w2 = std::span<const Operand>(w2).subspan(first, count);
+    w.first_expert = static_cast<int64_t>(first);
+    ops::moe_of_few(machine.ctx, w, x, idx, weight, parts);
+  }
+  expect_close("two runs of experts", parts, all, 1e-14);
+}
+
 TEST(FewTokens, LatentInputsAreTheirParts) {
   const int64_t T = 3, H = 2, R = 6, Dr = 4, W = R + Dr;
   const ops::Fp8LatentRow fp8{R, Dr};

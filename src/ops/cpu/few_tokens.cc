@@ -5,6 +5,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/few_tokens.h"
 
+#include <algorithm>
+
 #include "ops/activation.h"
 #include "ops/copy.h"
 #include "ops/gemm.h"
@@ -42,15 +44,19 @@ void moe_of_few_pays(Context&, const MoeWeights&, In, bool* pays) { *pays = fals
 void moe_of_few(Context& ctx, const MoeWeights& w, In x, In topk_idx, In topk_weight, Acc y) {
   const int64_t T = x.dim(0), D = x.dim(1), K = topk_idx.dim(1);
   const auto num_experts = static_cast<int64_t>(w.w1.size());
+  HADAL_CHECK(w.sums == nullptr, "moe_of_few on ", x.str(), ": sums over ranks are for GPUs");
   Tensor sum;
   const Block memory = ctx.memory.take_tensor(stat_dtype(x.dtype()), {1, D}, &sum);
   for (int64_t t = 0; t < T; ++t) {
     const Tensor row = x.rows(t, 1);
     fill(ctx, 0.0, sum);
     for (int64_t k = 0; k < K; ++k) {
-      const int64_t e = topk_idx.row(t).data<int32_t>()[k * topk_idx.stride(1)];
-      HADAL_CHECK(e >= 0 && e < num_experts, "expert ", e, " of token ", t, " is outside 0 .. ",
-                  num_experts - 1);
+      const int64_t choice = topk_idx.row(t).data<int32_t>()[k * topk_idx.stride(1)];
+      const int64_t e = choice - std::max<int64_t>(w.first_expert, 0);
+      const bool is_here = e >= 0 && e < num_experts;
+      HADAL_CHECK(is_here || w.first_expert >= 0, "expert ", choice, " of token ", t,
+                  " is outside 0 .. ", num_experts - 1);
+      if (!is_here) continue;
       const auto i = static_cast<size_t>(e);
       const Tensor weights = topk_weight.row(t);
       add_expert(ctx, w.w1[i], w.w3[i], w.w2[i], row,

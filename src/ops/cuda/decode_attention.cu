@@ -88,7 +88,8 @@ void decode_attention_pays(Context& ctx, const DecodeAttention& layer, const Pac
           x.dtype() == DType::kBF16 && is_aligned(x) && x.stride(0) % 8 == 0 && D % 16 == 0 &&
           is_v3_cache(cache) && cache.pages.is_dense() && is_aligned(cache.pages) &&
           cache.table.stride(1) == 1 && seq.rope.dtype() == DType::kF32 &&
-          seq.offsets.stride(0) == 1 && seq.positions.stride(0) == 1 && find_layer(layer, D, &args);
+          seq.offsets.stride(0) == 1 && seq.positions.stride(0) == 1 &&
+          (layer.sums == nullptr || T * D <= layer.sums->lines) && find_layer(layer, D, &args);
   if (!*pays) return;
   args.tokens = static_cast<int>(T);
   args.rows = rows_of(cache);
@@ -143,6 +144,7 @@ void decode_attention(Context& ctx, const DecodeAttention& layer, const Packed& 
   args.q_abs = bf16_rows({T, H * C::kWidth});
   args.out = bf16_rows({T, H * layer.v_dim});
   args.partial = static_cast<float*>(scratch(DType::kF32, {tasks, C::kHeads * C::kLatent}));
+  args.sums = hadal::cuda::peer_sum_args(layer.sums);
   args.partial_stat = static_cast<float2*>(scratch(DType::kF32, {tasks, C::kHeads * 2}));
   decode_attention_sm90(args, FaultSite(ctx, kNoPage), sms, stream_of(ctx));
   check_launch(ctx, "decode_attention", x);

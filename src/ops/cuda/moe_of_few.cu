@@ -43,7 +43,8 @@ void moe_of_few_pays(Context& ctx, const MoeWeights& w, In x, bool* pays) {
   MoeFewArgs args{};
   *pays = ctx.numerics == Numerics::kFastest && x.dtype() == DType::kBF16 && is_aligned(x) &&
           x.stride(0) % 8 == 0 && x.dim(0) <= GemvConfig::kMaxRows &&
-          x.dim(1) <= MoeFewArgs::kMostWidth && find_moe(w, &args);
+          x.dim(1) <= MoeFewArgs::kMostWidth &&
+          (w.sums == nullptr || x.num_elements() <= w.sums->lines) && find_moe(w, &args);
 }
 
 void moe_of_few(Context& ctx, const MoeWeights& w, In x, In topk_idx, In topk_weight, Acc y) {
@@ -76,6 +77,8 @@ void moe_of_few(Context& ctx, const MoeWeights& w, In x, In topk_idx, In topk_we
   args.num_tokens = static_cast<int>(T);
   args.d = static_cast<int>(D);
   args.num_choices = static_cast<int>(K);
+  args.first_expert = static_cast<int>(std::max<int64_t>(w.first_expert, 0));
+  args.sums = hadal::cuda::peer_sum_args(w.sums);
   moe_few_tokens(args, stream_of(ctx));
   check_launch(ctx, "moe_of_few", x);
 }

@@ -162,8 +162,10 @@ class DecodeProduct {
     __nv_bfloat16* to;  // [T, stride]
     int64_t stride;
   };
-  __device__ DecodeProduct(const Output& first, const Output& second, int width, bool adds)
-      : first_(first), second_(second), width_(width), adds_(adds) {
+  // With `adds` outputs are added to what is there; with `sums` those of other ranks as well.
+  __device__ DecodeProduct(const Output& first, const Output& second, int width, bool adds,
+                           const PeerSumArgs* sums = nullptr)
+      : first_(first), second_(second), width_(width), adds_(adds), sums_(sums) {
     find(static_cast<int>(blockIdx.x) * kTiles);
   }
   // Ends with a barrier.
@@ -179,7 +181,13 @@ class DecodeProduct {
         float total = 0.0f;
 #pragma unroll
         for (int w = 0; w < kShare; ++w) total += sums[mine() * kShare + w][row()][token()];
-        *place_ = __float2bfloat16(old_ + total * units[token()]);
+        if (sums_ == nullptr || sums_->size == 0)
+          *place_ = __float2bfloat16(old_ + total * units[token()]);
+        else
+          *place_ = __float2bfloat16(old_ + peer_sum_of(*sums_, peer_sum_number(*sums_),
+                                                        int64_t{token()} * first_.outputs +
+                                                            tile_ * 16 + mine() * 16 + row(),
+                                                        total * units[token()]));
       }
       __syncthreads();
       find(tile_ + static_cast<int>(gridDim.x) * kTiles);
@@ -219,6 +227,7 @@ class DecodeProduct {
   Output first_, second_;
   int width_, tile_;
   bool adds_;
+  const PeerSumArgs* sums_;
   __nv_bfloat16* place_;
   float old_;
   TileProduct<kType, kRows> product_;

@@ -15,6 +15,7 @@
 
 #include "ops/cuda/detail/cache_rows.h"
 #include "ops/cuda/detail/launch.cuh"
+#include "ops/cuda/detail/peer_sum.cuh"
 #include "ops/cuda/gemv/moe.h"
 #include "ops/few_tokens.h"
 
@@ -76,6 +77,7 @@ struct DecodeAttentionArgs {
   float2* partial_stat;      // [tasks, kHeads]   maximum in powers of two, sum
   __nv_bfloat16* out;        // [T, H*Dv]
   int max_splits;            // of a token's context: tasks are T * ceil(H/kHeads) * max_splits
+  PeerSumArgs sums;          // ranks that have the other heads
   // Set by the launch: where pages lie in shared memory, and whether nothing else does, so that
   // they can be on their way from the start.
   int pages_at, pages_early;

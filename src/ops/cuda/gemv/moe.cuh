@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kMoeUpWarps * 32, 4)
     choice = (block - shared_blocks) / blocks;
     unit = (block - shared_blocks - choice * blocks) * kMoeUnits;
     wait_for_previous_kernel();
-    expert = __ldg(args.topk_idx + token * args.idx_row_stride + choice);
+    expert = __ldg(args.topk_idx + token * args.idx_row_stride + choice) - args.first_expert;
     weight = __ldg(args.topk_weight + token * args.weight_row_stride + choice);
     if (expert < 0 || expert >= args.num_experts) return;
   }
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kMoeDownWarps * 32)
     int expert = 0;
     if (!is_shared) {
       wait();
-      expert = __ldg(args.topk_idx + token * args.idx_row_stride + choice);
+      expert = __ldg(args.topk_idx + token * args.idx_row_stride + choice) - args.first_expert;
       if (expert < 0 || expert >= args.num_experts) continue;
     }
     const ExpertMatrices& w = is_shared ? args.shared_w2 : args.w2;
@@ -145,6 +145,13 @@ __global__ void __launch_bounds__(kMoeDownWarps * 32)
   float total = 0.0f;
 #pragma unroll
   for (int w = 0; w < kMoeDownWarps; ++w) total += of_warp[w][threadIdx.x];
+  if (args.sums.size > 0) {
+    const uint32_t number = peer_sum_number(args.sums);
+    total = peer_sum_of(args.sums, number, int64_t{token} * args.d + n0 + threadIdx.x, total);
+    __syncwarp((1u << kMoeOutputs) - 1);
+    if (threadIdx.x == 0)
+      peer_sum_is_made(args.sums, number, static_cast<int>(gridDim.x * gridDim.y));
+  }
   const int64_t at = token * args.y_row_stride + n0 + threadIdx.x;
   if (args.y_is_f32) {
     static_cast<float*>(args.y)[at] += total;

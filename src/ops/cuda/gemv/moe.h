@@ -3,13 +3,14 @@
 //   T tokens   D model width   F, Fs hidden widths of routed and shared experts   K choices
 //
 // Up: hidden = weight * silu(w1 x) * (w3 x) for each choice and the shared expert. Down: y += the
-// sum over choices and the shared expert of w2 hidden, in an order that D, F, Fs and K fix. bf16
-// but for the weights, which may be e4m3 with block scales; sums in f32. REQUIRES: D and F, Fs
-// multiples of 16, D at most kMostWidth, 16-byte aligned rows. Deterministic; a token does not
-// depend on the others.
+// sum over choices and the shared expert of w2 hidden, in an order that D, F, Fs and K fix, and
+// over ranks that have other experts, in theirs. bf16 but for the weights, which may be e4m3 with
+// block scales; sums in f32. REQUIRES: D and F, Fs multiples of 16, D at most kMostWidth, 16-byte
+// aligned rows. Deterministic; a token does not depend on the others.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "ops/cuda/detail/peer_sum.cuh"
 #include "ops/cuda/gemv/config.h"
 
 namespace hadal::cuda {
@@ -39,7 +40,9 @@ struct MoeFewArgs {
   void* y;              // [T, D]
   int64_t y_row_stride;
   int y_is_f32;
-  int num_tokens, d, f, shared_f, num_choices, num_experts;
+  int num_tokens, d, f, shared_f, num_choices;
+  int first_expert, num_experts;  // those that are here
+  PeerSumArgs sums;
   int down_share;  // set by the launch: elements of a hidden row for a warp
 };
 
