@@ -141,6 +141,27 @@ void bench_collectives(Bench& bench, NcclWorld* gpus, int64_t bytes) {
   both("all_reduce", 2 * others, [&] { comm.all_reduce(ctx, Acc(Tensor(x))); });
 }
 
+// Sums of bf16 rows as ranks that share a model make them in decode: by NCCL, and by kernels of our
+// own through windows.
+void bench_sums(Bench& bench, NcclWorld& gpus, const std::vector<int>& all) {
+  Context& ctx = bench.ctx();
+  const std::unique_ptr<Comm> windows = gpus.make_comm_with_sums(all, "model");
+  if (windows->peer_sums() == nullptr) return;
+  for (const int64_t bytes :
+       {int64_t{1} << 12, int64_t{1} << 14, int64_t{1} << 18, int64_t{1} << 20}) {
+    Block memory;
+    const Tensor x = filled(ctx, DType::kBF16, {bytes / 2}, &memory);
+    const int64_t sent = bytes * (bench.comm().size() - 1);
+    for (const auto& [how, comm] : {std::pair<const char*, Comm*>{"sum of bf16", &bench.comm()},
+                                    {"sum of bf16, windows", windows.get()}}) {
+      const auto call = [&, comm = comm] { comm->all_reduce(ctx, Acc(Tensor(x))); };
+      bench.measure(how, bytes, sent, call);
+      bench.measure_recorded(how, bytes, sent, call);
+    }
+  }
+  device::synchronize(ctx.device, ctx.stream);
+}
+
 // Choices of T tokens: K different experts each, ascending.
 Tensor random_choices(Context& ctx, const Config& c, int64_t T, int rank, Block* memory) {
   Tensor idx;
@@ -280,6 +301,7 @@ void run_rank(World& world, const Options& o, const std::string& command) {
               {"nccl", gpus ? gpus->api().version() : ""}});
   Bench bench(ctx, *comm, o, row);
   for (const int64_t bytes : o.bytes) bench_collectives(bench, gpus.get(), bytes);
+  if (gpus) bench_sums(bench, *gpus, all);
   Config config = read_model_config(o.config);
   for (const Precision& precision : {Precision{}, kFp8Recipe}) {
     config.precision = precision;

@@ -21,7 +21,7 @@ namespace {
 std::unique_ptr<Comm> make_comm(World& world, NcclWorld* gpus) {
   std::vector<int> all(static_cast<size_t>(world.size()));
   std::iota(all.begin(), all.end(), 0);
-  if (gpus != nullptr) return gpus->make_comm(std::move(all), "model");
+  if (gpus != nullptr) return gpus->make_comm_with_sums(std::move(all), "model");
   return make_comm_host(world, std::move(all), "model");
 }
 

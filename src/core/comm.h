@@ -15,6 +15,10 @@
 
 namespace hadal {
 
+namespace ops {
+struct PeerSums;
+}
+
 // One of several messages that are under way together.
 struct Message {
   bool send = false;
@@ -40,6 +44,9 @@ class Comm {
   // receives are in the same order.
   virtual void transfer(Context& ctx, std::span<const Message> messages) = 0;
   virtual void barrier() = 0;
+  // By which kernels add up small tensors over this group themselves (ops/peer.h); null where they
+  // cannot.
+  virtual const ops::PeerSums* peer_sums() const { return nullptr; }
 
   void all_to_all(Context& ctx, In x, Out y);  // [G, ...] -> [G, ...]
   void send(Context& ctx, In x, int to);

@@ -224,15 +224,26 @@ ops::DecodeAttention decode_attention_of(const Layer& l) {
           .num_heads = c.num_attention_heads,
           .nope_dim = c.qk_nope_head_dim,
           .rope_dim = c.qk_rope_head_dim,
-          .v_dim = c.v_head_dim};
+          .v_dim = c.v_head_dim,
+          .sums = l.tensor.sums()};
 }
 
-// decode() with the attention half in one op, where there is one; false where there is not.
+// x [T, D] += the FFN of its norm n [T, D]; logits [T, E] of the gate, where they are known.
+void decode_mlp(Context& ctx, const Layer& l, const Packed& seq, In n, In logits, Acc x) {
+  if (l.is_moe)
+    moe::decode(ctx, l.config, l.w.moe, l.exchange, l.tensor, seq, n, logits, x);  // [T, D] +=
+  else
+    mlp::decode(ctx, l.w.mlp, l.tensor, n, x);  // [T, D] +=
+}
+
+// decode() with the attention half in one op, its sum over the ranks too, where there is one; false
+// where there is not.
 bool decode_fused(Context& ctx, const Layer& l, const Packed& seq, const ops::LatentPages& cache,
                   Acc x) {
   const auto [T, D] = HADAL_SHAPE(x, 2);
   const ops::DecodeAttention attention = decode_attention_of(l);
   bool pays = false;
+  if (!l.tensor.is_alone() && l.tensor.sums() == nullptr) return false;
   ops::decode_attention_pays(ctx, attention, seq, cache, x, &pays);
   if (!pays) return false;
   Tensor n, logits;
@@ -240,10 +251,7 @@ bool decode_fused(Context& ctx, const Layer& l, const Packed& seq, const ops::La
   const Block logits_memory = ctx.memory.take_tensor(
       stat_dtype(x.dtype()), {T, l.is_moe ? l.config.n_routed_experts : 0}, &logits);
   ops::decode_attention(ctx, attention, seq, cache, x, n, logits);  // [T, D] +=  [T, D]  [T, E]
-  if (l.is_moe)
-    moe::decode(ctx, l.config, l.w.moe, l.exchange, seq, n, logits, x);  // [T, D] +=
-  else
-    mlp::decode(ctx, l.w.mlp, n, x);  // [T, D] +=
+  decode_mlp(ctx, l, seq, n, logits, x);                            // [T, D] +=
   return true;
 }
 
@@ -251,9 +259,7 @@ bool decode_fused(Context& ctx, const Layer& l, const Packed& seq, const ops::La
 
 void decode(Context& ctx, const Layer& l, const Packed& seq, const ops::LatentPages& cache, Acc x) {
   const auto [T, D] = HADAL_SHAPE(x, 2);
-  if (ctx.numerics == Numerics::kFastest && l.tensor.is_alone() &&
-      decode_fused(ctx, l, seq, cache, x))
-    return;
+  if (ctx.numerics == Numerics::kFastest && decode_fused(ctx, l, seq, cache, x)) return;
   const DType act = x.dtype();
   Tensor n, rstd;
   const Block n_memory = ctx.memory.take_tensor(act, {T, D}, &n);
@@ -263,12 +269,7 @@ void decode(Context& ctx, const Layer& l, const Packed& seq, const ops::LatentPa
     mla::decode(ctx, l.config, l.w.attn, seq, cache, n, part);  // [T, D] +=
   });
   ops::rmsnorm_forward(ctx, x, l.w.ffn_norm.data, l.config.rms_norm_eps, n, rstd);  // [T, D]
-  add_sum(ctx, l.tensor, x, [&](Acc part) {
-    if (l.is_moe)
-      moe::decode(ctx, l.config, l.w.moe, l.exchange, seq, n, Tensor(), part);  // [T, D] +=
-    else
-      mlp::decode(ctx, l.w.mlp, n, part);  // [T, D] +=
-  });
+  decode_mlp(ctx, l, seq, n, Tensor(), x);                                          // [T, D] +=
 }
 
 }  // namespace hadal::block

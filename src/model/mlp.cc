@@ -46,11 +46,16 @@ Saved forward(Context& ctx, const Weights& w, In x, Out y, const Precision& prec
   return s;
 }
 
-void decode(Context& ctx, const Weights& w, In x, Acc y) {
-  const ops::MoeWeights weights{
-      .w1 = {}, .w3 = {}, .w2 = {}, .shared_w1 = w.w1, .shared_w3 = w.w3, .shared_w2 = w.w2};
+void decode(Context& ctx, const Weights& w, const TensorGroup& tensor, In x, Acc y) {
+  const ops::MoeWeights weights{.w1 = {},
+                                .w3 = {},
+                                .w2 = {},
+                                .shared_w1 = w.w1,
+                                .shared_w3 = w.w3,
+                                .shared_w2 = w.w2,
+                                .sums = tensor.sums()};
   bool pays = false;
-  ops::moe_of_few_pays(ctx, weights, x, &pays);
+  if (tensor.is_alone() || tensor.sums() != nullptr) ops::moe_of_few_pays(ctx, weights, x, &pays);
   if (pays) {
     Tensor no_idx, no_weight;
     const Block idx_memory = ctx.memory.take_tensor(DType::kI32, {x.dim(0), 0}, &no_idx);
@@ -58,10 +63,12 @@ void decode(Context& ctx, const Weights& w, In x, Acc y) {
         ctx.memory.take_tensor(stat_dtype(x.dtype()), {x.dim(0), 0}, &no_weight);
     return ops::moe_of_few(ctx, weights, x, no_idx, no_weight, y);
   }
-  Tensor out;
-  const Block memory = ctx.memory.take_tensor(x.dtype(), x.shape(), &out);
-  static_cast<void>(forward(ctx, w, x, out));  // [T, D]
-  ops::add_acc(ctx, out, y);                   // [T, D]
+  add_sum(ctx, tensor, y, [&](Acc part) {
+    Tensor out;
+    const Block memory = ctx.memory.take_tensor(x.dtype(), x.shape(), &out);
+    static_cast<void>(forward(ctx, w, x, out));  // [T, D]
+    ops::add_acc(ctx, out, part);                // [T, D]
+  });
 }
 
 Deferred backward_input(Context& ctx, const Weights& w, Saved&& saved, In x, In dy, Out dx,

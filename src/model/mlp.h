@@ -11,6 +11,7 @@
 #include "core/context.h"
 #include "model/params.h"
 #include "model/precision.h"
+#include "model/tensor_group.h"
 #include "ops/fp8.h"
 
 namespace hadal::mlp {
@@ -33,7 +34,8 @@ using Grads = Params<Tensor>;
 // x_tiles: x for products in FP8, where who made it made them too.
 Saved forward(Context& ctx, const Weights& w, In x, Out y, const Precision& precision = {},
               const ops::TileRows& x_tiles = {});
-void decode(Context& ctx, const Weights& w, In x, Acc y);  // y [T, D] += ..., nothing kept
+// y [T, D] += ... over the group, of whose hidden width each rank has a part; nothing kept.
+void decode(Context& ctx, const Weights& w, const TensorGroup& tensor, In x, Acc y);
 Deferred backward_input(Context& ctx, const Weights& w, Saved&& saved, In x, In dy, Out dx,
                         const Precision& precision = {});
 void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw);  // dw += ...

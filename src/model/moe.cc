@@ -63,26 +63,38 @@ Saved forward(Context& ctx, const Config& c, const Weights& w, Exchange& exchang
   return s;
 }
 
-void decode(Context& ctx, const Config& c, const Weights& w, Exchange& exchange, const Packed& seq,
-            In x, In logits, Acc y) {
+namespace {
+
+// Of ops::MoeWeights.
+int64_t first_expert(const Config& c, const TensorGroup& tensor) {
+  if (tensor.is_alone()) return -1;
+  return decode_experts(c, {.ways = tensor.size(), .index = tensor.rank()}).first;
+}
+
+}  // namespace
+
+void decode(Context& ctx, const Config& c, const Weights& w, Exchange& exchange,
+            const TensorGroup& tensor, const Packed& seq, In x, In logits, Acc y) {
   gate::Saved choice = gate::decode(ctx, c, w.gate, seq, x, logits);
   const ops::MoeWeights weights{.w1 = w.experts.w1,
                                 .w3 = w.experts.w3,
                                 .w2 = w.experts.w2,
                                 .shared_w1 = w.shared.w1,
                                 .shared_w3 = w.shared.w3,
-                                .shared_w2 = w.shared.w2};
+                                .shared_w2 = w.shared.w2,
+                                .first_expert = first_expert(c, tensor),
+                                .sums = tensor.sums()};
   bool pays = false;
-  // NOTE: the op takes choices of all experts.
-  if (static_cast<int64_t>(w.experts.w1.size()) == c.n_routed_experts)
-    ops::moe_of_few_pays(ctx, weights, x, &pays);
+  if (tensor.is_alone() || tensor.sums() != nullptr) ops::moe_of_few_pays(ctx, weights, x, &pays);
   if (pays) return ops::moe_of_few(ctx, weights, x, choice.topk_idx, choice.topk_weight, y);
-  Saved s = dispatch(ctx, exchange, std::move(choice), x);
-  mlp_forward(ctx, c, w, exchange, x, s);
-  Tensor out;
-  const Block memory = ctx.memory.take_tensor(x.dtype(), x.shape(), &out);
-  combine_forward(ctx, exchange, s, out);  // [T, D]
-  ops::add_acc(ctx, out, y);               // [T, D]
+  add_sum(ctx, tensor, y, [&](Acc part) {
+    Saved s = dispatch(ctx, exchange, std::move(choice), x);
+    mlp_forward(ctx, c, w, exchange, x, s);
+    Tensor out;
+    const Block memory = ctx.memory.take_tensor(x.dtype(), x.shape(), &out);
+    combine_forward(ctx, exchange, s, out);  // [T, D]
+    ops::add_acc(ctx, out, part);            // [T, D]
+  });
 }
 
 Deferred combine_backward(Context& ctx, const Config& c, Exchange& exchange, Saved& s, In dy) {

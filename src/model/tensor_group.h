@@ -30,6 +30,8 @@ class TensorGroup {
   int size() const { return is_alone() ? 1 : comm_->size(); }
   int rank() const { return is_alone() ? 0 : comm_->rank(); }
   Comm& comm() const { return *comm_; }
+  // By which the fused ops of ops/few_tokens.h add up over the group; null where they cannot.
+  const ops::PeerSums* sums() const { return is_alone() ? nullptr : comm_->peer_sums(); }
 
   int64_t most_tokens(int64_t T) const { return (T + size() - 1) / size(); }  // n
   int64_t first_token(int64_t T) const;

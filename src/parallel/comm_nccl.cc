@@ -5,7 +5,9 @@
 // Not ncclAllReduce and ncclReduceScatter: these add in an order that depends on the algorithm that
 // NCCL picks for the size, the links and its version, and bf16 in bf16 at every stop. Here a rank
 // gets its range from all others and adds it in rank order, in f32 for bf16: the bits of CPU ranks,
-// at any size. As many bytes cross each link as in a ring: (G-1)/G of the tensor.
+// at any size. As many bytes cross each link as in a ring: (G-1)/G of the tensor. Small sums of
+// ranks that share a model, two a layer, go through windows instead (ops/peer.h), in the same
+// order.
 // SPDX-License-Identifier: Apache-2.0
 #include "parallel/comm_nccl.h"
 
@@ -13,15 +15,18 @@
 #include <chrono>
 #include <exception>
 #include <functional>
+#include <optional>
 #include <utility>
 
 #include "core/check.h"
 #include "core/env.h"
 #include "core/pinned.h"
 #include "core/stream_state.h"
+#include "ops/peer.h"
 #include "ops/ranks.h"
 #include "parallel/comm_host.h"
 #include "parallel/comm_parts.h"
+#include "parallel/peer_windows.h"
 
 namespace hadal {
 namespace {
@@ -45,6 +50,20 @@ class CommNccl final : public Comm {
         host_(make_comm_host(gpus.world(), ranks, name)),
         ranks_(std::move(ranks)),
         name_(name) {}
+
+  void make_sums() {
+    const World& world = gpus_.world();
+    const bool one_host = std::all_of(ranks_.begin(), ranks_.end(), [&](int r) {
+      return world.host_of(r) == world.host_of(world.rank());
+    });
+    if (size() == 1 || size() > ops::kMaxSumPeers || !one_host) return;
+    const int64_t lines = gpus_.options().window_bytes / 4;
+    windows_.emplace(gpus_.world(), ranks_, gpus_.device(),
+                     static_cast<size_t>(ops::peer_sums_bytes(size(), lines)));
+    sums_ = {.view = windows_->view(), .lines = lines, .stop = gpus_.stop_flag()};
+  }
+  const ops::PeerSums* peer_sums() const override { return windows_ ? &sums_ : nullptr; }
+
   int rank() const override { return host_->rank(); }
   int size() const override { return host_->size(); }
 
@@ -53,6 +72,12 @@ class CommNccl final : public Comm {
     const int64_t n = x.num_elements();
     if (size() == 1 || n == 0) return;
     gpus_.world().at("all_reduce", name_);
+    const int64_t lines = windows_ ? ops::peer_sum_lines(x) : 0;
+    if (lines > 0 && lines <= sums_.lines) {
+      gpus_.check_alive();
+      gpus_.world().maybe_die("die_in_collective");
+      return ops::peer_sum(ctx, sums_, x);
+    }
     if (n * size_of(x) * size() <= gpus_.options().gather_bytes) return add_all(ctx, x);
     const std::vector<int64_t> bounds = even_bounds(n, size());
     reduce(ctx, x, bounds, bytes_at(x, bounds[index()]));
@@ -200,6 +225,8 @@ class CommNccl final : public Comm {
   std::unique_ptr<Comm> host_;
   std::vector<int> ranks_;
   const char* name_;
+  std::optional<PeerWindows> windows_;
+  ops::PeerSums sums_;
 };
 
 }  // namespace
@@ -313,6 +340,12 @@ void NcclWorld::end_watch() {
 
 std::unique_ptr<Comm> NcclWorld::make_comm(std::vector<int> ranks, const char* name) {
   return std::make_unique<CommNccl>(*this, std::move(ranks), name);
+}
+
+std::unique_ptr<Comm> NcclWorld::make_comm_with_sums(std::vector<int> ranks, const char* name) {
+  auto comm = std::make_unique<CommNccl>(*this, std::move(ranks), name);
+  comm->make_sums();
+  return comm;
 }
 
 void NcclWorld::check_alive() const {

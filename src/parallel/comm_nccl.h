@@ -35,6 +35,7 @@ Device gpu_of_rank(const World& world);
 struct NcclOptions {
   int64_t stage_bytes = int64_t{64} << 20;  // of others' parts that wait to be added
   int64_t gather_bytes = int64_t{1} << 19;  // from all ranks: up to this, each adds all of a tensor
+  int64_t window_bytes = int64_t{1} << 20;  // up to this, through windows, where there are some
 };
 
 class NcclWorld {
@@ -48,9 +49,15 @@ class NcclWorld {
 
   // As make_comm_host(). REQUIRES: this outlives it.
   std::unique_ptr<Comm> make_comm(std::vector<int> ranks, const char* name);
+  // Of ranks that share a model: where they are on one host and not too many, sums of up to
+  // window_bytes are made by kernels of our own, through windows in each other's memory. Collective
+  // over the ranks. REQUIRES: graphs that hold its work are destroyed before it.
+  std::unique_ptr<Comm> make_comm_with_sums(std::vector<int> ranks, const char* name);
 
   World& world() const { return world_; }
   Device device() const { return ctx_.device; }
+  // Throws PeerFailure after a rank has failed.
+  void check_alive() const;
   // Not 0 once a rank has failed: kernels that wait for others look at it.
   const int* stop_flag() const { return stop_flag_; }
   // For transfers beside the work of ctx.
@@ -71,7 +78,6 @@ class NcclWorld {
 
  private:
   class Calling;
-  void check_alive() const;
   void connect(Context& ctx);
   void abort();
   void end_watch();
