@@ -7,7 +7,10 @@
 namespace hadal::ops::cpu {
 namespace {
 
-constexpr int kVecs = 2;               // vectors of a row of the register block
+// Vectors of a row of the register block: all of a panel's where M rows leave registers for them,
+// so that a panel is read in one run.
+template <int M>
+constexpr int kVecsOf = M <= 2 ? static_cast<int>(kPanelRows) / kLanes : 2;
 constexpr int64_t kThin = 4;           // rows that do not keep up with memory's rate by themselves
 constexpr int64_t kAheadWords = 2048;  // to ask for before they are read
 
@@ -56,12 +59,13 @@ inline Words load_words(const uint32_t* from) {
   return w;
 }
 
-// M rows from m0 on of one group, vectors v0 and v0 + 1 of the panel's columns.
+// M rows from m0 on of one group, kVecsOf<M> vectors from v0 on of the panel's columns.
 template <IntBits kBits, int M>
 [[gnu::always_inline]] inline void block(const IntKernels::Groups& p, int64_t g, int64_t m0,
                                          int64_t v0, float* c, int64_t ldc) {
-  // Few rows have two sums each, of every other word, since one is done before the next can begin.
-  constexpr int kSums = M <= 2 ? 2 : 1;
+  constexpr int kVecs = kVecsOf<M>;
+  // Few sums are two each, of every other word, since one is done before the next can begin.
+  constexpr int kSums = M * kVecs <= 4 ? 2 : 1;
   constexpr uint32_t kOffset = kBits == IntBits::k8 ? 128 : 8;
   constexpr int64_t kCount = group_words(kBits);
   constexpr uint32_t kHalf = 0x0f0f0f0fu;
@@ -69,7 +73,7 @@ template <IntBits kBits, int M>
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
     const uint32_t start = 0u - kOffset * static_cast<uint32_t>(p.sum[g * p.rows + m0 + m]);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) {
       dot[0][m][v] = start + Words{};
       dot[kSums - 1][m][v] = kSums == 1 ? dot[0][m][v] : Words{};
@@ -81,7 +85,7 @@ template <IntBits kBits, int M>
 #pragma GCC unroll 12
     for (int m = 0; m < M; ++m) {
       const Words a = q[m] + Words{};
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) dot[sum][m][v] = dot4(dot[sum][m][v], column[v], a);
     }
     q += p.rows;
@@ -89,7 +93,7 @@ template <IntBits kBits, int M>
   constexpr bool kByPairs = kBits == IntBits::k4 && kPairs > 0;
   if constexpr (kByPairs) {
     // A vector of columns at a time: its nibbles and sums are what the registers hold.
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) {
       const uint32_t *from = w + v * kLanes, *a = q;
 #pragma GCC unroll 1
@@ -111,7 +115,7 @@ template <IntBits kBits, int M>
 #pragma GCC unroll 2
   for (int64_t k = 0; !kByPairs && k < kCount; ++k, w += kPanelRows) {
     Words column[kVecs];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) {
       column[v] = load_words(w + v * kLanes);
       if (M <= kThin) __builtin_prefetch(w + v * kLanes + kAheadWords, 0, 3);
@@ -120,15 +124,15 @@ template <IntBits kBits, int M>
       add(static_cast<int>(k % kSums), column);
     } else {
       Words half[kVecs];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) half[v] = column[v] & kHalf;
       add(0, half);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) half[v] = (column[v] >> 4) & kHalf;
       add(kSums - 1, half);
     }
   }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int v = 0; v < kVecs; ++v) {
     const bf16* scales = p.scale + g * kPanelRows + (v0 + v) * kLanes;
     const Vec scale = reinterpret_cast<Vec>(load_halves(scales) << 16);
@@ -150,7 +154,8 @@ template <IntBits kBits, int M>
 void block_of(const IntKernels::Groups& p, int64_t m0, int64_t rows, float* c, int64_t ldc) {
   if (rows == M) {
     for (int64_t g = 0; g < p.count; ++g)
-      for (int64_t v = 0; v < kPanelRows / kLanes; v += kVecs) block<kBits, M>(p, g, m0, v, c, ldc);
+      for (int64_t v = 0; v < kPanelRows / kLanes; v += kVecsOf<M>)
+        block<kBits, M>(p, g, m0, v, c, ldc);
     return;
   }
   if constexpr (M > 1) block_of<kBits, M - 1>(p, m0, rows, c, ldc);

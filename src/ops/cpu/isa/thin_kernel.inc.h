@@ -6,10 +6,11 @@
 namespace hadal::ops::cpu {
 namespace {
 
-// Vectors of weight rows whose chains run beside each other: one where four bytes are one or two k.
-// More would be more pages than the processor follows; e4m3 has long chains and short rows.
+// Vectors of weight rows whose chains run beside each other: 16 rows where four bytes are one or
+// two k, as each of two chains waits four cycles for its last sum. More would be more pages than
+// the processor follows; e4m3 has long chains and short rows.
 template <class T>
-constexpr int kStripes = T::kPerWord == 4 ? 2 : 1;
+constexpr int kStripes = T::kPerWord == 4 ? 2 : 16 / kLanes;
 constexpr int64_t kThinScaleBlock = 128;
 constexpr int64_t kPanelAhead = 4096;  // bytes of a panel to ask for before they are read
 
@@ -28,7 +29,7 @@ template <class T, int M, bool kCareful>
                                             Vec (*sum)[M]) {
   constexpr int S = kStripes<T>;
   Vec v[S][T::kPerWord];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int s = 0; s < S; ++s) {
     if constexpr (kCareful && std::is_same_v<T, E4M3>)
       E4M3::decode_special(w[s][i], factor, v[s]);
@@ -41,7 +42,7 @@ template <class T, int M, bool kCareful>
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
       const Vec x = a[m * lda + i * T::kPerWord + e] - Vec{};
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int s = 0; s < S; ++s) sum[s][m] = multiply_add(x, v[s][e], sum[s][m]);
     }
   }
@@ -131,9 +132,9 @@ bool rows_group(const ThinProduct& p, int64_t first, const std::byte* ahead) {
     row[r / kLanes][r % kLanes] = p.data + n * p.stride_bytes;
   }
   // A stripe past the last column repeats it, and is stored nowhere.
-  const int real = p.N - first > kLanes ? S : 1;
+  const auto real = static_cast<int>((p.N - first + kLanes - 1) / kLanes);
   Vec sum[S][M];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int s = 0; s < S; ++s)
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m)
@@ -178,7 +179,7 @@ bool rows_group(const ThinProduct& p, int64_t first, const std::byte* ahead) {
   }
   if constexpr (kIsE4M3 && !kCareful)
     if (E4M3::any_nan(pipe.nan)) return false;
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int s = 0; s < S; ++s)
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m)
@@ -337,36 +338,46 @@ void tall_of(const TallProduct& p, int64_t m) {
   if constexpr (M > 1) tall_of<T, M / 2, kRowStride, kStride>(p, m);
 }
 
-// 128 k of a panel for two vectors of its rows: c goes on from itself, or from zero.
+// Vectors of a panel's rows whose chains run beside each other, decoded two by two: all of them for
+// one row of a, as the chains of two wait for their sums; more rows have chains enough.
+template <int M>
+constexpr int kPanelVecs = M == 1 ? static_cast<int>(kPanelRows) / kLanes : 2;
+
+// 128 k of a panel for kPanelVecs vectors of its rows: c goes on from itself, or from zero.
 template <class T, int M>
 void panel_block(const std::byte* words, const float* a, int64_t lda, float scale, bool from_zero,
                  float* c, int64_t ldc) {
-  constexpr int kVecs = 2;
+  constexpr int kVecs = kPanelVecs<M>;
   const Vec factor = scale * 0x1p120f - Vec{};
   Vec sum[kVecs][M];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int v = 0; v < kVecs; ++v)
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) sum[v][m] = from_zero ? Vec{} : load(c + m * ldc + v * kLanes);
   for (int64_t k = 0; k < kThinScaleBlock; k += T::kPerWord, words += kPanelRows * 4) {
-    Vec real[kVecs][T::kPerWord];
 #pragma GCC unroll 2
-    for (int v = 0; v < kVecs; ++v) {
-      Words w;
-      __builtin_memcpy(&w, words + v * sizeof(Words), sizeof(w));
-      __builtin_prefetch(words + v * sizeof(Words) + kPanelAhead, 0, 3);
-      T::decode(w, factor, real[v]);
-    }
-#pragma GCC unroll 8
-    for (int e = 0; e < T::kPerWord; ++e)
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {
-        const Vec x = a[m * lda + k + e] - Vec{};
+    for (int first = 0; first < kVecs; first += 2) {
+      Vec real[2][T::kPerWord];
 #pragma GCC unroll 2
-        for (int v = 0; v < kVecs; ++v) sum[v][m] = multiply_add(x, real[v][e], sum[v][m]);
+      for (int v = 0; v < 2; ++v) {
+        const std::byte* from = words + (first + v) * sizeof(Words);
+        Words w;
+        __builtin_memcpy(&w, from, sizeof(w));
+        __builtin_prefetch(from + kPanelAhead, 0, 3);
+        T::decode(w, factor, real[v]);
       }
-  }
+#pragma GCC unroll 8
+      for (int e = 0; e < T::kPerWord; ++e)
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+          const Vec x = a[m * lda + k + e] - Vec{};
 #pragma GCC unroll 2
+          for (int v = 0; v < 2; ++v)
+            sum[first + v][m] = multiply_add(x, real[v][e], sum[first + v][m]);
+        }
+    }
+  }
+#pragma GCC unroll 4
   for (int v = 0; v < kVecs; ++v)
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) store(c + m * ldc + v * kLanes, sum[v][m]);
@@ -383,7 +394,7 @@ void panels_of(const ThinProduct& p) {
             (p.first_row + first) / kThinScaleBlock * p.scale_stride + k / kThinScaleBlock;
         const float scale = std::is_same_v<T, E4M3> ? p.scale[block] : 1.0f;
         const bool from_zero = k == 0 && p.start == Start::kZero;
-        for (int64_t v = 0; v < kPanelRows; v += 2 * kLanes)
+        for (int64_t v = 0; v < kPanelRows; v += kPanelVecs<M> * kLanes)
           panel_block<T, M>(words + 4 * v, p.a + k, p.lda, scale, from_zero, p.c + first + v,
                             p.ldc);
       }
