@@ -18,12 +18,11 @@
 #include "cli/bench.h"
 #include "cli/bench_rank.h"
 #include "cli/model_config.h"
+#include "cli/paced_exchange.h"
 #include "core/side_stream.h"
 #include "core/timer.h"
 #include "model/stage.h"
 #include "ops/copy.h"
-#include "ops/fp8_wire.h"
-#include "ops/paced_copy.h"
 #include "parallel/comm_host.h"
 #include "parallel/comm_nccl.h"
 #include "parallel/launch.h"
@@ -33,14 +32,6 @@ namespace hadal::cli {
 namespace {
 
 using nlohmann::json;
-
-// Rows that leave a rank of 64 for each token, as in the trace: of 8 choices some share a rank.
-constexpr double kRowsOfToken = 7.1;
-
-int64_t bytes_sent(const Config& c, int64_t tokens, bool fp8) {
-  const auto rows = static_cast<int64_t>(kRowsOfToken * static_cast<double>(tokens));
-  return rows * (fp8 ? ops::wire_bytes(c.hidden_size) : c.hidden_size * 2) / 16 * 16;
-}
 
 struct Options {
   MachineOptions machine;
@@ -52,87 +43,6 @@ struct Options {
   int comm_sms = 20, ranks = 1;
 };
 
-// Transfers of a link's rate before what BalancedExchange does.
-class PacedExchange final : public BalancedExchange {
- public:
-  struct Link {
-    double bytes_per_second;
-    int sms;
-    SideStream* side;  // null: in the stream of the work
-  };
-  // to: memory that transfers go to; null: of this device.
-  PacedExchange(Context& ctx, RowPool& pool, int64_t tokens, const Config& c, void* to)
-      : BalancedExchange(ctx, pool, tokens, c.num_experts_per_tok),
-        row_bytes_(bytes_sent(c, tokens, c.precision.fp8)),
-        sum_bytes_(bytes_sent(c, tokens, false)) {
-    from_memory_ = ctx.memory.take_tensor(DType::kF32, {sum_bytes_ / 4}, &from_);
-    if (to == nullptr)
-      to_memory_ = ctx.memory.take_tensor(DType::kF32, {sum_bytes_ / 4}, &to_);
-    else
-      to_ = Tensor(to, DType::kF32, Shape{sum_bytes_ / 4});
-    ops::fill(ctx, 0.0, from_);
-  }
-  std::optional<Link> link;  // none: nothing is sent
-
-  void send_all(Context& ctx) {  // one of each transfer
-    for (const int64_t bytes : {row_bytes_, row_bytes_, sum_bytes_, sum_bytes_}) send(ctx, bytes);
-  }
-  double megabytes() const { return 2e-6 * static_cast<double>(row_bytes_ + sum_bytes_); }
-
-  Ticket dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight) override {
-    Ticket t = BalancedExchange::dispatch_start(ctx, x, topk_idx, topk_weight);
-    start(ctx, t, row_bytes_);
-    return t;
-  }
-  void dispatch_finish(Context& ctx, Ticket& t, RowLease* rows) override {
-    finish(ctx, t);
-    BalancedExchange::dispatch_finish(ctx, t, rows);
-  }
-  void combine_start(Context& ctx, Ticket& t, const ops::PagedRows&) override {
-    start(ctx, t, sum_bytes_);
-  }
-  void combine_finish(Context& ctx, Ticket& t, const ops::PagedRows& rows, Out y) override {
-    finish(ctx, t);
-    BalancedExchange::combine_finish(ctx, t, rows, y);
-  }
-  void combine_backward_start(Context& ctx, Ticket& t, In dy,
-                              const ops::PagedRows& drows) override {
-    BalancedExchange::combine_backward_start(ctx, t, dy, drows);
-    start(ctx, t, row_bytes_);
-  }
-  void combine_backward_finish(Context& ctx, Ticket& t, const ops::PagedRows&) override {
-    finish(ctx, t);
-  }
-  void dispatch_backward_start(Context& ctx, Ticket& t, const ops::PagedRows&, In) override {
-    start(ctx, t, sum_bytes_);
-  }
-  void dispatch_backward_finish(Context& ctx, Ticket& t, const ops::PagedRows& drows,
-                                In drow_weight, Out dx, Out dtopk_weight) override {
-    finish(ctx, t);
-    BalancedExchange::dispatch_backward_finish(ctx, t, drows, drow_weight, dx, dtopk_weight);
-  }
-
- private:
-  void send(Context& ctx, int64_t bytes) {
-    ops::paced_copy(ctx, link->bytes_per_second, link->sms, from_.rows(0, bytes / 4),
-                    to_.rows(0, bytes / 4));
-  }
-  void start(Context& ctx, Ticket& t, int64_t bytes) {
-    if (!link) return;
-    if (link->side == nullptr) return send(ctx, bytes);
-    Context side = link->side->fork(ctx);
-    send(side, bytes);
-    t.ready = link->side->mark();
-  }
-  void finish(Context& ctx, Ticket& t) {
-    if (link && link->side != nullptr) link->side->join(ctx, t.ready);
-  }
-
-  int64_t row_bytes_, sum_bytes_;  // tokens and their gradients; sums of the experts' rows
-  Block from_memory_, to_memory_;
-  Tensor from_, to_;
-};
-
 // A middle stage, and two micro-batches on their way through it, one a chunk behind the other.
 class Chunks {
  public:
@@ -141,7 +51,10 @@ class Chunks {
       : ctx_(ctx),
         rank_(ctx, c, precision, layers + 2),
         pool_(ctx, rank_.config(), DType::kBF16, 2 * rank_.pages(tokens)),
-        exchange_(ctx, pool_, tokens, rank_.config(), to),
+        exchange_(ctx,
+                  std::make_unique<BalancedExchange>(ctx, pool_, tokens,
+                                                     rank_.config().num_experts_per_tok),
+                  rank_.config(), tokens, to),
         batch_(one_sequence(ctx, rank_.config(), tokens)),
         stage_{.config = rank_.config(),
                .w = rank_.weights(),
@@ -205,8 +118,9 @@ void bench(Context& ctx, const Config& config, const Precision& precision, int64
   std::unique_ptr<PeerWindows> windows;
   void* to = nullptr;
   if (others.world != nullptr) {
-    windows = std::make_unique<PeerWindows>(*others.world, others.ranks, ctx.device,
-                                            static_cast<size_t>(bytes_sent(config, tokens, false)));
+    windows = std::make_unique<PeerWindows>(
+        *others.world, others.ranks, ctx.device,
+        static_cast<size_t>(PacedExchange::buffer_bytes(config, tokens)));
     to = windows->view().window[static_cast<size_t>((others.world->rank() + 1) % o.ranks)];
   }
   Chunks chunks(ctx, config, precision, o.layers, tokens, to);
@@ -240,7 +154,7 @@ void bench(Context& ctx, const Config& config, const Precision& precision, int64
         beside{1e9 * gbps, o.comm_sms, &side};
     exchange.link = alone;
     const double transfers = timed([&] {
-      for (int64_t l = 0; l < o.layers; ++l) exchange.send_all(ctx);
+      for (int64_t l = 0; l < o.layers; ++l) exchange.send_layer(ctx);
     });
     const double serial = run(alone, 0, false), overlapped = run(beside, o.comm_sms, true);
     row.update({{"bench", "overlap"},
@@ -251,7 +165,7 @@ void bench(Context& ctx, const Config& config, const Precision& precision, int64
                 {"local_experts", kLocalExperts},
                 {"link_GBps", gbps},
                 {"comm_sms", o.comm_sms},
-                {"sent_MB", exchange.megabytes()},
+                {"sent_MB", 1e-6 * static_cast<double>(exchange.bytes_of_layer())},
                 {"compute_all_sms_ms", all_sms},
                 {"compute_ms", compute},
                 {"transfers_ms", transfers},

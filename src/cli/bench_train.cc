@@ -9,6 +9,7 @@
 
 #include "cli/bench.h"
 #include "cli/bench_rank.h"
+#include "cli/paced_exchange.h"
 #include "cli/train_rank.h"
 #include "core/pinned.h"
 #include "core/rng.h"
@@ -31,9 +32,11 @@ struct Options {
   std::string config = "configs/small.json", timeline;
   std::vector<std::string> assignments;
   int64_t samples = 10;
+  double pace = 0.0;  // GB/s of a link; 0: transfers are what they are
   std::string command() const {
     std::string text = "hadal bench train --config " + config;
     for (const std::string& a : assignments) text += " --set " + a;
+    if (pace > 0.0) text += fmt::format(" --pace {}", pace);
     return text + fmt::format(" --samples {}", samples);
   }
 };
@@ -150,7 +153,8 @@ class Bench {
                  {.moments = run.train.moments,
                   .ema_decay = run.train.ema_decay,
                   .team = rank_.team(),
-                  .max_micro_batches = train::most_micro_batches(run)}),
+                  .max_micro_batches = train::most_micro_batches(run),
+                  .wrap_exchange = paced()}),
         team_(learner_.team()),
         batches_(random_batches(run)) {
     fill_weights(ctx_, run.model, learner_.masters().tree);
@@ -181,6 +185,7 @@ class Bench {
                 {"exchange", exchange_name(run_.parallel.exchange)},
                 {"overlap", run_.parallel.overlap},
                 {"micro_batches", train::most_micro_batches(run_)}});
+    if (paced_ != nullptr) row.update(transfers());
     const std::vector<double> seconds = timed();
     const double median = quantile(seconds, 0.5), ranks = run_.parallel.mesh.num_ranks();
     row.update({{"samples", seconds.size()},
@@ -197,6 +202,30 @@ class Bench {
   }
 
  private:
+  // Transfers of a link's rate behind those of the experts' tokens.
+  std::function<std::unique_ptr<Exchange>(std::unique_ptr<Exchange>)> paced() {
+    if (options_.pace <= 0.0) return {};
+    return [this](std::unique_ptr<Exchange> exchange) {
+      const train::TrainConfig& t = run_.train;
+      auto paced = std::make_unique<PacedExchange>(
+          ctx_, std::move(exchange), train::trained_model(run_),
+          t.micro_batch_sequences * t.sequence_length / run_.parallel.mesh.tp);
+      paced->link = {.bytes_per_second = 1e9 * options_.pace,
+                     .sms = std::max(1, run_.parallel.comm_sms),
+                     .side = rank_.team()->side()};
+      paced_ = paced.get();
+      return paced;
+    };
+  }
+  // How long a step's would take by themselves. One step, which warms up too.
+  json transfers() {
+    const int64_t before = paced_->bytes_sent();
+    step();
+    const auto bytes = static_cast<double>(paced_->bytes_sent() - before);
+    return {{"link_GBps", options_.pace},
+            {"sent_GB", 1e-9 * bytes},
+            {"transfers_s", 1e-9 * bytes / options_.pace}};
+  }
   void step() { splits_ += learner_.step(batches_, {.lr = 1e-4}, ++steps_).splits; }
   void meet() {
     device::synchronize(ctx_.device, ctx_.stream);
@@ -261,6 +290,7 @@ class Bench {
   World* world_;
   TrainRank rank_;
   Context& ctx_;
+  PacedExchange* paced_ = nullptr;  // the learner's, with --pace
   train::Learner learner_;
   Team& team_;
   std::vector<std::vector<Sequence>> batches_;
@@ -274,6 +304,11 @@ void run(const Options& o) {
   HADAL_CHECK(
       o.timeline.empty() || run.parallel.mesh.pp > 1,
       "--timeline is of a pipeline, and parallel.pp is 1: leave it out, or set parallel.pp");
+  HADAL_CHECK(o.pace >= 0.0 && o.pace <= 10000.0, "--pace is ", o.pace,
+              " GB/s; allowed: 0 to 10000");
+  HADAL_CHECK(o.pace == 0.0 || run.parallel.mesh.ep > 1,
+              "--pace is of transfers between experts, and parallel.ep is 1: leave it out, or set "
+              "parallel.ep");
   const int num_ranks = run.parallel.mesh.num_ranks();
   if (num_ranks == 1) return Bench(o, run, nullptr).run();
   World world({.num_ranks = num_ranks});
@@ -289,6 +324,9 @@ void add_bench_train_command(CLI::App& bench) {
       ->capture_default_str();
   command->add_option("--set", o->assignments, "override a value: parallel.pp=4");
   command->add_option("--samples", o->samples, "steps that are timed")->capture_default_str();
+  command->add_option("--pace", o->pace,
+                      "GB/s of a link: each transfer of experts' tokens is followed by a copy of "
+                      "what a rank of 64 sends, at that rate");
   command->add_option("--timeline", o->timeline,
                       "picture of a pipeline's steps, planned and measured");
   command->footer(

@@ -44,10 +44,15 @@ Context SideStream::fork(const Context& main) {
 }
 
 Event SideStream::mark() {
-  if (device_.kind == DeviceKind::kCpu) return {};
-  const Event event = take_mark();
-  device::record(device_, stream_, event);
+  Event event;
+  mark(event);
   return event;
+}
+
+void SideStream::mark(Event& later) {
+  if (device_.kind == DeviceKind::kCpu) return;
+  if (later.handle == nullptr) later = take_mark();
+  device::record(device_, stream_, later);
 }
 
 void SideStream::join(const Context& main, Event& mark) {

@@ -25,6 +25,7 @@ class SideStream {
 
   Context fork(const Context& main);
   Event mark();
+  void mark(Event& later);  // moves a mark that nobody has joined yet, or makes it
   // Uses the mark up. A mark of a CPU, and one that was used, is empty: nothing to wait for.
   void join(const Context& main, Event& mark);
   bool is_idle() const { return device::is_idle(device_, stream_); }

@@ -118,14 +118,14 @@ Learner::Learner(Context& ctx, const Config& config, DType compute, int64_t max_
   HADAL_CHECK(!config.precision.fp8 || compute != DType::kF64,
               "FP8 products add in f32: train in bf16 or f32, not f64");
   drop_absent_experts(module_grads_);
-  make_stages(max_tokens);
+  make_stages(max_tokens, options);
   // A rank that needs no other for its micro-batches goes through them one by one.
   const Mesh& mesh = team_->mesh();
   if (device::can_record(ctx.device) && mesh.pp == 1 && mesh.ep == 1 && mesh.tp == 1)
     recorded_ = std::make_unique<RecordedStep>(ctx, config_, compute);
 }
 
-void Learner::make_stages(int64_t max_tokens) {
+void Learner::make_stages(int64_t max_tokens, const LearnerOptions& options) {
   const Team& team = *team_;
   if (team.mesh().ep == 1) {
     exchange_ = std::make_unique<LocalExchange>(rows_, config_.n_routed_experts);
@@ -150,6 +150,7 @@ void Learner::make_stages(int64_t max_tokens) {
                               .stop = team_->stop_flag()},
         layout, rows_);
   }
+  if (options.wrap_exchange) exchange_ = options.wrap_exchange(std::move(exchange_));
   const bool beside = team.mesh().ep > 1 && team.side() != nullptr;
   const int spare_sms = beside ? team.parallel().comm_sms : 0;
   std::vector<Pipeline::Local> stages;

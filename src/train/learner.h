@@ -20,6 +20,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -65,6 +66,8 @@ struct LearnerOptions {
   double ema_decay = 0.0;             // of a moving average of the weights; 0: none
   Team* team = nullptr;               // this rank among others; none: alone. Outlives the learner
   int64_t max_micro_batches = 1;      // most of a step on one data-parallel rank
+  // What experts' tokens go through, made of what they would go through: for benches.
+  std::function<std::unique_ptr<Exchange>(std::unique_ptr<Exchange>)> wrap_exchange = {};
 };
 
 class Learner {
@@ -118,7 +121,7 @@ class Learner {
   Evaluation evaluate(const std::vector<std::vector<Sequence>>& micro_batches);
 
  private:
-  void make_stages(int64_t max_tokens);
+  void make_stages(int64_t max_tokens, const LearnerOptions& options);
   bool rows_were_missing();
   std::vector<std::vector<Sequence>> halved(
       const std::vector<std::vector<Sequence>>& micro_batches) const;

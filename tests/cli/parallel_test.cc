@@ -353,5 +353,27 @@ TEST_F(Parallel, BenchTimesEveryStepOfAPipeline) {
                  "parallel.pp");
 }
 
+// --pace: copies of a known size behind every transfer, which change nothing else.
+TEST_F(Parallel, BenchPacesTheExchange) {
+  const auto bench = [&](const std::string& mesh) {
+    Arguments all = on("x", mesh, {"--pace", "2.5"});
+    all[0] = "--config";
+    all.insert(all.begin(), {"bench", "train", "--samples", "1"});
+    return run(all);
+  };
+  const Result r = bench("pp=2 dp=2 ep=2 schedule=dualpipev");
+  ASSERT_EQ(r.status, 0) << r.err;
+  const auto row = nlohmann::json::parse(r.out);
+  EXPECT_EQ(row["link_GBps"], 2.5);
+  EXPECT_GT(row["sent_GB"], 0.0);
+  EXPECT_DOUBLE_EQ(row["transfers_s"], row["sent_GB"].get<double>() / 2.5);
+  EXPECT_GT(row["seconds"], row["transfers_s"]);  // on CPU ranks nothing runs beside
+  const Result none = bench("dp=2");
+  EXPECT_EQ(none.status, 1);
+  EXPECT_NE(none.err.find("--pace is of transfers between experts, and parallel.ep is 1"),
+            std::string::npos)
+      << none.err;
+}
+
 }  // namespace
 }  // namespace hadal::test
