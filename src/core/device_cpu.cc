@@ -34,6 +34,7 @@ void synchronize(Device device, Stream) { check_cpu(device); }
 bool is_idle(Device, Stream) { return true; }
 bool is_recording(Device, Stream) { return false; }
 Stream make_urgent_stream(Device device) { return make_stream(device); }
+Stream make_message_stream(Device device) { return make_stream(device); }
 Event make_mark(Device device) { return make_event(device); }
 void await(Device, Stream, Event) {}
 void* allocate_pinned(Device device, size_t bytes) {

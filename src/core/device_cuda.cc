@@ -74,14 +74,26 @@ Stream make_stream(Device device) {
   return {stream};
 }
 
-Stream make_urgent_stream(Device device) {
+namespace {
+
+Stream make_stream_of_most_priority(Device device, unsigned flags) {
   if (is_cpu(device)) return {};
   use(device);
   int least = 0, greatest = 0;
   CHECK_CALL(cudaDeviceGetStreamPriorityRange(&least, &greatest));
   cudaStream_t stream = nullptr;
-  CHECK_CALL(cudaStreamCreateWithPriority(&stream, cudaStreamDefault, greatest));
+  CHECK_CALL(cudaStreamCreateWithPriority(&stream, flags, greatest));
   return {stream};
+}
+
+}  // namespace
+
+Stream make_urgent_stream(Device device) {
+  return make_stream_of_most_priority(device, cudaStreamDefault);
+}
+
+Stream make_message_stream(Device device) {
+  return make_stream_of_most_priority(device, cudaStreamNonBlocking);
 }
 
 void destroy(Device device, Stream stream) {

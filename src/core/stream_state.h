@@ -13,6 +13,9 @@ bool is_recording(Device device, Stream stream);
 
 // A stream whose kernels start before those of others that wait for room.
 Stream make_urgent_stream(Device device);
+// The same for work that waits for other processes: the default stream, whose work otherwise
+// begins after that of all streams, does not wait for it.
+Stream make_message_stream(Device device);
 // An event for await() alone: it keeps no time.
 Event make_mark(Device device);
 // What comes into the stream from here on begins after what the event was last recorded behind.

@@ -328,7 +328,7 @@ Saved overlap(Context& ctx, const ForwardArgs& f, const Stage& stage, Saved&& sa
       std::min(f.stage.last_layer - f.stage.first_layer, stage.last_layer - stage.first_layer);
   int64_t ahead = f.stage.first_layer, back = stage.last_layer - 1;
   Context beside = ctx;
-  beside.spare_sms = stage.spare_sms;
+  beside.spare_sms += stage.spare_sms;
   const auto saved_of = [&](int64_t layer) -> block::Saved& {
     return behind.blocks[static_cast<size_t>(layer - stage.first_layer)];
   };

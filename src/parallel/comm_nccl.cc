@@ -285,8 +285,7 @@ NcclWorld::NcclWorld(World& world, Context& ctx, const NcclOptions& options)
   world.watch({.is_waiting =
                    [this] {
                      if (in_call_.load()) return true;
-                     return !device::is_recording(ctx_.device, ctx_.stream) &&
-                            (!device::is_idle(ctx_.device, ctx_.stream) || !side_.is_idle());
+                     return !device::is_recording(ctx_.device, ctx_.stream) && !is_idle();
                    },
                .on_failure =
                    [this] {
@@ -315,18 +314,23 @@ NcclWorld::~NcclWorld() {
       for (int r = 0; r < world_.size(); ++r) all.push_back(r);
       device::synchronize(ctx_.device, ctx_.stream);
       side_.synchronize();
+      for (const Line& line : lines_) device::synchronize(ctx_.device, line.stream);
       make_comm_host(world_, all, "NCCL")->barrier();
       // From here on nobody waits for another one: a rank that is already gone has not failed, and
       // this one's last call, which takes a while, is not watched.
       end_watch();
       const Calling calling(*this);
-      if (!stopped_.load())
+      if (!stopped_.load()) {
+        for (Line& line : lines_)
+          api_.check(api_.destroy(std::exchange(line.comm, nullptr)), "ncclCommDestroy");
         api_.check(api_.destroy(std::exchange(comm_, nullptr)), "ncclCommDestroy");
+      }
     } catch (const Error&) {
       // It was said when it happened, or the launcher will say it.
     }
   }
   end_watch();
+  for (const Line& line : lines_) device::destroy(ctx_.device, line.stream);
   device::release_pinned(ctx_.device, stop_flag_);
 }
 
@@ -354,6 +358,11 @@ void NcclWorld::check_alive() const {
 }
 
 void NcclWorld::exchange(Stream stream, std::span<const Piece> pieces) {
+  put(comm_, stream, pieces);
+}
+
+// NOTE: a communicator is read when the aborter cannot change it any more.
+void NcclWorld::put(ncclComm* const& comm, Stream stream, std::span<const Piece> pieces) {
   if (pieces.empty()) return;
   const Calling calling(*this);
   check_alive();
@@ -361,13 +370,64 @@ void NcclWorld::exchange(Stream stream, std::span<const Piece> pieces) {
   for (const Piece& p : pieces) {
     if (result != 0) break;
     const auto bytes = static_cast<size_t>(p.bytes);
-    result = p.send ? api_.send(p.data, bytes, NcclApi::kUint8, p.peer, comm_, stream.handle)
-                    : api_.recv(p.data, bytes, NcclApi::kUint8, p.peer, comm_, stream.handle);
+    result = p.send ? api_.send(p.data, bytes, NcclApi::kUint8, p.peer, comm, stream.handle)
+                    : api_.recv(p.data, bytes, NcclApi::kUint8, p.peer, comm, stream.handle);
   }
   const int ended = api_.group_end();
   api_.check(result, "a transfer of NCCL");
   api_.check(ended, "ncclGroupEnd");
   world_.maybe_die("die_in_collective");
+}
+
+bool NcclWorld::is_idle() {
+  const std::lock_guard<std::mutex> lock(making_);
+  return device::is_idle(ctx_.device, ctx_.stream) && side_.is_idle() &&
+         std::all_of(lines_.begin(), lines_.end(), [this](const Line& line) {
+           return device::is_idle(ctx_.device, line.stream);
+         });
+}
+
+// As connect() does between all, a byte each way makes the connections.
+const NcclWorld::Line& NcclWorld::line(int peer, bool send, int number) {
+  for (const Line& known : lines_)
+    if (known.peer == peer && known.send == send && known.number == number) return known;
+  NcclId id;
+  if (send) api_.check(api_.get_unique_id(&id), "ncclGetUniqueId");
+  world_.at("start", "NCCL");
+  Parcel parcel{.send = send, .peer = peer, .data = &id, .bytes = sizeof(id), .tag = 0x4e434cu};
+  world_.exchange({&parcel, 1});
+  Line made{.peer = peer,
+            .send = send,
+            .number = number,
+            .stream = device::make_message_stream(ctx_.device)};
+  {
+    const Calling calling(*this);
+    check_alive();
+    NcclConfig config;
+    config.min_ctas = config.max_ctas = options_.line_ctas;
+    api_.check(api_.init_with(&made.comm, 2, id, send ? 0 : 1, &config), "ncclCommInitRankConfig");
+  }
+  {
+    const std::lock_guard<std::mutex> lock(making_);
+    lines_.push_back(made);
+  }
+  const Line& last = lines_.back();
+  Tensor bytes;
+  const Block memory = ctx_.memory.take_tensor(DType::kE4M3, {2}, &bytes);
+  const Piece pieces[] = {
+      {.send = true, .peer = send ? 1 : 0, .data = bytes_at(bytes, 0), .bytes = 1},
+      {.send = false, .peer = send ? 1 : 0, .data = bytes_at(bytes, 1), .bytes = 1}};
+  // NOTE: the memory may have been another's before, in the stream of the context.
+  device::synchronize(ctx_.device, ctx_.stream);
+  put(last.comm, last.stream, pieces);
+  device::synchronize(ctx_.device, last.stream);
+  check_alive();
+  return last;
+}
+
+void NcclWorld::move(const Line& line, void* data, int64_t bytes) {
+  const Piece piece{.send = line.send, .peer = line.send ? 1 : 0, .data = data, .bytes = bytes};
+  if (bytes > 0) put(line.comm, line.stream, {&piece, 1});
 }
 
 // A byte between every two ranks: NCCL makes its connections at the first message of a pair, which
@@ -392,8 +452,18 @@ void NcclWorld::connect(Context& ctx) {
 void NcclWorld::abort() {
   std::atomic_ref<int>(*stop_flag_).store(1);
   std::unique_lock<std::timed_mutex> lock(calls_, std::defer_lock);
-  if (lock.try_lock_for(kAbortAfter) && comm_ != nullptr)
-    static_cast<void>(api_.abort(std::exchange(comm_, nullptr)));
+  if (lock.try_lock_for(kAbortAfter)) {
+    std::vector<ncclComm*> all = {std::exchange(comm_, nullptr)};
+    {
+      const std::lock_guard<std::mutex> making(making_);
+      for (Line& line : lines_) all.push_back(std::exchange(line.comm, nullptr));
+    }
+    // Together: what one still has in a stream may stand behind what another one has there.
+    std::vector<std::thread> aborters;
+    for (ncclComm* const comm : all)
+      if (comm != nullptr) aborters.emplace_back([this, comm] { api_.abort(comm); });
+    for (std::thread& aborter : aborters) aborter.join();
+  }
   is_aborted_.store(true);
 }
 

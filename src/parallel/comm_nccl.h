@@ -4,10 +4,12 @@
 // there can be recorded (device::begin_recording).
 //
 // All groups send over one communicator of all ranks: every transfer is a batch of sends and
-// receives (ncclSend, ncclRecv), so groups cost nothing to make and a failure is one abort.
+// receives (ncclSend, ncclRecv), so groups cost nothing to make. What a communicator does it does
+// in the order of the calls; messages that may wait for nothing else have a line, a communicator of
+// two ranks for one direction.
 //
 // Failures: the World's heart watches the others while this lives, as a rank that waits for its
-// GPU cannot. When one of them fails, the communicator is aborted: kernels that wait for it end,
+// GPU cannot. When one of them fails, the communicators are aborted: kernels that wait for it end,
 // the host comes back from its wait, and the next call throws PeerFailure with the World's
 // sentence, which has the place that this rank's host had come to. A process that does not come
 // back from its wait is ended by the World.
@@ -15,6 +17,7 @@
 #pragma once
 
 #include <atomic>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -36,6 +39,9 @@ struct NcclOptions {
   int64_t stage_bytes = int64_t{64} << 20;  // of others' parts that wait to be added
   int64_t gather_bytes = int64_t{1} << 19;  // from all ranks: up to this, each adds all of a tensor
   int64_t window_bytes = int64_t{1} << 20;  // up to this, through windows, where there are some
+  // SMs of a line's messages, which hold them while they wait for their other end: with one a link
+  // carries some 20 GB/s, and what goes over lines has work to hide behind.
+  int line_ctas = 1;
 };
 
 class NcclWorld {
@@ -76,9 +82,25 @@ class NcclWorld {
   // receives are in the same order. Throws PeerFailure after a rank failed.
   void exchange(Stream stream, std::span<const Piece> pieces);
 
+  // Messages of one direction between this rank and another, beside all others.
+  struct Line {
+    int peer = 0;
+    bool send = false;
+    int number = 0;
+    ncclComm* comm = nullptr;
+    Stream stream;
+  };
+  // Collective over the two, which make all that they share in the same order; what was made with
+  // these arguments before is given again.
+  const Line& line(int peer, bool send, int number);
+  // The next message of the line, in the order of its stream. Throws as exchange() does.
+  void move(const Line& line, void* data, int64_t bytes);
+
  private:
   class Calling;
   void connect(Context& ctx);
+  void put(ncclComm* const& comm, Stream stream, std::span<const Piece> pieces);
+  bool is_idle();
   void abort();
   void end_watch();
 
@@ -88,6 +110,8 @@ class NcclWorld {
   SideStream side_;
   const NcclApi& api_;
   ncclComm* comm_ = nullptr;
+  std::mutex making_;       // of lines_, which the heart's thread looks at
+  std::deque<Line> lines_;  // where they were made they stay
   // NCCL's calls of the two threads, this rank's and the one that aborts.
   std::timed_mutex calls_;
   std::atomic<bool> in_call_{false};  // of the first

@@ -34,6 +34,7 @@ NcclApi load() {
   find(api.get_version, "ncclGetVersion");
   find(api.get_unique_id, "ncclGetUniqueId");
   find(api.init, "ncclCommInitRank");
+  find(api.init_with, "ncclCommInitRankConfig");
   find(api.destroy, "ncclCommDestroy");
   find(api.abort, "ncclCommAbort");
   find(api.group_start, "ncclGroupStart");

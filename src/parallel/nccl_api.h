@@ -2,11 +2,12 @@
 // one is needed: the program starts where there is no NCCL.
 //
 // Declared here and not by nccl.h, which the CUDA toolkit does not have: these functions are the
-// same in all versions from 2.7 on.
+// same in all versions from 2.18 on.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstddef>
+#include <limits>
 #include <string>
 
 namespace hadal {
@@ -16,12 +17,25 @@ struct NcclId {
 };
 struct ncclComm;  // NCCL's own name
 
+// ncclConfig_t as of 2.18; later versions read what its `version` has.
+struct NcclConfig {
+  static constexpr int kDefault = std::numeric_limits<int>::min();
+  size_t size = sizeof(NcclConfig);
+  unsigned magic = 0xcafebeef, version = 21800;
+  int blocking = kDefault, cga_cluster_size = kDefault;
+  int min_ctas = kDefault, max_ctas = kDefault;  // of a call's kernel
+  const char* net_name = nullptr;
+  int split_share = kDefault;
+};
+
 struct NcclApi {
   static constexpr int kUint8 = 1;  // ncclDataType_t; results are ncclResult_t, 0: success
 
   int (*get_version)(int* version) = nullptr;
   int (*get_unique_id)(NcclId* id) = nullptr;
   int (*init)(ncclComm** comm, int num_ranks, NcclId id, int rank) = nullptr;
+  int (*init_with)(ncclComm** comm, int num_ranks, NcclId id, int rank,
+                   const NcclConfig* config) = nullptr;
   int (*destroy)(ncclComm* comm) = nullptr;
   int (*abort)(ncclComm* comm) = nullptr;
   int (*group_start)() = nullptr;

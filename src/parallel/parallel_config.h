@@ -27,7 +27,9 @@ struct ParallelConfig {
   std::vector<int64_t> layers = {};  // of each stage; empty: as even as can be
   int ranks_per_node = 0;            // ranks that count as one node; 0: all
   ExchangeKind exchange = ExchangeKind::kMessages;
-  bool overlap = true;  // pairs of a schedule run side by side, with their transfers
+  // Pairs of a schedule run side by side, with their transfers; messages of a pipeline between GPUs
+  // travel beside the work.
+  bool overlap = true;
   int comm_sms = 20;    // of a GPU: left to the transfers of a pair
   // Rows that a rank's experts have room for, as a multiple of an even share; a step that needs
   // more is done again with smaller micro-batches. 0: room for every token of all ranks.

@@ -12,13 +12,14 @@
 namespace hadal {
 
 Pipeline::Pipeline(const ScheduleShape& shape, int rank, Comm& comm, std::vector<Local> stages,
-                   DType act, bool overlap)
+                   DType act, bool overlap, PipelineLinks* links)
     : shape_(shape),
       rank_(rank),
       comm_(comm),
       stages_(std::move(stages)),
       act_(act),
-      overlap_(overlap) {
+      overlap_(overlap),
+      links_(links) {
   schedule_.num_microbatches = 0;
 }
 
@@ -57,31 +58,89 @@ Tensor Pipeline::state(Context& ctx, const Batch& batch, Block* memory) const {
   return t;
 }
 
+namespace {
+
+bool is_gradient(const Transfer& t) { return t.what == Transfer::What::kGradient; }
+
+}  // namespace
+
+Tensor Pipeline::outgoing(const Transfer& t) {
+  const Chunk& c = t.chunk;
+  if (is_gradient(t)) return input_grads_.at({c.direction, c.stage + 1, c.microbatch}).dx;
+  return live_.at({c.direction, c.stage - 1, c.microbatch}).saved.x.back();
+}
+
+Tensor Pipeline::room_for(Context& ctx, const Job& job, const Transfer& t) {
+  const Chunk& c = t.chunk;
+  const Batch& batch = batch_of(job, c);
+  Live& live = live_[{c.direction, c.stage, c.microbatch}];
+  if (is_gradient(t)) return live.dy = state(ctx, batch, &live.dy_memory);
+  return live.in = state(ctx, batch, &live.in_memory);
+}
+
 void Pipeline::transfer(Context& ctx, const Job& job, const std::vector<Transfer>& transfers) {
   if (transfers.empty()) return;
   std::vector<Message> messages;
-  std::vector<Key> sent;
-  for (const Transfer& t : transfers) {
-    const Chunk& c = t.chunk;
-    const Key key{c.direction, c.stage, c.microbatch};
-    const bool is_gradient = t.what == Transfer::What::kGradient;
-    Tensor data;
-    if (t.send && is_gradient) {
-      sent.push_back({c.direction, c.stage + 1, c.microbatch});
-      data = input_grads_.at(sent.back()).dx;
-    } else if (t.send) {
-      data = live_.at({c.direction, c.stage - 1, c.microbatch}).saved.x.back();
-    } else {
-      const Batch& batch = batch_of(job, c);
-      Live& live = live_[key];
-      (is_gradient ? live.dy : live.in) =
-          state(ctx, batch, is_gradient ? &live.dy_memory : &live.in_memory);
-      data = is_gradient ? live.dy : live.in;
-    }
-    messages.push_back({.send = t.send, .peer = t.peer, .data = data});
-  }
+  for (const Transfer& t : transfers)
+    messages.push_back(
+        {.send = t.send, .peer = t.peer, .data = t.send ? outgoing(t) : room_for(ctx, job, t)});
   comm_.transfer(ctx, messages);
-  for (const Key& key : sent) input_grads_.erase(key);
+  for (const Transfer& t : transfers)
+    if (t.send && is_gradient(t))
+      input_grads_.erase({t.chunk.direction, t.chunk.stage + 1, t.chunk.microbatch});
+}
+
+// NOTE: the wait for an earlier gradient is none. Those that were sent and have not arrived belong
+// to chunks whose activations the receiver still holds, and the schedule says how many these are at
+// most.
+void Pipeline::post_sends(Context& ctx, const std::vector<Transfer>& transfers) {
+  for (const Transfer& t : transfers) {
+    if (!t.send) continue;
+    const Chunk& c = t.chunk;
+    const Link link = link_of(schedule_, rank_, t);
+    const Event goes = links_->send(ctx, link, outgoing(t));
+    if (!is_gradient(t)) {
+      live_.at({c.direction, c.stage - 1, c.microbatch}).goes = goes;
+      continue;
+    }
+    const auto sent = input_grads_.find({c.direction, c.stage + 1, c.microbatch});
+    std::deque<InputGrad>& all = under_way_[link];
+    all.push_back(std::move(sent->second));
+    all.back().goes = goes;
+    input_grads_.erase(sent);
+    if (static_cast<int>(all.size()) <= most_live_[static_cast<size_t>(t.peer)]) continue;
+    links_->await(ctx, all.front().goes);
+    all.pop_front();
+  }
+}
+
+void Pipeline::post_receives(Context& ctx, const Job& job, const std::vector<Transfer>& transfers) {
+  for (const Transfer& t : transfers) {
+    if (t.send) continue;
+    const Tensor room = room_for(ctx, job, t);
+    Live& live = live_.at({t.chunk.direction, t.chunk.stage, t.chunk.microbatch});
+    (is_gradient(t) ? live.dy_comes : live.in_comes) =
+        links_->receive(ctx, link_of(schedule_, rank_, t), Out(Tensor(room)));
+  }
+}
+
+// What the step reads. Its backward gives back what the stage after has got: its gradient is made
+// of that.
+void Pipeline::await_inputs(Context& ctx, const ScheduleStep& step) {
+  const auto live_of = [&](const Chunk& c) -> Live& {
+    return live_[{c.direction, c.stage, c.microbatch}];
+  };
+  if (step.has_forward()) links_->await(ctx, live_of(step.forward).in_comes);
+  if (!step.has_backward_input()) return;
+  Live& live = live_of(step.backward);
+  links_->await(ctx, live.dy_comes);
+  links_->await(ctx, live.goes);
+}
+
+void Pipeline::await_outgoing(Context& ctx) {
+  for (auto& [link, all] : under_way_)
+    for (InputGrad& grad : all) links_->await(ctx, grad.goes);
+  under_way_.clear();
 }
 
 Tensor Pipeline::input_of(const Chunk& c) {
@@ -171,19 +230,58 @@ void Pipeline::work(Context& ctx, const Job& job, const ScheduleStep& step) {
   if (step.work == Work::kBackwardWeight) backward_weight(ctx, job, step.backward);
 }
 
-void Pipeline::run(Context& ctx, const Job& job) {
-  if (schedule_.num_microbatches != job.num_microbatches) {
-    shape_.num_microbatches = job.num_microbatches;
-    schedule_ = make_schedule(shape_);
-  }
+void Pipeline::timed_work(Context& ctx, const Job& job, const ScheduleStep& step) {
+  if (job.clock != nullptr) job.clock->begin(ctx);
+  work(ctx, job, step);
+  if (job.clock != nullptr) job.clock->end(ctx);
+}
+
+void Pipeline::run_in_stream(Context& ctx, const Job& job) {
   const auto rank = static_cast<size_t>(rank_);
   for (const ScheduleStep& step : schedule_.steps[rank]) {
     transfer(ctx, job, step.transfers);
-    if (job.clock != nullptr) job.clock->begin(ctx);
-    work(ctx, job, step);
-    if (job.clock != nullptr) job.clock->end(ctx);
+    timed_work(ctx, job, step);
   }
   transfer(ctx, job, schedule_.last_transfers[rank]);
+}
+
+void Pipeline::run_beside(Context& ctx, const Job& job) {
+  const auto rank = static_cast<size_t>(rank_);
+  Context main = ctx;
+  main.spare_sms += links_->num_sms();
+  const std::vector<ScheduleStep>& steps = schedule_.steps[rank];
+  if (!steps.empty()) post_receives(main, job, steps.front().transfers);
+  for (size_t i = 0; i < steps.size(); ++i) {
+    post_sends(main, steps[i].transfers);
+    if (i + 1 < steps.size()) post_receives(main, job, steps[i + 1].transfers);
+    await_inputs(main, steps[i]);
+    timed_work(main, job, steps[i]);
+  }
+  post_sends(main, schedule_.last_transfers[rank]);
+  await_outgoing(main);
+}
+
+void Pipeline::set_schedule(int num_microbatches) {
+  if (schedule_.num_microbatches == num_microbatches) return;
+  shape_.num_microbatches = num_microbatches;
+  schedule_ = make_schedule(shape_);
+  ran_ = false;
+  most_live_.clear();
+  for (int rank = 0; rank < schedule_.num_ranks; ++rank)
+    most_live_.push_back(live_chunks(schedule_, rank).activations);
+}
+
+// NOTE: the first time without links. A GPU loads a kernel when it is first launched, and may wait
+// for all streams then: for a message too that another rank sends only after what is launched here.
+// But for interleaved, whose groups of messages wait for each other where none is stored on its
+// way.
+void Pipeline::run(Context& ctx, const Job& job) {
+  set_schedule(job.num_microbatches);
+  if (links_ != nullptr && (ran_ || shape_.kind == ScheduleKind::kInterleaved))
+    run_beside(ctx, job);
+  else
+    run_in_stream(ctx, job);
+  ran_ = true;
   HADAL_CHECK(live_.empty() && input_grads_.empty() && batches_.empty(),
               "internal error: a schedule left work undone");
 }

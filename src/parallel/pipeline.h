@@ -7,6 +7,11 @@
 // the step's work. Between two stages of the same rank nothing is sent. A rank alone runs the same
 // code: forward, backward, micro-batch by micro-batch.
 //
+// With links the same messages travel beside the work, with the same bits: those of a step that are
+// sent start when the work before is done and hold nothing up, and those that are received are
+// posted a step ahead; a step waits for what it reads, and for nothing else. What was sent is given
+// back when the schedule says that it has arrived.
+//
 // An overlapped pair runs layer beside layer (stage::overlap), or one chunk after the other where
 // the run's config says so.
 //
@@ -15,12 +20,14 @@
 #pragma once
 
 #include <compare>
+#include <deque>
 #include <functional>
 #include <map>
 #include <vector>
 
 #include "core/comm.h"
 #include "model/stage.h"
+#include "parallel/pipeline_links.h"
 #include "parallel/schedule.h"
 #include "parallel/step_clock.h"
 
@@ -33,9 +40,10 @@ class Pipeline {
     int stage = 0;
     stage::Stage model;
   };
-  // REQUIRES: comm (the pipeline's ranks, in order) and what the stages refer to outlive it.
+  // links: those of the schedule; null: messages travel in the stream of the work. REQUIRES: comm
+  // (the pipeline's ranks, in order), the links and what the stages refer to outlive it.
   Pipeline(const ScheduleShape& shape, int rank, Comm& comm, std::vector<Local> stages, DType act,
-           bool overlap = true);
+           bool overlap = true, PipelineLinks* links = nullptr);
 
   struct Job {
     int num_microbatches = 0;
@@ -61,11 +69,14 @@ class Pipeline {
     stage::Deferred deferred;
     Block in_memory, dy_memory;
     Tensor in, dy;  // [T, D]  [T, D]   received
+    // Under way by links: both of them, and the output to the stage after.
+    Event in_comes, dy_comes, goes;
   };
   // The gradient of a chunk's input, until the stage before has it.
   struct InputGrad {
     Block memory;
     Tensor dx;  // [T, D]
+    Event goes;
   };
   struct Shared {
     Batch batch;
@@ -80,7 +91,16 @@ class Pipeline {
   const Batch& batch_of(const Job& job, const Chunk& chunk);
   void release_batch(const Chunk& chunk);
   Tensor state(Context& ctx, const Batch& batch, Block* memory) const;  // [T, D]
+  void set_schedule(int num_microbatches);
+  Tensor outgoing(const Transfer& t);                                // [T, D]
+  Tensor room_for(Context& ctx, const Job& job, const Transfer& t);  // [T, D]
   void transfer(Context& ctx, const Job& job, const std::vector<Transfer>& transfers);
+  void post_sends(Context& ctx, const std::vector<Transfer>& transfers);
+  void post_receives(Context& ctx, const Job& job, const std::vector<Transfer>& transfers);
+  void await_inputs(Context& ctx, const ScheduleStep& step);
+  void await_outgoing(Context& ctx);
+  void run_in_stream(Context& ctx, const Job& job);
+  void run_beside(Context& ctx, const Job& job);
   Tensor input_of(const Chunk& chunk);  // [T, D]; empty for the first stage
   void forward(Context& ctx, const Job& job, const Chunk& chunk);
   // One chunk's backward, of which `run` does what is between its gradients.
@@ -90,6 +110,7 @@ class Pipeline {
   void backward_whole(Context& ctx, const Job& job, const Chunk& chunk);
   void overlap(Context& ctx, const Job& job, const Chunk& ahead, const Chunk& behind);
   void work(Context& ctx, const Job& job, const ScheduleStep& step);
+  void timed_work(Context& ctx, const Job& job, const ScheduleStep& step);
   void finish(const Chunk& chunk);
   void backward_weight(Context& ctx, const Job& job, const Chunk& chunk);
 
@@ -99,9 +120,13 @@ class Pipeline {
   std::vector<Local> stages_;
   DType act_;
   bool overlap_;
+  PipelineLinks* links_;
   Schedule schedule_;
+  bool ran_ = false;            // the schedule, once
+  std::vector<int> most_live_;  // [P]   chunks whose activations a rank holds
   std::map<Key, Live> live_;
   std::map<Key, InputGrad> input_grads_;
+  std::map<Link, std::deque<InputGrad>> under_way_;  // gradients, in the order of their posts
   std::map<int, Shared> batches_;
 };
 

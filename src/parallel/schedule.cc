@@ -4,6 +4,7 @@
 #include "parallel/schedule.h"
 
 #include <algorithm>
+#include <set>
 
 #include "core/check.h"
 #include "parallel/schedule_rank.h"
@@ -125,6 +126,25 @@ Schedule make_schedule(const ScheduleShape& shape) {
     s.last_transfers.push_back(std::move(program.last_transfers));
   }
   return s;
+}
+
+Link link_of(const Schedule& s, int rank, const Transfer& t) {
+  return {.from = t.send ? rank : t.peer,
+          .to = t.send ? t.peer : rank,
+          .gradients = s.kind == ScheduleKind::kInterleaved && t.what == Transfer::What::kGradient};
+}
+
+std::vector<Link> links_of(const Schedule& s) {
+  std::set<Link> links;
+  for (int rank = 0; rank < s.num_ranks; ++rank) {
+    const auto at = static_cast<size_t>(rank);
+    const auto add = [&](const std::vector<Transfer>& transfers) {
+      for (const Transfer& t : transfers) links.insert(link_of(s, rank, t));
+    };
+    for (const ScheduleStep& step : s.steps[at]) add(step.transfers);
+    add(s.last_transfers[at]);
+  }
+  return {links.begin(), links.end()};
 }
 
 LiveChunks live_chunks(const Schedule& schedule, int rank) {

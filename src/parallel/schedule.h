@@ -15,6 +15,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -54,6 +55,14 @@ struct Transfer {
   Chunk chunk;
 };
 
+// Messages from one rank to another, in the order in which both post them. Where activations and
+// gradients are posted in orders that differ (interleaved on two ranks), each have a link.
+struct Link {
+  int from = 0, to = 0;
+  bool gradients = false;
+  auto operator<=>(const Link&) const = default;
+};
+
 struct ScheduleStep {
   Work work = Work::kForward;
   Chunk forward;   // kForward, kOverlap
@@ -80,6 +89,10 @@ struct Schedule {
   int num_directions() const { return kind == ScheduleKind::kDualPipe ? 2 : 1; }
   int rank_of(int direction, int stage) const;
 };
+
+// That of a message which `rank` posts.
+Link link_of(const Schedule& schedule, int rank, const Transfer& transfer);
+std::vector<Link> links_of(const Schedule& schedule);  // all, ascending
 
 struct ScheduleShape {
   ScheduleKind kind = ScheduleKind::k1F1B;

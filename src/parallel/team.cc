@@ -8,6 +8,7 @@
 
 #include "core/check.h"
 #include "parallel/comm_host.h"
+#include "parallel/links_nccl.h"
 
 namespace hadal {
 Team::Team(const ParallelConfig& parallel, const Config& model, World* world, NcclWorld* gpus)
@@ -71,6 +72,16 @@ std::unique_ptr<Comm> Team::make(std::vector<int> ranks, const char* name) {
   std::sort(ranks.begin(), ranks.end());
   if (gpus_ != nullptr) return gpus_->make_comm(std::move(ranks), name);
   return host_ == nullptr ? make_comm_self() : make_comm_host(*host_, std::move(ranks), name);
+}
+
+// NOTE: not where each kernel is waited for: a message ends when another rank does its part.
+std::unique_ptr<PipelineLinks> Team::make_links() {
+  const int P = parallel_.mesh.pp;
+  if (gpus_ == nullptr || !parallel_.overlap || P == 1 || !device::can_record(gpus_->device()))
+    return nullptr;
+  // Every number of micro-batches has the links of this one, which fits every schedule.
+  return make_links_nccl(*gpus_, group_of(parallel_.mesh, rank_, MeshAxis::kPipeline),
+                         links_of(make_schedule(schedule_shape(parallel_, 2 * P))), "pipeline");
 }
 
 std::unique_ptr<PeerWindows> Team::make_windows(size_t bytes) {

@@ -18,6 +18,7 @@
 #include "parallel/comm_nccl.h"
 #include "parallel/parallel_config.h"
 #include "parallel/peer_windows.h"
+#include "parallel/pipeline_links.h"
 #include "parallel/world.h"
 
 namespace hadal {
@@ -58,6 +59,8 @@ class Team {
   SideStream* side() const {
     return gpus_ != nullptr && parallel_.overlap ? &gpus_->side() : nullptr;
   }
+  // Collective over `pipeline`: where its messages travel beside the work; null: in its stream.
+  std::unique_ptr<PipelineLinks> make_links();
   // Collective over `expert`: windows of so many bytes in their GPUs. An Error where the ranks have
   // none, or are not all on one host.
   std::unique_ptr<PeerWindows> make_windows(size_t bytes);

@@ -164,9 +164,10 @@ void Learner::make_stages(int64_t max_tokens, const LearnerOptions& options) {
                                 .num_mtp = s.range.num_mtp,
                                 .tensor = TensorGroup(team_->tensor()),
                                 .spare_sms = spare_sms}});
+  links_ = team_->make_links();
   pipeline_ = std::make_unique<Pipeline>(schedule_shape(team.parallel(), 1), team.at().pp,
                                          team_->pipeline(), std::move(stages), compute_,
-                                         team.parallel().overlap);
+                                         team.parallel().overlap, links_.get());
   meter_ = stage::make_meter(
       ctx_, stage::whole_model(config_, weights_, *exchange_, config_.num_nextn_predict_layers));
 }

@@ -148,6 +148,7 @@ class Learner {
   RowPool rows_;
   std::unique_ptr<PeerWindows> windows_;  // where experts' tokens travel through them
   std::unique_ptr<Exchange> exchange_;
+  std::unique_ptr<PipelineLinks> links_;  // where messages travel beside the work
   std::unique_ptr<Pipeline> pipeline_;
   StepClock* clock_ = nullptr;
   stage::Meter meter_;                      // of the whole model

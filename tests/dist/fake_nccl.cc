@@ -1,6 +1,7 @@
 // A library with NCCL's functions whose messages go through named pipes: for tests of what calls
 // NCCL, over host memory, where ncclGroupEnd() waits for them, and over that of one GPU that ranks
-// share, where they are work of the stream and can be recorded, as NCCL's are.
+// share, where they are work of the stream and can be recorded, as NCCL's are. Each communicator
+// has a thread for what is in streams, so that they do not wait for each other.
 // SPDX-License-Identifier: Apache-2.0
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -10,10 +11,13 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <utility>
@@ -42,6 +46,8 @@ struct Op {
 
 }  // namespace
 
+struct StreamGroup;
+
 struct ncclComm {
   std::string folder;
   int rank = 0;
@@ -50,6 +56,25 @@ struct ncclComm {
   void* stream = nullptr;  // of the group
   std::atomic<bool> aborted{false};
   bool has_names = true;  // the pipes, in the folder
+
+  // Groups in streams: how many were put there, an event behind the last one, those whose turn has
+  // come, and how many are through.
+  uint32_t num_groups = 0;
+  void* order = nullptr;
+  std::mutex mutex;
+  std::condition_variable came;
+  std::deque<StreamGroup*> turns;
+  uint32_t* num_through = nullptr;  // in memory that the GPU reads
+  bool ends = false;
+  std::thread worker;
+};
+
+// Copies to the host, the messages, copies back.
+struct StreamGroup {
+  ncclComm* comm = nullptr;
+  std::vector<Op> ops;
+  char* memory = nullptr;
+  size_t bytes = 0;
 };
 
 namespace {
@@ -107,17 +132,9 @@ int run(ncclComm& c, std::vector<Op> ops) {
   return kSuccess;
 }
 
-// A group in a stream: copies to the host, the messages, copies back.
-struct StreamGroup {
-  ncclComm* comm;
-  std::vector<Op> ops;
-  char* memory;
-  size_t bytes;
-};
-
 // NOTE: a GPU's kernel cannot return an error either: what was not sent the caller finds out by the
 // heart of its ranks.
-void run_in_stream(void* group) {
+void run_group(void* group) {
   auto& g = *static_cast<StreamGroup*>(group);
   if (const int error = run(*g.comm, g.ops); error != kSuccess && !g.comm->aborted.load()) {
     std::fprintf(stderr, "fake_nccl: a group in a stream failed with %d\n", error);
@@ -130,6 +147,43 @@ void give_back(void* group) {
   delete g;
 }
 
+// NOTE: calls of the host in streams wait for each other, even those of other streams: they hand a
+// group on, and the stream waits for a number in memory.
+void hand_over(void* group) {
+  auto* g = static_cast<StreamGroup*>(group);
+  const std::lock_guard<std::mutex> lock(g->comm->mutex);
+  g->comm->turns.push_back(g);
+  g->comm->came.notify_one();
+}
+void work(ncclComm& c) {
+  for (uint32_t through = 1;; ++through) {
+    StreamGroup* group = nullptr;
+    {
+      std::unique_lock<std::mutex> lock(c.mutex);
+      c.came.wait(lock, [&] { return c.ends || !c.turns.empty(); });
+      if (c.turns.empty()) return;
+      group = c.turns.front();
+      c.turns.pop_front();
+    }
+    run_group(group);
+    std::atomic_ref<uint32_t>(*c.num_through).store(through);
+  }
+}
+
+// Whether the stream will wait for the group's messages. A recorded one cannot: with every launch
+// the number would be there from the launch before. Its call of the host does.
+bool put_messages(ncclComm& c, StreamGroup* group, bool recorded) {
+  if (recorded) return stage.call(c.stream, run_group, group);
+  if (!c.worker.joinable()) {
+    c.num_through = reinterpret_cast<uint32_t*>(stage.take(sizeof(uint32_t), false));
+    if (c.num_through == nullptr) return false;
+    *c.num_through = 0;
+    c.worker = std::thread([&c] { work(c); });
+  }
+  return stage.call(c.stream, hand_over, group) &&
+         stage.await_number(c.stream, c.num_through, ++c.num_groups);
+}
+
 int put_into_stream(ncclComm& c, std::vector<Op> ops) {
   const bool recorded = stage.is_capturing(c.stream);
   size_t bytes = 0;
@@ -138,18 +192,18 @@ int put_into_stream(ncclComm& c, std::vector<Op> ops) {
   if (at == nullptr) return kSystemError;
   auto* group = new StreamGroup{.comm = &c, .ops = std::move(ops), .memory = at, .bytes = bytes};
   // NOTE: recorded groups are all in one stream.
-  bool good = recorded || stage.begin_group(c.stream);
+  bool good = recorded || stage.begin_group(c.stream, c.order);
   for (Op& op : group->ops) {
     op.gpu = std::exchange(op.data, at);
     at += (op.bytes + 255) / 256 * 256;
     if (op.send) good = good && stage.to_host(op.data, op.gpu, op.bytes, c.stream);
   }
-  good = good && stage.call(c.stream, run_in_stream, group);
+  good = good && put_messages(c, group, recorded);
   for (const Op& op : group->ops)
     if (!op.send) good = good && stage.to_gpu(op.gpu, op.data, op.bytes, c.stream);
   // A recorded group runs again with every launch, and keeps its memory.
-  good =
-      good && (recorded || (stage.call(c.stream, give_back, group) && stage.end_group(c.stream)));
+  good = good && (recorded ||
+                  (stage.call(c.stream, give_back, group) && stage.end_group(c.stream, c.order)));
   return good ? kSuccess : kSystemError;
 }
 
@@ -215,14 +269,28 @@ int ncclCommInitRank(ncclComm** comm, int num_ranks, Id id, int rank) {
 int fake_nccl_end_ms = 0;
 int ncclCommDestroy(ncclComm* c) {
   std::this_thread::sleep_for(std::chrono::milliseconds(fake_nccl_end_ms));
+  if (c->worker.joinable()) {
+    {
+      const std::lock_guard<std::mutex> lock(c->mutex);
+      c->ends = true;
+      c->came.notify_one();
+    }
+    c->worker.join();
+  }
   close_all(c);
   delete c;
   return kSuccess;
 }
 
+// The communicators of a process may have different ranks; what a config says is NCCL's own matter.
+int ncclCommInitRankConfig(ncclComm** comm, int num_ranks, Id id, int rank, void*) {
+  return ncclCommInitRank(comm, num_ranks, id, rank);
+}
+
 // NOTE: what is aborted is not freed: its group may still run.
 int ncclCommAbort(ncclComm* c) {
   c->aborted.store(true);
+  if (c->worker.joinable()) c->worker.detach();
   close_all(c);
   return kSuccess;
 }

@@ -30,6 +30,7 @@ class GpuStage {
     has_driver_ = find("cuPointerGetAttribute", attribute_) && find("cuMemHostAlloc", allocate_) &&
                   find("cuMemcpyDtoHAsync_v2", to_host_) && find("cuMemcpyHtoDAsync_v2", to_gpu_) &&
                   find("cuLaunchHostFunc", call_) && find("cuStreamIsCapturing", is_capturing_) &&
+                  find("cuStreamWaitValue32_v2", await_number_) &&
                   find("cuEventCreate", create_event_) && find("cuEventRecord", record_) &&
                   find("cuStreamWaitEvent", await_);
   }
@@ -53,12 +54,17 @@ class GpuStage {
     free_[0] = kBytes;
     return true;
   }
-  // Groups of a communicator run in the order of their calls, whatever their streams.
-  bool begin_group(Stream stream) {
-    if (order_ == nullptr) return create_event_(&order_, kNoTiming) == 0;
-    return await_(stream, order_, 0) == 0;
+  // Groups of a communicator run in the order of their calls, whatever their streams. `order`: its
+  // event behind the group before.
+  bool begin_group(Stream stream, void*& order) const {
+    if (order == nullptr) return create_event_(&order, kNoTiming) == 0;
+    return await_(stream, order, 0) == 0;
   }
-  bool end_group(Stream stream) const { return record_(order_, stream) == 0; }
+  bool end_group(Stream stream, void* order) const { return record_(order, stream) == 0; }
+  // Goes on when the number, in memory of take(), is this one or a later one.
+  bool await_number(Stream stream, const uint32_t* at, uint32_t number) const {
+    return await_number_(stream, reinterpret_cast<uint64_t>(at), number, kAtLeast) == 0;
+  }
   // Waits for room; null where nothing under way will make some.
   char* take(size_t bytes, bool may_wait) {
     bytes = (bytes + 255) / 256 * 256;
@@ -102,10 +108,9 @@ class GpuStage {
   }
 
  private:
-  static constexpr unsigned kNoTiming = 2;
+  static constexpr unsigned kNoTiming = 2, kAtLeast = 0;
 
   bool has_driver_ = false;
-  void* order_ = nullptr;  // event behind the group before
   int (*attribute_)(void* value, int attribute, uint64_t pointer) = nullptr;
   int (*allocate_)(void** to, size_t bytes, unsigned flags) = nullptr;
   int (*to_host_)(void* to, uint64_t from, size_t bytes, Stream stream) = nullptr;
@@ -114,6 +119,7 @@ class GpuStage {
   int (*create_event_)(void** event, unsigned flags) = nullptr;
   int (*record_)(void* event, Stream stream) = nullptr;
   int (*await_)(Stream stream, void* event, unsigned flags) = nullptr;
+  int (*await_number_)(Stream stream, uint64_t at, uint32_t number, unsigned flags) = nullptr;
   int (*is_capturing_)(Stream stream, int* status) = nullptr;
   std::mutex mutex_;
   char* base_ = nullptr;

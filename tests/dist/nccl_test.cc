@@ -20,6 +20,7 @@
 #include "parallel/comm_host.h"
 #include "parallel/comm_nccl.h"
 #include "parallel/launch.h"
+#include "parallel/links_nccl.h"
 #include "tests/dist/machine.h"
 
 namespace hadal {
@@ -269,6 +270,124 @@ TEST_P(CommNccl, GroupsOfAWorldShareItsConnections) {
     HADAL_CHECK(download<int64_t>(machine.ctx, y)[0] == 0x01010101, "the sum of all four is ",
                 download<int64_t>(machine.ctx, y)[0]);
   }));
+}
+
+// ---- links ----
+
+// Links between every two ranks, in each direction.
+std::vector<Link> all_links(int N) {
+  std::vector<Link> links;
+  for (int from = 0; from < N; ++from)
+    for (int to = 0; to < N; ++to)
+      if (from != to) links.push_back({.from = from, .to = to});
+  return links;
+}
+
+template <class Body>
+void on_linked_ranks(Where where, int N, const Body& body, WorldOptions options = {}) {
+  options.num_ranks = N;
+  World world(options);
+  launch(world,
+         [&](int) {
+           if (where == Where::kPipes) setenv("HADAL_NCCL", FAKE_NCCL, 1);
+           Machine machine(where == Where::kGpus ? gpu_of_rank(world) : Device{});
+           NcclWorld gpus(world, machine.ctx);
+           std::vector<int> all(static_cast<size_t>(N));
+           std::iota(all.begin(), all.end(), 0);
+           const auto links = make_links_nccl(gpus, all, all_links(N), "pipeline");
+           // Asked for again: the same lines.
+           const auto again = make_links_nccl(gpus, all, all_links(N), "pipeline");
+           HADAL_CHECK(links->num_sms() == 2 * (N - 1), "SMs of ", N, " ranks: ", links->num_sms());
+           body(machine.ctx, world, *links);
+         },
+         {.grace_seconds = 8.0});
+}
+
+// Every rank sends to all, two messages on each link, before it receives from any: on GPUs too
+// large to leave before the other end is there. Then it receives in an order of its own.
+TEST_P(CommNccl, LinksCarryTheirBytesWhateverTheOthersWaitFor) {
+  const int64_t n = GetParam() == Where::kPipes ? 1000 : 1 << 22;
+  for (const int N : worlds())
+    ASSERT_NO_THROW(
+        on_linked_ranks(GetParam(), N, [&](Context& ctx, World& world, PipelineLinks& links) {
+          const int me = world.rank();
+          Tensors made(ctx);
+          const auto named = [&](int from, int to, int i) {
+            return made.random(concat("to ", to, ", ", i), from, DType::kBF16, {n + i});
+          };
+          std::vector<Event> sent;
+          std::vector<std::pair<Tensor, Tensor>> got_and_want;
+          for (int r = 0; r < N; ++r)
+            for (int i = 0; r != me && i < 2; ++i)
+              sent.push_back(links.send(ctx, {me, r}, named(me, r, i)));
+          for (int k = 1; k < N; ++k)
+            for (int i = 0; i < 2; ++i) {
+              const int from = (me + k) % N;
+              Tensor got = made.random("got", me, DType::kBF16, {n + i});
+              Event comes = links.receive(ctx, {from, me}, got);
+              links.await(ctx, comes);
+              HADAL_CHECK(comes.handle == nullptr, "an event was not used up");
+              got_and_want.emplace_back(got, named(from, me, i));
+            }
+          for (Event& event : sent) links.await(ctx, event);
+          for (const auto& [got, want] : got_and_want)
+            HADAL_CHECK(made.bytes(got) == made.bytes(want), "the bytes differ");
+        }));
+}
+
+TEST_P(CommNccl, AKilledRankIsNamedByWhoAwaitsItsMessage) {
+  const auto begin = std::chrono::steady_clock::now();
+  std::string what = "nothing failed";
+  try {
+    on_linked_ranks(GetParam(), 2, [](Context& ctx, World& world, PipelineLinks& links) {
+      Tensors made(ctx);
+      const int me = world.rank();
+      for (int64_t step = 1; step < 1000; ++step) {
+        world.at_step(step);
+        if (me == 1 && step == 4) {
+          world.at("transfer", "pipeline");
+          kill(getpid(), SIGKILL);
+        }
+        Tensor x = made.random("x", me, DType::kF32, {1000});
+        Tensor y = made.random("y", me, DType::kF32, {1000});
+        Event goes = links.send(ctx, {me, 1 - me}, x);
+        Event comes = links.receive(ctx, {1 - me, me}, y);
+        links.await(ctx, comes);
+        links.await(ctx, goes);
+        made.bytes(y);
+      }
+    });
+  } catch (const Error& e) {
+    what = e.what();
+  }
+  EXPECT_EQ(what,
+            "rank 1 failed at step 4, in transfer (pipeline): it was killed by signal 9 (Killed)");
+  EXPECT_LT(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), 30.0);
+}
+
+TEST_P(CommNccl, AStoppedRankIsNamedByWhoAwaitsItsMessage) {
+  std::string what = "nothing failed";
+  try {
+    on_linked_ranks(GetParam(), 2,
+                    [](Context& ctx, World& world, PipelineLinks& links) {
+                      Tensors made(ctx);
+                      world.at_step(5);
+                      if (world.rank() == 1) {
+                        world.at("transfer", "pipeline");
+                        kill(getpid(), SIGSTOP);
+                      }
+                      Tensor y = made.random("y", 0, DType::kF32, {1000});
+                      Event comes = links.receive(ctx, {1, 0}, y);
+                      links.await(ctx, comes);
+                      made.bytes(y);
+                    },
+                    {.heartbeat_seconds = 1.5});
+  } catch (const Error& e) {
+    what = e.what();
+  }
+  EXPECT_EQ(what,
+            "rank 1 has not beaten for 1.5 s and counts as hung; it was at step 5, in transfer "
+            "(pipeline); rank 0 waited for it at step 5, in transfer (pipeline)");
 }
 
 // ---- failures ----------------------------------------------------------------------------------

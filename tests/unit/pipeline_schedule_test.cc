@@ -175,11 +175,163 @@ bool goes_on_blocking(const Schedule& s) {
   return true;
 }
 
+// Messages beside the work, as Pipeline posts them: a send behind the step before, a receive a step
+// ahead, each when the one before it on its link is through; gradients that were sent are awaited
+// when as many others were as their receiver has chunks at most.
+class Beside {
+ public:
+  explicit Beside(const Schedule& schedule)
+      : schedule_(schedule), times_(unit_times(3.0)), ranks_(count(schedule.num_ranks)) {}
+
+  // When the last step ends; -1 if the ranks wait for each other.
+  double makespan() {
+    for (bool moved = true; moved;) {
+      moved = false;
+      for (int rank = 0; rank < schedule_.num_ranks; ++rank)
+        while (advance(rank)) moved = true;
+    }
+    double end = 0.0;
+    for (int rank = 0; rank < schedule_.num_ranks; ++rank) {
+      if (at(rank).step <= num_steps(rank)) return kNotYet;
+      end = std::max(end, at(rank).now);
+    }
+    return end;
+  }
+
+ private:
+  static constexpr double kNotYet = -1.0;
+  struct Ends {
+    double sent = kNotYet, received = kNotYet;  // when each end is posted
+  };
+  struct Rank {
+    size_t step = 0;            // the next one
+    size_t received_ahead = 0;  // the last step whose receives are posted
+    bool has_posted = false;    // its sends
+    double now = 0.0;           // of the stream of the work
+    std::map<Key, std::pair<Link, size_t>> input, gradient;  // the message that a chunk reads
+    std::map<Link, size_t> sent, received;                   // messages of each link so far
+    std::map<Link, std::deque<size_t>> gradients;            // of them, not given back
+  };
+  static size_t count(int n) { return static_cast<size_t>(n); }
+  Rank& at(int rank) { return ranks_[count(rank)]; }
+  size_t num_steps(int rank) const { return schedule_.steps[count(rank)].size(); }
+  const std::vector<Transfer>& transfers(int rank, size_t step) const {
+    return step < num_steps(rank) ? schedule_.steps[count(rank)][step].transfers
+                                  : schedule_.last_transfers[count(rank)];
+  }
+
+  double through(const Link& link, size_t number) {
+    const std::vector<Ends>& all = messages_[link];
+    double time = 0.0;
+    for (size_t i = 0; i <= number; ++i) {
+      if (i >= all.size() || all[i].sent == kNotYet || all[i].received == kNotYet) return kNotYet;
+      time = std::max({time, all[i].sent, all[i].received});
+    }
+    return time;
+  }
+  Ends& message(const Link& link, size_t number) {
+    std::vector<Ends>& all = messages_[link];
+    if (all.size() <= number) all.resize(number + 1);
+    return all[number];
+  }
+
+  void post_receives(int rank, size_t step) {
+    Rank& r = at(rank);
+    for (const Transfer& t : transfers(rank, step)) {
+      if (t.send) continue;
+      const Link link = link_of(schedule_, rank, t);
+      const size_t number = r.received[link]++;
+      message(link, number).received = r.now;
+      (t.what == Transfer::What::kGradient ? r.gradient : r.input)[key(t.chunk)] = {link, number};
+    }
+  }
+  void post_sends(int rank, size_t step) {
+    Rank& r = at(rank);
+    for (const Transfer& t : transfers(rank, step)) {
+      if (!t.send) continue;
+      const Link link = link_of(schedule_, rank, t);
+      const size_t number = r.sent[link]++;
+      message(link, number).sent = r.now;
+      if (t.what == Transfer::What::kGradient) r.gradients[link].push_back(number);
+    }
+  }
+  // Goes on with the messages that the work waits for, if all of them are through.
+  bool await(Rank& r, const std::vector<std::pair<Link, size_t>>& messages) {
+    double now = r.now;
+    for (const auto& [link, number] : messages) {
+      const double time = through(link, number);
+      if (time == kNotYet) return false;
+      now = std::max(now, time);
+    }
+    r.now = now;
+    return true;
+  }
+  bool gives_back(Rank& r) {
+    for (auto& [link, numbers] : r.gradients)
+      while (numbers.size() > count(live_chunks(schedule_, link.to).activations)) {
+        if (!await(r, {{link, numbers.front()}})) return false;
+        numbers.pop_front();
+      }
+    return true;
+  }
+
+  bool advance(int rank) {
+    Rank& r = at(rank);
+    const size_t steps = num_steps(rank);
+    if (r.step > steps) return false;
+    if (!r.has_posted) {
+      if (r.step == 0) post_receives(rank, 0);
+      post_sends(rank, r.step);
+      r.has_posted = true;
+    }
+    if (!gives_back(r)) return false;
+    if (r.step == steps) {
+      ++r.step;
+      return true;
+    }
+    if (r.received_ahead == r.step) post_receives(rank, ++r.received_ahead);
+    const ScheduleStep& step = schedule_.steps[count(rank)][r.step];
+    std::vector<std::pair<Link, size_t>> reads;
+    const auto read = [&](auto& of, const Chunk& chunk) {
+      if (const auto found = of.find(key(chunk)); found != of.end()) reads.push_back(found->second);
+    };
+    if (step.has_forward()) read(r.input, step.forward);
+    if (step.has_backward_input()) read(r.gradient, step.backward);
+    if (!await(r, reads)) return false;
+    r.now += times_.step(rank, step);
+    ++r.step;
+    r.has_posted = false;
+    return true;
+  }
+
+  const Schedule& schedule_;
+  const plan::StepTimes times_;
+  std::vector<Rank> ranks_;
+  std::map<Link, std::vector<Ends>> messages_;
+};
+
 void check_progress(const Schedule& schedule) {
   EXPECT_NO_THROW(play(schedule, unit_times(3.0)));
   if (schedule.kind != ScheduleKind::kInterleaved) {
     EXPECT_TRUE(goes_on_blocking(schedule));
   }
+}
+
+// No message holds up a step that does not read it.
+void check_beside(const Schedule& schedule) {
+  EXPECT_EQ(Beside(schedule).makespan(), play(schedule, unit_times(3.0)).makespan);
+}
+
+void check_links(const Schedule& schedule) {
+  std::map<Link, Channel> sent, received;
+  for (int rank = 0; rank < schedule.num_ranks; ++rank)
+    for (const auto& group : groups_of(schedule, rank))
+      for (const Transfer& t : group)
+        (t.send ? sent : received)[link_of(schedule, rank, t)].emplace_back(t.what, key(t.chunk));
+  EXPECT_EQ(sent, received);
+  std::vector<Link> links;
+  for (const auto& [link, messages] : sent) links.push_back(link);
+  EXPECT_EQ(links_of(schedule), links);
 }
 
 void check_memory(const Schedule& schedule) {
@@ -227,6 +379,15 @@ TEST_P(EverySchedule, RunsEachChunkOnceOnItsRankWeightAfterInputAfterForward) {
 TEST_P(EverySchedule, MatchesSendsAndReceivesInOrder) { for_each(check_messages); }
 TEST_P(EverySchedule, HasItsInputsAndSendsWhatItMade) { for_each(check_inputs); }
 TEST_P(EverySchedule, NeverDeadlocks) { for_each(check_progress); }
+TEST_P(EverySchedule, LinksCarryTheirMessagesInOrder) { for_each(check_links); }
+TEST_P(EverySchedule, MessagesBesideTheWorkHoldNothingUp) { for_each(check_beside); }
+// Links are made before the number of micro-batches is known.
+TEST_P(EverySchedule, HasTheSameLinksWithEveryNumberOfMicroBatches) {
+  for_each([](const Schedule& schedule) {
+    const int P = schedule.num_ranks;
+    EXPECT_EQ(links_of(schedule), links_of(make(schedule.kind, P, 2 * P, schedule.num_stages / P)));
+  });
+}
 TEST_P(EverySchedule, KeepsItsMemoryBoundOnEveryRank) { for_each(check_memory); }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, EverySchedule, ::testing::ValuesIn(all_schedules()),
