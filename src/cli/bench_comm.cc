@@ -115,7 +115,7 @@ void bench_sends(Bench& bench, NcclWorld& gpus, const Tensor& x, const Tensor& y
     pieces.push_back({.send = true, .peer = r, .data = at(x), .bytes = part});
     pieces.push_back({.send = false, .peer = r, .data = at(y), .bytes = part});
   }
-  const auto call = [&] { gpus.exchange(bench.ctx().stream, pieces); };
+  const auto call = [&] { gpus.exchange(bench.ctx().stream, pieces, NcclWorld::Channel::kWork); };
   const int64_t sent = part * (comm.size() - 1);
   bench.measure("ncclSend and ncclRecv", x.num_bytes(), sent, call);
   bench.measure_recorded("ncclSend and ncclRecv", x.num_bytes(), sent, call);

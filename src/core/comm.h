@@ -34,6 +34,9 @@ class Comm {
   virtual void all_reduce(Context& ctx, Acc x) = 0;  // x = sum over ranks
   // [G * n] -> [n]; y may be this rank's part of x. The rest of x is left as it was.
   virtual void reduce_scatter(Context& ctx, In x, Out y) = 0;
+  // The same with parts of any sizes: rank r gets elements [bounds[r], bounds[r + 1]) of x, which
+  // are all of it.
+  virtual void reduce_scatter_v(Context& ctx, In x, std::span<const int64_t> bounds, Out y) = 0;
   // [n] -> [G * n]; x may be this rank's part of y.
   virtual void all_gather(Context& ctx, In x, Out y) = 0;
   // x [sum of send, W]: the first send[0] rows go to rank 0, the next send[1] to rank 1, ...

@@ -24,6 +24,7 @@ class CommSelf final : public Comm {
   int size() const override { return 1; }
   void all_reduce(Context&, Acc) override {}
   void reduce_scatter(Context&, In x, Out y) override { copy(x, y); }
+  void reduce_scatter_v(Context&, In x, std::span<const int64_t>, Out y) override { copy(x, y); }
   void all_gather(Context&, In x, Out y) override { copy(x, y); }
   void all_to_all_v(Context&, In x, std::span<const int64_t>, Out y,
                     std::span<const int64_t>) override {

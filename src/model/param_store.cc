@@ -58,7 +58,7 @@ ParamStore::ParamStore(Context& ctx, const Config& config, DType dtype, Extent e
         if (g > last_group(extent) || !holds(info)) return;
         const FlatRange range{.begin = next[index(g)], .count = info.shape.num_elements()};
         next[index(g)] += padded(range.count);
-        places_.push_back({.name = info.name, .range = range});
+        places_.push_back({.name = info.name, .range = range, .group = g, .layer = info.layer});
         if (is_whole() ||
             std::any_of(std::begin(shares), std::end(shares),
                         [&](const FlatRange& s) { return intersect(range, s) == range; }))
@@ -92,6 +92,18 @@ FlatRange ParamStore::share(Region r) const {
 
 FlatRange ParamStore::decayed_range() const {
   return {.begin = 0, .count = end_[index(ParamGroup::kGates)]};
+}
+
+FlatRange ParamStore::layer_run(ParamGroup group, int64_t layer) const {
+  FlatRange run;
+  for (const Place& place : places_) {
+    if (place.group != group || place.layer != layer) continue;
+    if (run.count == 0) run.begin = place.range.begin;
+    HADAL_CHECK(place.range.begin == run.end(),
+                "internal error: the parameters of a layer are not one run at ", place.name);
+    run.count += padded(place.range.count);
+  }
+  return run;
 }
 
 FlatRange ParamStore::range_of(const std::string& name) const {

@@ -48,6 +48,9 @@ class ParamStore {
   FlatRange region(Region region) const;
   FlatRange share(Region region) const;  // this rank's
   FlatRange decayed_range() const;
+  // What is held of a layer in a group of the layout (MTP module k: layer num_hidden_layers + k): a
+  // run, with the padding after it.
+  FlatRange layer_run(ParamGroup group, int64_t layer) const;
   // Where a parameter lies; count 0 if it is not held.
   FlatRange range_of(const std::string& name) const;
   Tensor slice(const FlatRange& range) const;  // REQUIRES: it is in this store
@@ -61,6 +64,8 @@ class ParamStore {
   struct Place {
     std::string name;
     FlatRange range;
+    ParamGroup group = ParamGroup::kExperts;
+    int64_t layer = -1;
   };
 
   bool is_whole() const { return extent_ != Extent::kShare; }

@@ -46,6 +46,10 @@ void measure(Context& ctx, const Stage& s, const moe::Saved& saved, int64_t moe_
   if (s.tensor.rank() == 0) ops::sum_acc(ctx, saved.gate.balance, meter.balance.rows(moe_idx, 1));
 }
 
+void tell(const Stage& stage, int64_t layer) {
+  if (stage.layer_done) stage.layer_done(layer);
+}
+
 // Where backward's second half goes: at once, or into a Deferred.
 struct Sink {
   Context& ctx;
@@ -65,16 +69,20 @@ struct Sink {
     }
   }
   void mtp(mtp::Deferred&& d, size_t k) const {
-    if (grads != nullptr)
+    if (grads != nullptr) {
       mtp::backward_weight(ctx, std::move(d), grads->mtp[k], grads->embed);
-    else
+      tell(stage, stage.config.num_hidden_layers + static_cast<int64_t>(k));
+    } else {
       deferred->mtp[k] = std::move(d);
+    }
   }
   void block(block::Deferred&& d, int64_t layer) const {
-    if (grads != nullptr)
+    if (grads != nullptr) {
       block::backward_weight(ctx, std::move(d), grads->layers[static_cast<size_t>(layer)]);
-    else
+      tell(stage, layer);
+    } else {
       deferred->blocks[static_cast<size_t>(layer - stage.first_layer)] = std::move(d);
+    }
   }
   void norm(In dnorm) const {
     if (grads != nullptr) ops::add_acc(ctx, dnorm, grads->norm);
@@ -352,6 +360,7 @@ Saved overlap(Context& ctx, const ForwardArgs& f, const Stage& stage, Saved&& sa
                           if (i + 1 < pairs) start(back - 1);
                         }}));
     measure_layer(ctx, f.stage, s, at, f.meter);
+    tell(stage, back);
   }
   for (; back >= stage.first_layer; --back)
     layer_backward(sink, behind, back, args.scale.balance, g);

@@ -11,6 +11,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "model/head.h"
@@ -26,6 +27,9 @@ struct Stage {
   int64_t num_mtp;                  // MTP depths that train; 0 on stages without the loss
   TensorGroup tensor = {};          // ranks that share the micro-batch's tokens, heads and widths
   int spare_sms = 0;                // of a GPU: left to the exchange by layers of overlap()
+  // Told of each layer when a call has added all that it adds to its gradients (MTP module k:
+  // num_hidden_layers + k; the embedding and the head are of no layer).
+  std::function<void(int64_t layer)> layer_done = {};
   bool is_first() const { return first_layer == 0; }
   bool is_last() const { return last_layer == config.num_hidden_layers; }
 };

@@ -58,6 +58,15 @@ class CommHost final : public Comm {
     reduce(ctx, x, bounds_of(n, size()), bytes_at(y, 0));
   }
 
+  void reduce_scatter_v(Context& ctx, In x, std::span<const int64_t> bounds, Out y) override {
+    check_dense(x);
+    check_dense(y);
+    check_reduce_scatter_v(x, bounds, y, rank_, size());
+    if (size() == 1) return reduce_scatter(ctx, x, y);
+    world_.at("reduce_scatter", name_);
+    reduce(ctx, x, {bounds.begin(), bounds.end()}, bytes_at(y, 0));
+  }
+
   void all_gather(Context&, In x, Out y) override {
     check_dense(x);
     check_dense(y);

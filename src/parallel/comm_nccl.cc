@@ -15,6 +15,7 @@
 #include <chrono>
 #include <exception>
 #include <functional>
+#include <numeric>
 #include <optional>
 #include <utility>
 
@@ -38,6 +39,12 @@ constexpr auto kAbortAfter = std::chrono::seconds(2);  // of waiting for a call 
 
 int64_t size_of(const Tensor& t) { return static_cast<int64_t>(dtype_size(t.dtype())); }
 
+std::vector<int> all_ranks(const World& world) {
+  std::vector<int> all(static_cast<size_t>(world.size()));
+  std::iota(all.begin(), all.end(), 0);
+  return all;
+}
+
 // `count` elements of a dense tensor as a vector.
 Tensor part_of(const Tensor& t, int64_t begin, int64_t count) {
   return {bytes_at(t, begin), t.dtype(), Shape{count}};
@@ -45,8 +52,9 @@ Tensor part_of(const Tensor& t, int64_t begin, int64_t count) {
 
 class CommNccl final : public Comm {
  public:
-  CommNccl(NcclWorld& gpus, std::vector<int> ranks, const char* name)
+  CommNccl(NcclWorld& gpus, std::vector<int> ranks, const char* name, NcclWorld::Channel channel)
       : gpus_(gpus),
+        channel_(channel),
         host_(make_comm_host(gpus.world(), ranks, name)),
         ranks_(std::move(ranks)),
         name_(name) {}
@@ -95,6 +103,16 @@ class CommNccl final : public Comm {
     reduce(ctx, x, bounds_of(n, size()), bytes_at(y, 0));
   }
 
+  void reduce_scatter_v(Context& ctx, In x, std::span<const int64_t> bounds, Out y) override {
+    check_dense(x);
+    check_dense(y);
+    check_reduce_scatter_v(x, bounds, y, rank(), size());
+    if (size() == 1) return reduce_scatter(ctx, x, y);
+    if (x.num_elements() == 0) return;
+    gpus_.world().at("reduce_scatter", name_);
+    reduce(ctx, x, {bounds.begin(), bounds.end()}, bytes_at(y, 0));
+  }
+
   void all_gather(Context& ctx, In x, Out y) override {
     check_dense(x);
     check_dense(y);
@@ -126,7 +144,7 @@ class CommNccl final : public Comm {
       from += out;
       to += in;
     }
-    gpus_.exchange(ctx.stream, pieces);
+    gpus_.exchange(ctx.stream, pieces, channel_);
   }
 
   void transfer(Context& ctx, std::span<const Message> messages) override {
@@ -137,7 +155,7 @@ class CommNccl final : public Comm {
       check_message(m, rank(), size());
       add(pieces, m.send, static_cast<size_t>(m.peer), m.data.raw(), m.data.num_bytes());
     }
-    gpus_.exchange(ctx.stream, pieces);
+    gpus_.exchange(ctx.stream, pieces, channel_);
   }
 
   // Of the hosts: what their GPUs do may be under way.
@@ -175,7 +193,7 @@ class CommNccl final : public Comm {
       add(pieces, true, r, x.raw(), x.num_bytes());
       add(pieces, false, r, parts.row(row_of(r, index())).raw(), x.num_bytes());
     }
-    gpus_.exchange(ctx.stream, pieces);
+    gpus_.exchange(ctx.stream, pieces, channel_);
     const Tensor own = part_of(x, 0, n);
     ops::sum_of_ranks(ctx, rank(), own, parts.cols(0, n), Tensor(own));
   }
@@ -202,7 +220,7 @@ class CommNccl final : public Comm {
         add(pieces, true, r, bytes_at(x, bounds[r] + at), count_of(r) * size_of(x));
         add(pieces, false, r, parts.row(row_of(r, index())).raw(), n * size_of(x));
       }
-      gpus_.exchange(ctx.stream, pieces);
+      gpus_.exchange(ctx.stream, pieces, channel_);
       if (n > 0)
         ops::sum_of_ranks(ctx, rank(), part_of(x, bounds[index()] + at, n), parts.cols(0, n),
                           Tensor(out + at * size_of(x), x.dtype(), Shape{n}));
@@ -218,10 +236,11 @@ class CommNccl final : public Comm {
       add(pieces, true, r, bytes_at(y, bounds[index()]), bytes_of(index()));
       add(pieces, false, r, bytes_at(y, bounds[r]), bytes_of(r));
     }
-    gpus_.exchange(ctx.stream, pieces);
+    gpus_.exchange(ctx.stream, pieces, channel_);
   }
 
   NcclWorld& gpus_;
+  NcclWorld::Channel channel_;
   std::unique_ptr<Comm> host_;
   std::vector<int> ranks_;
   const char* name_;
@@ -267,21 +286,11 @@ NcclWorld::NcclWorld(World& world, Context& ctx, const NcclOptions& options)
       ctx_(ctx),
       options_(options),
       side_(ctx.device),
+      sums_side_(ctx.device),
       api_(nccl()),
       stop_flag_(static_cast<int*>(device::allocate_pinned(ctx.device, sizeof(int)))) {
   *stop_flag_ = 0;
-  NcclId id;
-  if (world.rank() == 0) api_.check(api_.get_unique_id(&id), "ncclGetUniqueId");
-  world.at("start", "NCCL");
-  std::vector<Parcel> parcels;
-  for (int r = 0; r < world.size(); ++r)
-    if (r != world.rank() && (r == 0 || world.rank() == 0))
-      parcels.push_back({.send = world.rank() == 0,
-                         .peer = r,
-                         .data = &id,
-                         .bytes = sizeof(id),
-                         .tag = 0x4e434cu});
-  world.exchange(parcels);
+  const NcclId id = tell_id(std::nullopt);
   world.watch({.is_waiting =
                    [this] {
                      if (in_call_.load()) return true;
@@ -297,7 +306,7 @@ NcclWorld::NcclWorld(World& world, Context& ctx, const NcclOptions& options)
       const Calling calling(*this);
       api_.check(api_.init(&comm_, world.size(), id, world.rank()), "ncclCommInitRank");
     }
-    connect(ctx);
+    connect(all_ranks(world), Channel::kWork);
   } catch (...) {
     end_watch();
     throw;
@@ -310,12 +319,11 @@ NcclWorld::~NcclWorld() {
   if (std::uncaught_exceptions() == 0 && !stopped_.load()) {
     // Until all have come this far another one may still read what this one has sent.
     try {
-      std::vector<int> all;
-      for (int r = 0; r < world_.size(); ++r) all.push_back(r);
       device::synchronize(ctx_.device, ctx_.stream);
       side_.synchronize();
+      sums_side_.synchronize();
       for (const Line& line : lines_) device::synchronize(ctx_.device, line.stream);
-      make_comm_host(world_, all, "NCCL")->barrier();
+      make_comm_host(world_, all_ranks(world_), "NCCL")->barrier();
       // From here on nobody waits for another one: a rank that is already gone has not failed, and
       // this one's last call, which takes a while, is not watched.
       end_watch();
@@ -323,7 +331,9 @@ NcclWorld::~NcclWorld() {
       if (!stopped_.load()) {
         for (Line& line : lines_)
           api_.check(api_.destroy(std::exchange(line.comm, nullptr)), "ncclCommDestroy");
-        api_.check(api_.destroy(std::exchange(comm_, nullptr)), "ncclCommDestroy");
+        for (ncclComm** const comm : {&beside_, &comm_})
+          if (*comm != nullptr)
+            api_.check(api_.destroy(std::exchange(*comm, nullptr)), "ncclCommDestroy");
       }
     } catch (const Error&) {
       // It was said when it happened, or the launcher will say it.
@@ -343,11 +353,27 @@ void NcclWorld::end_watch() {
 }
 
 std::unique_ptr<Comm> NcclWorld::make_comm(std::vector<int> ranks, const char* name) {
-  return std::make_unique<CommNccl>(*this, std::move(ranks), name);
+  return std::make_unique<CommNccl>(*this, std::move(ranks), name, Channel::kWork);
+}
+
+// The messages of a group that sums are between its ranks alone, so only these are connected.
+std::unique_ptr<Comm> NcclWorld::make_comm_beside(std::vector<int> ranks, const char* name) {
+  if (beside_ == nullptr) {
+    NcclConfig config;
+    config.min_ctas = 1;
+    config.max_ctas = options_.beside_ctas;
+    const NcclId id = tell_id(std::nullopt);
+    const Calling calling(*this);
+    check_alive();
+    api_.check(api_.init_with(&beside_, world_.size(), id, world_.rank(), &config),
+               "ncclCommInitRankConfig");
+  }
+  connect(ranks, Channel::kBeside);
+  return std::make_unique<CommNccl>(*this, std::move(ranks), name, Channel::kBeside);
 }
 
 std::unique_ptr<Comm> NcclWorld::make_comm_with_sums(std::vector<int> ranks, const char* name) {
-  auto comm = std::make_unique<CommNccl>(*this, std::move(ranks), name);
+  auto comm = std::make_unique<CommNccl>(*this, std::move(ranks), name, Channel::kWork);
   comm->make_sums();
   return comm;
 }
@@ -357,8 +383,8 @@ void NcclWorld::check_alive() const {
     throw PeerFailure(world_.error_of(world_.rank()), __FILE__, __LINE__, nullptr);
 }
 
-void NcclWorld::exchange(Stream stream, std::span<const Piece> pieces) {
-  put(comm_, stream, pieces);
+void NcclWorld::exchange(Stream stream, std::span<const Piece> pieces, Channel channel) {
+  put(channel == Channel::kWork ? comm_ : beside_, stream, pieces);
 }
 
 // NOTE: a communicator is read when the aborter cannot change it any more.
@@ -381,7 +407,7 @@ void NcclWorld::put(ncclComm* const& comm, Stream stream, std::span<const Piece>
 
 bool NcclWorld::is_idle() {
   const std::lock_guard<std::mutex> lock(making_);
-  return device::is_idle(ctx_.device, ctx_.stream) && side_.is_idle() &&
+  return device::is_idle(ctx_.device, ctx_.stream) && side_.is_idle() && sums_side_.is_idle() &&
          std::all_of(lines_.begin(), lines_.end(), [this](const Line& line) {
            return device::is_idle(ctx_.device, line.stream);
          });
@@ -391,11 +417,8 @@ bool NcclWorld::is_idle() {
 const NcclWorld::Line& NcclWorld::line(int peer, bool send, int number) {
   for (const Line& known : lines_)
     if (known.peer == peer && known.send == send && known.number == number) return known;
-  NcclId id;
-  if (send) api_.check(api_.get_unique_id(&id), "ncclGetUniqueId");
-  world_.at("start", "NCCL");
-  Parcel parcel{.send = send, .peer = peer, .data = &id, .bytes = sizeof(id), .tag = 0x4e434cu};
-  world_.exchange({&parcel, 1});
+  const NcclId id =
+      tell_id(Ends{.from = send ? world_.rank() : peer, .to = send ? peer : world_.rank()});
   Line made{.peer = peer,
             .send = send,
             .number = number,
@@ -430,21 +453,38 @@ void NcclWorld::move(const Line& line, void* data, int64_t bytes) {
   if (bytes > 0) put(line.comm, line.stream, {&piece, 1});
 }
 
-// A byte between every two ranks: NCCL makes its connections at the first message of a pair, which
-// takes memory and time and waits for the other one. After this, calls only put work into streams.
-void NcclWorld::connect(Context& ctx) {
-  const int N = world_.size();
+// A byte between every two of them: NCCL makes its connections at the first message of a pair,
+// which takes memory and time and waits for the other one. After this, calls only put work into
+// streams.
+void NcclWorld::connect(const std::vector<int>& ranks, Channel channel) {
+  const auto N = static_cast<int64_t>(ranks.size());
   Tensor bytes;
-  const Block memory = ctx.memory.take_tensor(DType::kE4M3, {2 * N}, &bytes);
+  const Block memory = ctx_.memory.take_tensor(DType::kE4M3, {2 * N}, &bytes);
   std::vector<Piece> pieces;
-  for (int r = 0; r < N; ++r) {
+  for (int64_t i = 0; i < N; ++i) {
+    const int r = ranks[static_cast<size_t>(i)];
     if (r == world_.rank()) continue;
-    pieces.push_back({.send = true, .peer = r, .data = bytes_at(bytes, r), .bytes = 1});
-    pieces.push_back({.send = false, .peer = r, .data = bytes_at(bytes, N + r), .bytes = 1});
+    pieces.push_back({.send = true, .peer = r, .data = bytes_at(bytes, i), .bytes = 1});
+    pieces.push_back({.send = false, .peer = r, .data = bytes_at(bytes, N + i), .bytes = 1});
   }
-  exchange(ctx.stream, pieces);
-  device::synchronize(ctx.device, ctx.stream);
+  exchange(ctx_.stream, pieces, channel);
+  device::synchronize(ctx_.device, ctx_.stream);
   check_alive();
+}
+
+// A new communicator's name, from its first rank to the others: of all, or of two.
+NcclId NcclWorld::tell_id(const std::optional<Ends>& two) {
+  const int first = two ? two->from : 0, me = world_.rank();
+  NcclId id;
+  if (me == first) api_.check(api_.get_unique_id(&id), "ncclGetUniqueId");
+  world_.at("start", "NCCL");
+  std::vector<Parcel> parcels;
+  for (const int r : two ? std::vector<int>{two->from, two->to} : all_ranks(world_))
+    if (r != me && (r == first || me == first))
+      parcels.push_back(
+          {.send = me == first, .peer = r, .data = &id, .bytes = sizeof(id), .tag = 0x4e434cu});
+  world_.exchange(parcels);
+  return id;
 }
 
 // NOTE: a rank that is inside a call of NCCL which does not return keeps the mutex; the World ends
@@ -453,7 +493,7 @@ void NcclWorld::abort() {
   std::atomic_ref<int>(*stop_flag_).store(1);
   std::unique_lock<std::timed_mutex> lock(calls_, std::defer_lock);
   if (lock.try_lock_for(kAbortAfter)) {
-    std::vector<ncclComm*> all = {std::exchange(comm_, nullptr)};
+    std::vector<ncclComm*> all = {std::exchange(comm_, nullptr), std::exchange(beside_, nullptr)};
     {
       const std::lock_guard<std::mutex> making(making_);
       for (Line& line : lines_) all.push_back(std::exchange(line.comm, nullptr));

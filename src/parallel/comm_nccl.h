@@ -5,8 +5,8 @@
 //
 // All groups send over one communicator of all ranks: every transfer is a batch of sends and
 // receives (ncclSend, ncclRecv), so groups cost nothing to make. What a communicator does it does
-// in the order of the calls; messages that may wait for nothing else have a line, a communicator of
-// two ranks for one direction.
+// in the order of the calls: sums beside the work go over a second one, and messages that may wait
+// for nothing else have a line, a communicator of two ranks for one direction.
 //
 // Failures: the World's heart watches the others while this lives, as a rank that waits for its
 // GPU cannot. When one of them fails, the communicators are aborted: kernels that wait for it end,
@@ -20,6 +20,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <thread>
 #include <vector>
@@ -42,6 +43,7 @@ struct NcclOptions {
   // SMs of a line's messages, which hold them while they wait for their other end: with one a link
   // carries some 20 GB/s, and what goes over lines has work to hide behind.
   int line_ctas = 1;
+  int beside_ctas = 8;  // SMs of the second communicator's calls
 };
 
 class NcclWorld {
@@ -55,6 +57,8 @@ class NcclWorld {
 
   // As make_comm_host(). REQUIRES: this outlives it.
   std::unique_ptr<Comm> make_comm(std::vector<int> ranks, const char* name);
+  // The same over the second communicator. Collective over the world, each rank with its group.
+  std::unique_ptr<Comm> make_comm_beside(std::vector<int> ranks, const char* name);
   // Of ranks that share a model: where they are on one host and not too many, sums of up to
   // window_bytes are made by kernels of our own, through windows in each other's memory. Collective
   // over the ranks. REQUIRES: graphs that hold its work are destroyed before it.
@@ -68,6 +72,7 @@ class NcclWorld {
   const int* stop_flag() const { return stop_flag_; }
   // For transfers beside the work of ctx.
   SideStream& side() { return side_; }
+  SideStream& sums_side() { return sums_side_; }  // for sums beside both
   const NcclApi& api() const { return api_; }
   const NcclOptions& options() const { return options_; }
 
@@ -80,7 +85,8 @@ class NcclWorld {
   };
   // All of them progress together, in the order of the stream. Between two ranks, sends and
   // receives are in the same order. Throws PeerFailure after a rank failed.
-  void exchange(Stream stream, std::span<const Piece> pieces);
+  enum class Channel : uint8_t { kWork, kBeside };
+  void exchange(Stream stream, std::span<const Piece> pieces, Channel channel);
 
   // Messages of one direction between this rank and another, beside all others.
   struct Line {
@@ -98,7 +104,11 @@ class NcclWorld {
 
  private:
   class Calling;
-  void connect(Context& ctx);
+  struct Ends {
+    int from = 0, to = 0;  // ranks of the world
+  };
+  NcclId tell_id(const std::optional<Ends>& two);
+  void connect(const std::vector<int>& ranks, Channel channel);
   void put(ncclComm* const& comm, Stream stream, std::span<const Piece> pieces);
   bool is_idle();
   void abort();
@@ -107,9 +117,9 @@ class NcclWorld {
   World& world_;
   Context& ctx_;
   NcclOptions options_;
-  SideStream side_;
+  SideStream side_, sums_side_;
   const NcclApi& api_;
-  ncclComm* comm_ = nullptr;
+  ncclComm *comm_ = nullptr, *beside_ = nullptr;
   std::mutex making_;       // of lines_, which the heart's thread looks at
   std::deque<Line> lines_;  // where they were made they stay
   // NCCL's calls of the two threads, this rank's and the one that aborts.

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "parallel/comm_parts.h"
 
+#include <algorithm>
+
 #include "core/check.h"
 #include "core/dtype.h"
 
@@ -34,6 +36,16 @@ void check_dense(const Tensor& t) {
 
 void check_reduce_scatter(const Tensor& x, const Tensor& y, int G) {
   HADAL_CHECK(x.num_elements() == y.num_elements() * G && x.dtype() == y.dtype(),
+              "reduce_scatter among ", G, " ranks cannot make ", y.str(), " of ", x.str());
+}
+
+void check_reduce_scatter_v(const Tensor& x, std::span<const int64_t> bounds, const Tensor& y,
+                            int rank, int G) {
+  const auto me = static_cast<size_t>(rank);
+  HADAL_CHECK(static_cast<int>(bounds.size()) == G + 1 && bounds.front() == 0 &&
+                  bounds.back() == x.num_elements() &&
+                  std::is_sorted(bounds.begin(), bounds.end()) &&
+                  y.num_elements() == bounds[me + 1] - bounds[me] && x.dtype() == y.dtype(),
               "reduce_scatter among ", G, " ranks cannot make ", y.str(), " of ", x.str());
 }
 

@@ -19,6 +19,8 @@ std::byte* bytes_at(const Tensor& t, int64_t element);
 // Errors for tensors that do not fit.
 void check_dense(const Tensor& t);
 void check_reduce_scatter(const Tensor& x, const Tensor& y, int G);
+void check_reduce_scatter_v(const Tensor& x, std::span<const int64_t> bounds, const Tensor& y,
+                            int rank, int G);
 void check_all_gather(const Tensor& x, const Tensor& y, int G);
 void check_message(const Message& message, int rank, int G);
 // Bytes of a row of all_to_all_v's tensors, of which this rank sends itself what it expects.

@@ -29,6 +29,19 @@ const stage::Stage& Pipeline::model_of(int stage) const {
   HADAL_UNREACHABLE(concat("rank ", rank_, " of the pipeline does not hold stage ", stage));
 }
 
+// For a chunk whose weight half comes now: the last one of its stage tells of the layers.
+stage::Stage Pipeline::model_with_weights(const Job& job, const Chunk& c) {
+  stage::Stage model = model_of(c.stage);
+  if (--weights_left_.at(c.stage) == 0) model.layer_done = job.layer_done;
+  return model;
+}
+
+Context Pipeline::context_of(const Context& ctx, const Job& job, const stage::Stage& model) {
+  Context work = ctx;
+  if (model.layer_done) work.spare_sms += job.layer_done_sms;
+  return work;
+}
+
 int Pipeline::index_of(const Chunk& chunk) const {
   return chunk.microbatch + chunk.direction * (schedule_.num_microbatches / 2);
 }
@@ -185,10 +198,11 @@ void Pipeline::backward_input(Context& ctx, const Job& job, const Chunk& c) {
 }
 
 void Pipeline::backward_whole(Context& ctx, const Job& job, const Chunk& c) {
-  backward(ctx, job, c,
-           [&](const stage::Stage& model, Live& live, const stage::BackwardArgs& args) {
-             stage::backward(ctx, model, std::move(live.saved), args, job.grads);
-           });
+  const stage::Stage model = model_with_weights(job, c);
+  Context work = context_of(ctx, job, model);
+  backward(work, job, c, [&](const stage::Stage&, Live& live, const stage::BackwardArgs& args) {
+    stage::backward(work, model, std::move(live.saved), args, job.grads);
+  });
   finish(c);
 }
 
@@ -199,11 +213,12 @@ void Pipeline::overlap(Context& ctx, const Job& job, const Chunk& ahead, const C
   Live& live = live_[{ahead.direction, ahead.stage, ahead.microbatch}];
   const stage::ForwardArgs forward{
       .stage = model, .batch = batch, .x_in = input_of(ahead), .meter = meter};
-  backward(ctx, job, behind,
-           [&](const stage::Stage& stage, Live& back, const stage::BackwardArgs& args) {
-             live.saved =
-                 stage::overlap(ctx, forward, stage, std::move(back.saved), args, job.grads);
-           });
+  const stage::Stage stage = model_with_weights(job, behind);
+  Context work = context_of(ctx, job, stage);
+  backward(
+      work, job, behind, [&](const stage::Stage&, Live& back, const stage::BackwardArgs& args) {
+        live.saved = stage::overlap(work, forward, stage, std::move(back.saved), args, job.grads);
+      });
   live.in_memory = Block();
   finish(behind);
 }
@@ -216,8 +231,9 @@ void Pipeline::finish(const Chunk& c) {
 
 void Pipeline::backward_weight(Context& ctx, const Job& job, const Chunk& c) {
   Live& live = live_.at({c.direction, c.stage, c.microbatch});
-  stage::backward_weight(ctx, model_of(c.stage), batch_of(job, c), std::move(live.deferred),
-                         job.grads);
+  const stage::Stage model = model_with_weights(job, c);
+  Context work = context_of(ctx, job, model);
+  stage::backward_weight(work, model, batch_of(job, c), std::move(live.deferred), job.grads);
   finish(c);
 }
 
@@ -277,6 +293,8 @@ void Pipeline::set_schedule(int num_microbatches) {
 // way.
 void Pipeline::run(Context& ctx, const Job& job) {
   set_schedule(job.num_microbatches);
+  for (const Local& local : stages_)
+    weights_left_[local.stage] = schedule_.num_microbatches / schedule_.num_directions();
   if (links_ != nullptr && (ran_ || shape_.kind == ScheduleKind::kInterleaved))
     run_beside(ctx, job);
   else

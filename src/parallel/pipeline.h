@@ -52,6 +52,10 @@ class Pipeline {
     const stage::Meter& meter;   // of the whole model: += ...
     Grads& grads;                // += ...
     StepClock* clock = nullptr;  // none: steps are not timed
+    // Told of each layer when all micro-batches have added to its gradients; none: nobody is. The
+    // work that is still to come in its stage then leaves so many SMs of a GPU.
+    std::function<void(int64_t layer)> layer_done = {};
+    int layer_done_sms = 0;
   };
   void run(Context& ctx, const Job& job);
   // Losses and counts alone; any number of micro-batches, all in direction 0.
@@ -84,6 +88,8 @@ class Pipeline {
   };
 
   const stage::Stage& model_of(int stage) const;
+  stage::Stage model_with_weights(const Job& job, const Chunk& chunk);
+  static Context context_of(const Context& ctx, const Job& job, const stage::Stage& model);
   int index_of(const Chunk& chunk) const;  // over both directions
   bool is_here(int direction, int stage) const {
     return schedule_.rank_of(direction, stage) == rank_;
@@ -128,6 +134,7 @@ class Pipeline {
   std::map<Key, InputGrad> input_grads_;
   std::map<Link, std::deque<InputGrad>> under_way_;  // gradients, in the order of their posts
   std::map<int, Shared> batches_;
+  std::map<int, int> weights_left_;  // weight halves of each stage that are still to come
 };
 
 }  // namespace hadal

@@ -53,9 +53,10 @@ Team::Team(const ParallelConfig& parallel, const Config& model, World* world, Nc
   in_node_ = make(std::move(in_node), "expert, in the node");
   if (across.size() > 1) across_nodes_ = make(std::move(across), "expert, across nodes");
   tensor_ = make(group_of(m, rank_, MeshAxis::kTensor), "tensor");
-  dense_ = make(with_mirror(MeshAxis::kData, Tokens::kOfTensorGroup), "dense gradients");
-  split_ = make(with_mirror(MeshAxis::kData, Tokens::kOwn), "split gradients");
-  experts_ = make(with_mirror(MeshAxis::kExpertData, Tokens::kOfTensorGroup), "expert gradients");
+  dense_ = make_summing(with_mirror(MeshAxis::kData, Tokens::kOfTensorGroup), "dense gradients");
+  split_ = make_summing(with_mirror(MeshAxis::kData, Tokens::kOwn), "split gradients");
+  experts_ =
+      make_summing(with_mirror(MeshAxis::kExpertData, Tokens::kOfTensorGroup), "expert gradients");
 
   const int last = num_stages(parallel_) - 1;
   const bool shared = model_.num_nextn_predict_layers > 0 || model_.tie_word_embeddings;
@@ -72,6 +73,14 @@ std::unique_ptr<Comm> Team::make(std::vector<int> ranks, const char* name) {
   std::sort(ranks.begin(), ranks.end());
   if (gpus_ != nullptr) return gpus_->make_comm(std::move(ranks), name);
   return host_ == nullptr ? make_comm_self() : make_comm_host(*host_, std::move(ranks), name);
+}
+
+// On GPUs beside the work, if the config says so. Whether a group is one rank alone is the same for
+// all groups of a name.
+std::unique_ptr<Comm> Team::make_summing(std::vector<int> ranks, const char* name) {
+  if (sums_side() == nullptr || ranks.size() == 1) return make(std::move(ranks), name);
+  std::sort(ranks.begin(), ranks.end());
+  return gpus_->make_comm_beside(std::move(ranks), name);
 }
 
 // NOTE: not where each kernel is waited for: a message ends when another rank does its part.

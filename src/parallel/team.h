@@ -59,6 +59,11 @@ class Team {
   SideStream* side() const {
     return gpus_ != nullptr && parallel_.overlap ? &gpus_->side() : nullptr;
   }
+  // Where sums of gradients run beside the work; null: in its stream. They may take so many SMs.
+  SideStream* sums_side() const {
+    return gpus_ != nullptr && parallel_.overlap ? &gpus_->sums_side() : nullptr;
+  }
+  int num_sums_sms() const { return gpus_ == nullptr ? 0 : gpus_->options().beside_ctas; }
   // Collective over `pipeline`: where its messages travel beside the work; null: in its stream.
   std::unique_ptr<PipelineLinks> make_links();
   // Collective over `expert`: windows of so many bytes in their GPUs. An Error where the ranks have
@@ -83,6 +88,7 @@ class Team {
 
  private:
   std::unique_ptr<Comm> make(std::vector<int> ranks, const char* name);
+  std::unique_ptr<Comm> make_summing(std::vector<int> ranks, const char* name);
 
   ParallelConfig parallel_;
   Config model_, local_model_;

@@ -112,7 +112,8 @@ Learner::Learner(Context& ctx, const Config& config, DType compute, int64_t max_
       rows_(ctx, config_, compute,
             row_pool_pages(team_->parallel(), config_, team_->at().pp, max_tokens,
                            options.max_micro_batches),
-            limits_rows(team_->parallel()) ? RowPool::TooFew::kCounted : RowPool::TooFew::kError) {
+            limits_rows(team_->parallel()) ? RowPool::TooFew::kCounted : RowPool::TooFew::kError),
+      sums_(ctx, *team_, grads_) {
   HADAL_CHECK(compute == DType::kF64 || compute == DType::kF32 || compute == DType::kBF16,
               "training computes in f64, f32 or bf16, not ", dtype_name(compute));
   HADAL_CHECK(!config.precision.fp8 || compute != DType::kF64,
@@ -214,15 +215,31 @@ StepResult Learner::compute_gradients(const std::vector<std::vector<Sequence>>& 
   const auto scale_of = [&](int i) -> const stage::LossScale& {
     return drop_last && i + 1 == count ? nothing : scale;
   };
+  std::function<void(int64_t)> layer_done;
+  if (sums_.starts_layers()) layer_done = [this](int64_t layer) { sums_.start(layer); };
   if (recorded_) {
-    const auto one = [&](const Batch& batch, const stage::LossScale& its_scale) {
+    const auto run = [&](const Batch& batch, const stage::LossScale& its_scale,
+                         const std::function<void(int64_t)>& done) {
       pipeline_->run(ctx_, {.num_microbatches = 1,
                             .batch = [&](int) { return batch.views(); },
                             .scale = [&](int) -> const stage::LossScale& { return its_scale; },
                             .meter = meter_,
-                            .grads = module_grads_});
+                            .grads = module_grads_,
+                            .layer_done = done,
+                            .layer_done_sms = sums_.num_sms()});
     };
-    for (int i = 0; i < count; ++i) recorded_->run(sequences(i), depths, scale_of(i), one);
+    // The last one of several call by call, as it tells of its layers.
+    const bool last_tells = layer_done && count > 1;
+    for (int i = 0; i < count; ++i) {
+      const bool tells = last_tells && i + 1 == count;
+      const auto one = [&](const Batch& batch, const stage::LossScale& its_scale) {
+        run(batch, its_scale, tells ? layer_done : nullptr);
+      };
+      if (tells)
+        recorded_->run_unrecorded(sequences(i), depths, scale_of(i), one);
+      else
+        recorded_->run(sequences(i), depths, scale_of(i), one);
+    }
   } else {
     pipeline_->run(
         ctx_,
@@ -231,16 +248,19 @@ StepResult Learner::compute_gradients(const std::vector<std::vector<Sequence>>& 
          .scale = scale_of,
          .meter = meter_,
          .grads = module_grads_,
-         .clock = clock_});
+         .clock = clock_,
+         .layer_done = layer_done,
+         .layer_done_sms = sums_.num_sms()});
   }
   team_->maybe_die("die_in_step");
   if (rows_were_missing()) {
+    sums_.give_up();
     StepResult again = compute_gradients(halved(micro_batches), recipe);
     ++again.splits;
     return again;
   }
   reduce_meter(meter_);
-  reduce_gradients();
+  sums_.finish();
 
   StepResult result;
   result.num_targets = totals.targets[0];
@@ -313,17 +333,6 @@ ExchangeCounters Learner::reduce_counters() {
           .most_nodes = *std::max_element(nodes.begin(), nodes.end()),
           .node_bytes = all[3],
           .link_bytes = all[4]};
-}
-
-// Sums over the ranks that hold the same parameters, each rank its shares.
-void Learner::reduce_gradients() {
-  using Region = ParamStore::Region;
-  if (team_->embed() != nullptr) team_->embed()->all_reduce(ctx_, grads_.tree.embed);
-  if (env::sabotage() == "expert_group")
-    team_->expert().all_reduce(ctx_, grads_.slice(grads_.region(Region::kExperts)));
-  for (const Region region : ParamStore::kRegions)
-    team_->summing(region).reduce_scatter(ctx_, grads_.slice(grads_.region(region)),
-                                          grads_.slice(grads_.share(region)));
 }
 
 // Over all ranks, every element once.

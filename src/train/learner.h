@@ -14,9 +14,9 @@
 //
 // In a team every rank has a learner of what it holds, and all make the same calls with the same
 // arguments: each computes the micro-batches of its data-parallel rank, in the order of the
-// pipeline's schedule. Gradients are summed into shares, the moments exist as shares alone
-// (ZeRO-1), and the masters that a rank updated go to the ranks that hold them too. What a step
-// measured is the same on every rank, bit for bit.
+// pipeline's schedule. Gradients are summed into shares, those of a layer while the backward of
+// others goes on, the moments exist as shares alone (ZeRO-1), and the masters that a rank updated
+// go to the ranks that hold them too. What a step measured is the same on every rank, bit for bit.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -33,6 +33,7 @@
 #include "parallel/pipeline.h"
 #include "parallel/team.h"
 #include "parallel/window_exchange.h"
+#include "train/gradient_sums.h"
 #include "train/recorded_step.h"
 
 namespace hadal::train {
@@ -126,7 +127,6 @@ class Learner {
   std::vector<std::vector<Sequence>> halved(
       const std::vector<std::vector<Sequence>>& micro_batches) const;
   void reduce_meter(stage::Meter& meter);
-  void reduce_gradients();
   ExchangeCounters reduce_counters();
   double gradient_norm();
   void apply(const ops::AdamW& rule);
@@ -150,6 +150,7 @@ class Learner {
   std::unique_ptr<Exchange> exchange_;
   std::unique_ptr<PipelineLinks> links_;  // where messages travel beside the work
   std::unique_ptr<Pipeline> pipeline_;
+  GradientSums sums_;
   StepClock* clock_ = nullptr;
   stage::Meter meter_;                      // of the whole model
   std::unique_ptr<RecordedStep> recorded_;  // on a GPU, with whole layers here

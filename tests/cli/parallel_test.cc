@@ -141,6 +141,15 @@ TEST_F(Parallel, PairsSideBySideHaveTheBitsOfPairsInTurn) {
   }
 }
 
+TEST_F(Parallel, SumsOfLayersHaveTheBitsOfSumsOfRegions) {
+  for (const std::string mesh :
+       {"dp=4", "dp=4 ep=2", "dp=2 tp=2", "pp=2 dp=2 schedule=zb1p", "pp=2 dp=2 schedule=1f1b"}) {
+    ASSERT_EQ(run(on(mesh, mesh)).status, 0);
+    ASSERT_EQ(run(on(mesh + " at the end", mesh + " overlap=false")).status, 0);
+    expect_same_files(mesh + " at the end", mesh);
+  }
+}
+
 TEST_F(Parallel, AnyMeshReadsACheckpointOfAnyMesh) {
   ASSERT_EQ(run(on("one", "dp=1")).status, 0);
   // The learning rate falls over train.steps, so the first run is stopped by removing what is

@@ -90,6 +90,35 @@ TEST(Comm, ReductionsAddInRankOrder) {
         }));
 }
 
+TEST(Comm, PartsOfAReductionMayHaveAnySizes) {
+  for (const int N : {1, 2, 3, 5})
+    ASSERT_NO_THROW(on_ranks(N, [&](Context& ctx, Comm& comm, World&) {
+      const auto me = static_cast<size_t>(comm.rank());
+      // The first rank gets one element, those between it and the last one none.
+      std::vector<int64_t> bounds(static_cast<size_t>(N) + 1, 1);
+      bounds.front() = 0;
+      bounds.back() = 300;
+      std::vector<Block> keep;
+      const Tensor x = filled(ctx, comm.rank(), 300, DType::kF32, keep);
+      Tensor part = x.rows(bounds[me], bounds[me + 1] - bounds[me]);
+      comm.reduce_scatter_v(ctx, x, bounds, part);
+      for (int64_t i = 0; i < part.num_elements(); ++i)
+        expect_equal(load_element(part.raw(), DType::kF32, i),
+                     sum_of(N, bounds[me] + i, DType::kF32), "reduce_scatter_v", comm.rank(), i);
+      if (N == 1) return;
+      bounds.back() = 299;
+      std::string what;
+      try {
+        comm.reduce_scatter_v(ctx, x, bounds, part);
+      } catch (const Error& e) {
+        what = e.what();
+      }
+      HADAL_CHECK(what == concat("reduce_scatter among ", N, " ranks cannot make ", part.str(),
+                                 " of ", x.str()),
+                  "parts that are not all of it: ", what);
+    }));
+}
+
 TEST(Comm, AllToAllMovesRowsOfAnyCount) {
   for (const int N : {1, 2, 4})
     ASSERT_NO_THROW(on_ranks(N, [&](Context& ctx, Comm& comm, World&) {

@@ -108,6 +108,11 @@ class EveryCall {
     whole_ = made_.random("whole", me, dtype, {N * n});
     part_ = made_.random("part", me, dtype, {n});
     in_place_ = made_.random("in place", me, dtype, {N * n});
+    // Parts of uneven sizes, of some ranks none: the first half of rank 0's, all of the last one's.
+    bounds_.assign(static_cast<size_t>(N) + 1, N * n / 2);
+    bounds_.front() = 0;
+    bounds_.back() = N * n;
+    uneven_ = made_.random("uneven", me, dtype, {N * n});
     gathered_ = made_.random("gathered", me, dtype, {N * n});
     filled_ = made_.random("filled", me, dtype, {N * n});
     // Rank s sends rank d (s * 3 + d * 5) % 7 rows, of them none to some.
@@ -138,6 +143,9 @@ class EveryCall {
     comm_.reduce_scatter(ctx_, whole_, Out(part_));
     Tensor own = in_place_.rows(comm_.rank() * n, n);
     comm_.reduce_scatter(ctx_, in_place_, own);
+    const auto at = static_cast<size_t>(comm_.rank());
+    Tensor range = uneven_.rows(bounds_[at], bounds_[at + 1] - bounds_[at]);
+    comm_.reduce_scatter_v(ctx_, uneven_, bounds_, range);
     comm_.all_gather(ctx_, part_, Out(gathered_));
     Tensor mine = filled_.rows(comm_.rank() * n, n);
     comm_.all_gather(ctx_, mine, Out(filled_));
@@ -154,6 +162,7 @@ class EveryCall {
                                {"reduce_scatter", made_.bytes(part_)},
                                {"what reduce_scatter read", made_.bytes(whole_)},
                                {"reduce_scatter in place", made_.bytes(in_place_)},
+                               {"reduce_scatter_v", made_.bytes(uneven_)},
                                {"all_gather", made_.bytes(gathered_)},
                                {"all_gather in place", made_.bytes(filled_)},
                                {"all_to_all_v", made_.bytes(rows_in_)}};
@@ -166,8 +175,8 @@ class EveryCall {
   Context& ctx_;
   Comm& comm_;
   Tensors made_;
-  Tensor reduced_, whole_, part_, in_place_, gathered_, filled_, rows_out_, rows_in_;
-  std::vector<int64_t> send_, recv_;
+  Tensor reduced_, whole_, part_, in_place_, uneven_, gathered_, filled_, rows_out_, rows_in_;
+  std::vector<int64_t> bounds_, send_, recv_;
   std::vector<Message> messages_;
 };
 

@@ -1,0 +1,50 @@
+// GradientSums: a step's gradients, summed over the ranks that hold the same parameters, each rank
+// its shares (ZeRO-1).
+//
+// Layers that are told of start at once, on GPUs in a stream of their own beside the backward of
+// the others; a layer's matrices, or experts, are one run of a region, and each rank gets where the
+// run crosses its share. What is left (embedding, head, gates, norms) is summed at the end. Sums
+// run in rank order element by element, so they have the same bits however a region is cut.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "core/context.h"
+#include "model/param_store.h"
+#include "parallel/team.h"
+
+namespace hadal::train {
+
+class GradientSums {
+ public:
+  // Whether layers start when they are told of: `overlap` of the run's config says so, and there
+  // are ranks to sum over.
+  GradientSums(Context& ctx, Team& team, ParamStore& grads);
+
+  bool starts_layers() const { return starts_layers_; }
+  // SMs of a GPU that the sums of a layer may take.
+  int num_sms() const;
+  // The gradients of a layer (MTP module k: num_hidden_layers + k) are whole on this rank. Ranks of
+  // a group tell of their layers in the same order.
+  void start(int64_t layer);
+  // All the rest, and the stream of the context goes on behind them. Every rank's shares are whole
+  // then, and the next step may begin.
+  void finish();
+  // The step is done again: only waits for what was started.
+  void give_up();
+
+ private:
+  using Region = ParamStore::Region;
+  void reduce(Context& ctx, Region region, const FlatRange& range);
+  void join();
+
+  Context& ctx_;
+  Team& team_;
+  ParamStore& grads_;
+  bool starts_layers_;
+  std::array<std::vector<FlatRange>, ParamStore::kRegions.size()> started_;  // of each region
+};
+
+}  // namespace hadal::train
