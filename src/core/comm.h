@@ -32,13 +32,12 @@ class Comm {
   virtual int rank() const = 0;
   virtual int size() const = 0;
   virtual void all_reduce(Context& ctx, Acc x) = 0;  // x = sum over ranks
-  // [G * n] -> [n]; y may be this rank's part of x. The rest of x is left as it was.
-  virtual void reduce_scatter(Context& ctx, In x, Out y) = 0;
-  // The same with parts of any sizes: rank r gets elements [bounds[r], bounds[r + 1]) of x, which
-  // are all of it.
-  virtual void reduce_scatter_v(Context& ctx, In x, std::span<const int64_t> bounds, Out y) = 0;
-  // [n] -> [G * n]; x may be this rank's part of y.
-  virtual void all_gather(Context& ctx, In x, Out y) = 0;
+  // Rank r has counts[r] rows, none or more, behind those of the ranks before it; all ranks know
+  // all counts. x [sum of counts, W] -> y [counts[rank()], W]; y may be this rank's part of x. The
+  // rest of x is left as it was.
+  virtual void reduce_scatter_v(Context& ctx, In x, std::span<const int64_t> counts, Out y) = 0;
+  // x [counts[rank()], W] -> y [sum of counts, W]; x may be this rank's part of y.
+  virtual void all_gather_v(Context& ctx, In x, std::span<const int64_t> counts, Out y) = 0;
   // x [sum of send, W]: the first send[0] rows go to rank 0, the next send[1] to rank 1, ...
   // y [sum of recv, W]: likewise by source.
   virtual void all_to_all_v(Context& ctx, In x, std::span<const int64_t> send, Out y,
@@ -51,7 +50,9 @@ class Comm {
   // cannot.
   virtual const ops::PeerSums* peer_sums() const { return nullptr; }
 
-  void all_to_all(Context& ctx, In x, Out y);  // [G, ...] -> [G, ...]
+  void reduce_scatter(Context& ctx, In x, Out y);  // [G * n] -> [n]
+  void all_gather(Context& ctx, In x, Out y);      // [n] -> [G * n]
+  void all_to_all(Context& ctx, In x, Out y);      // [G, ...] -> [G, ...]
   void send(Context& ctx, In x, int to);
   void recv(Context& ctx, Out x, int from);
 };

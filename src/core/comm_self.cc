@@ -18,14 +18,19 @@ void copy(const Tensor& x, const Tensor& y) {
     std::memmove(y.raw(), x.raw(), static_cast<size_t>(x.num_bytes()));
 }
 
+Tensor flat(const Tensor& x) {
+  HADAL_CHECK(x.num_elements() == 0 || x.is_dense(), "collectives take dense tensors, not ",
+              x.str());
+  return {x.raw(), x.dtype(), {x.num_elements()}};
+}
+
 class CommSelf final : public Comm {
  public:
   int rank() const override { return 0; }
   int size() const override { return 1; }
   void all_reduce(Context&, Acc) override {}
-  void reduce_scatter(Context&, In x, Out y) override { copy(x, y); }
   void reduce_scatter_v(Context&, In x, std::span<const int64_t>, Out y) override { copy(x, y); }
-  void all_gather(Context&, In x, Out y) override { copy(x, y); }
+  void all_gather_v(Context&, In x, std::span<const int64_t>, Out y) override { copy(x, y); }
   void all_to_all_v(Context&, In x, std::span<const int64_t>, Out y,
                     std::span<const int64_t>) override {
     copy(x, y);
@@ -39,6 +44,20 @@ class CommSelf final : public Comm {
 };
 
 }  // namespace
+
+void Comm::reduce_scatter(Context& ctx, In x, Out y) {
+  HADAL_CHECK(x.num_elements() == y.num_elements() * size() && x.dtype() == y.dtype(),
+              "reduce_scatter among ", size(), " ranks cannot make ", y.str(), " of ", x.str());
+  reduce_scatter_v(ctx, flat(x),
+                   std::vector<int64_t>(static_cast<size_t>(size()), y.num_elements()), flat(y));
+}
+
+void Comm::all_gather(Context& ctx, In x, Out y) {
+  HADAL_CHECK(y.num_elements() == x.num_elements() * size() && x.dtype() == y.dtype(),
+              "all_gather among ", size(), " ranks cannot make ", y.str(), " of ", x.str());
+  all_gather_v(ctx, flat(x), std::vector<int64_t>(static_cast<size_t>(size()), x.num_elements()),
+               flat(y));
+}
 
 void Comm::all_to_all(Context& ctx, In x, Out y) {
   HADAL_CHECK(x.rank() >= 1 && x.dim(0) % size() == 0, "all_to_all among ", size(),

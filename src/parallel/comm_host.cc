@@ -44,39 +44,29 @@ class CommHost final : public Comm {
     gather(x, bounds);
   }
 
-  void reduce_scatter(Context& ctx, In x, Out y) override {
+  void reduce_scatter_v(Context& ctx, In x, std::span<const int64_t> counts, Out y) override {
     check_dense(x);
     check_dense(y);
-    const int64_t n = y.num_elements();
-    check_reduce_scatter(x, y, size());
-    if (n == 0) return;
+    const std::vector<int64_t> bounds = bounds_of(x, y, counts, rank_, size());
+    if (x.num_elements() == 0) return;
     if (size() == 1) {
       if (y.raw() != x.raw()) std::memcpy(y.raw(), x.raw(), static_cast<size_t>(x.num_bytes()));
       return;
     }
     world_.at("reduce_scatter", name_);
-    reduce(ctx, x, bounds_of(n, size()), bytes_at(y, 0));
+    reduce(ctx, x, bounds, bytes_at(y, 0));
   }
 
-  void reduce_scatter_v(Context& ctx, In x, std::span<const int64_t> bounds, Out y) override {
+  void all_gather_v(Context&, In x, std::span<const int64_t> counts, Out y) override {
     check_dense(x);
     check_dense(y);
-    check_reduce_scatter_v(x, bounds, y, rank_, size());
-    if (size() == 1) return reduce_scatter(ctx, x, y);
-    world_.at("reduce_scatter", name_);
-    reduce(ctx, x, {bounds.begin(), bounds.end()}, bytes_at(y, 0));
-  }
-
-  void all_gather(Context&, In x, Out y) override {
-    check_dense(x);
-    check_dense(y);
-    const int64_t n = x.num_elements();
-    check_all_gather(x, y, size());
-    if (n == 0) return;
+    const std::vector<int64_t> bounds = bounds_of(y, x, counts, rank_, size());
+    if (y.num_elements() == 0) return;
     world_.at("all_gather", name_);
-    std::byte* own = bytes_at(y, n * rank_);
-    if (own != x.raw()) std::memcpy(own, x.raw(), static_cast<size_t>(x.num_bytes()));
-    gather(y, bounds_of(n, size()));
+    std::byte* own = bytes_at(y, bounds[index()]);
+    if (own != x.raw() && x.num_elements() > 0)
+      std::memcpy(own, x.raw(), static_cast<size_t>(x.num_bytes()));
+    gather(y, bounds);
   }
 
   void all_to_all_v(Context&, In x, std::span<const int64_t> send, Out y,

@@ -92,37 +92,25 @@ class CommNccl final : public Comm {
     gather(ctx, x, bounds);
   }
 
-  void reduce_scatter(Context& ctx, In x, Out y) override {
+  void reduce_scatter_v(Context& ctx, In x, std::span<const int64_t> counts, Out y) override {
     check_dense(x);
     check_dense(y);
-    const int64_t n = y.num_elements();
-    check_reduce_scatter(x, y, size());
-    if (n == 0) return;
+    const std::vector<int64_t> bounds = bounds_of(x, y, counts, rank(), size());
+    if (x.num_elements() == 0) return;
     if (size() == 1) return copy(ctx, x.raw(), y.raw(), x.num_bytes());
     gpus_.world().at("reduce_scatter", name_);
-    reduce(ctx, x, bounds_of(n, size()), bytes_at(y, 0));
+    reduce(ctx, x, bounds, bytes_at(y, 0));
   }
 
-  void reduce_scatter_v(Context& ctx, In x, std::span<const int64_t> bounds, Out y) override {
+  void all_gather_v(Context& ctx, In x, std::span<const int64_t> counts, Out y) override {
     check_dense(x);
     check_dense(y);
-    check_reduce_scatter_v(x, bounds, y, rank(), size());
-    if (size() == 1) return reduce_scatter(ctx, x, y);
-    if (x.num_elements() == 0) return;
-    gpus_.world().at("reduce_scatter", name_);
-    reduce(ctx, x, {bounds.begin(), bounds.end()}, bytes_at(y, 0));
-  }
-
-  void all_gather(Context& ctx, In x, Out y) override {
-    check_dense(x);
-    check_dense(y);
-    const int64_t n = x.num_elements();
-    check_all_gather(x, y, size());
-    if (n == 0) return;
-    copy(ctx, x.raw(), bytes_at(y, n * rank()), x.num_bytes());
+    const std::vector<int64_t> bounds = bounds_of(y, x, counts, rank(), size());
+    if (y.num_elements() == 0) return;
+    copy(ctx, x.raw(), bytes_at(y, bounds[index()]), x.num_bytes());
     if (size() == 1) return;
     gpus_.world().at("all_gather", name_);
-    gather(ctx, y, bounds_of(n, size()));
+    gather(ctx, y, bounds);
   }
 
   void all_to_all_v(Context& ctx, In x, std::span<const int64_t> send, Out y,

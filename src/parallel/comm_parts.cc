@@ -34,24 +34,18 @@ void check_dense(const Tensor& t) {
               t.str());
 }
 
-void check_reduce_scatter(const Tensor& x, const Tensor& y, int G) {
-  HADAL_CHECK(x.num_elements() == y.num_elements() * G && x.dtype() == y.dtype(),
-              "reduce_scatter among ", G, " ranks cannot make ", y.str(), " of ", x.str());
-}
-
-void check_reduce_scatter_v(const Tensor& x, std::span<const int64_t> bounds, const Tensor& y,
-                            int rank, int G) {
-  const auto me = static_cast<size_t>(rank);
-  HADAL_CHECK(static_cast<int>(bounds.size()) == G + 1 && bounds.front() == 0 &&
-                  bounds.back() == x.num_elements() &&
-                  std::is_sorted(bounds.begin(), bounds.end()) &&
-                  y.num_elements() == bounds[me + 1] - bounds[me] && x.dtype() == y.dtype(),
-              "reduce_scatter among ", G, " ranks cannot make ", y.str(), " of ", x.str());
-}
-
-void check_all_gather(const Tensor& x, const Tensor& y, int G) {
-  HADAL_CHECK(y.num_elements() == x.num_elements() * G && x.dtype() == y.dtype(),
-              "all_gather among ", G, " ranks cannot make ", y.str(), " of ", x.str());
+std::vector<int64_t> bounds_of(const Tensor& all, const Tensor& part,
+                               std::span<const int64_t> counts, int rank, int G) {
+  HADAL_CHECK(static_cast<int>(counts.size()) == G, "rows of ", G, " ranks have ", counts.size(),
+              " counts");
+  int64_t width = 1;
+  for (int d = 1; d < all.rank(); ++d) width *= all.dim(d);
+  std::vector<int64_t> bounds = {0};
+  for (const int64_t count : counts) bounds.push_back(bounds.back() + count * width);
+  HADAL_CHECK(all.dtype() == part.dtype() && all.num_elements() == bounds.back() &&
+                  part.num_elements() == counts[static_cast<size_t>(rank)] * width,
+              part.str(), " is not what rank ", rank, " of ", G, " has of ", all.str());
+  return bounds;
 }
 
 void check_message(const Message& message, int rank, int G) {
@@ -69,12 +63,6 @@ int64_t check_all_to_all(const Tensor& x, std::span<const int64_t> send, const T
   HADAL_CHECK(send[me] * row == recv[me] * row, "all_to_all: rank ", rank, " sends itself ",
               send[me], " rows and expects ", recv[me]);
   return row;
-}
-
-std::vector<int64_t> bounds_of(int64_t n, int G) {
-  std::vector<int64_t> bounds;
-  for (int64_t r = 0; r <= G; ++r) bounds.push_back(r * n);
-  return bounds;
 }
 
 std::vector<int64_t> even_bounds(int64_t n, int G) {

@@ -45,11 +45,11 @@ void GradientSums::start(int64_t layer) {
 void GradientSums::reduce(Context& ctx, Region region, const FlatRange& range) {
   Comm& group = team_.summing(region);
   const int64_t first = grads_.region(region).begin, share = grads_.share(region).count;
-  std::vector<int64_t> bounds;
-  for (int64_t r = 0; r <= group.size(); ++r)
-    bounds.push_back(std::clamp(first + r * share, range.begin, range.end()) - range.begin);
+  std::vector<int64_t> counts;
+  for (int64_t r = 0; r < group.size(); ++r)
+    counts.push_back(intersect(range, {.begin = first + r * share, .count = share}).count);
   const FlatRange mine = intersect(range, grads_.share(region));
-  group.reduce_scatter_v(ctx, grads_.slice(range), bounds,
+  group.reduce_scatter_v(ctx, grads_.slice(range), counts,
                          grads_.slice(mine.count > 0 ? mine : FlatRange{.begin = range.begin}));
 }
 

@@ -95,28 +95,58 @@ TEST(Comm, PartsOfAReductionMayHaveAnySizes) {
     ASSERT_NO_THROW(on_ranks(N, [&](Context& ctx, Comm& comm, World&) {
       const auto me = static_cast<size_t>(comm.rank());
       // The first rank gets one element, those between it and the last one none.
-      std::vector<int64_t> bounds(static_cast<size_t>(N) + 1, 1);
-      bounds.front() = 0;
-      bounds.back() = 300;
+      std::vector<int64_t> counts(static_cast<size_t>(N), 0);
+      counts.front() = 1;
+      counts.back() += 299;
+      const int64_t first =
+          std::accumulate(counts.begin(), counts.begin() + comm.rank(), int64_t{0});
       std::vector<Block> keep;
       const Tensor x = filled(ctx, comm.rank(), 300, DType::kF32, keep);
-      Tensor part = x.rows(bounds[me], bounds[me + 1] - bounds[me]);
-      comm.reduce_scatter_v(ctx, x, bounds, part);
+      Tensor part = x.rows(first, counts[me]);
+      comm.reduce_scatter_v(ctx, x, counts, part);
       for (int64_t i = 0; i < part.num_elements(); ++i)
-        expect_equal(load_element(part.raw(), DType::kF32, i),
-                     sum_of(N, bounds[me] + i, DType::kF32), "reduce_scatter_v", comm.rank(), i);
+        expect_equal(load_element(part.raw(), DType::kF32, i), sum_of(N, first + i, DType::kF32),
+                     "reduce_scatter_v", comm.rank(), i);
       if (N == 1) return;
-      bounds.back() = 299;
+      counts.back() -= 1;
       std::string what;
       try {
-        comm.reduce_scatter_v(ctx, x, bounds, part);
+        comm.reduce_scatter_v(ctx, x, counts, part);
       } catch (const Error& e) {
         what = e.what();
       }
-      HADAL_CHECK(what == concat("reduce_scatter among ", N, " ranks cannot make ", part.str(),
-                                 " of ", x.str()),
-                  "parts that are not all of it: ", what);
+      HADAL_CHECK(
+          what == concat(part.str(), " is not what rank ", me, " of ", N, " has of ", x.str()),
+          "parts that are not all of it: ", what);
     }));
+}
+
+TEST(Comm, RanksHaveRowsOfAnyCount) {
+  constexpr int64_t kWidth = 3;
+  for (const int N : {1, 2, 4})
+    for (const int64_t scale : {1, 20000})
+      ASSERT_NO_THROW(on_ranks(N, [&](Context& ctx, Comm& comm, World&) {
+        const int me = comm.rank();
+        // The second rank has none.
+        std::vector<int64_t> counts;
+        for (int r = 0; r < N; ++r) counts.push_back((r * 3 + 4) % 7 * scale);
+        const int64_t all = std::accumulate(counts.begin(), counts.end(), int64_t{0}) * kWidth;
+        const int64_t first =
+            std::accumulate(counts.begin(), counts.begin() + me, int64_t{0}) * kWidth;
+        const int64_t n = counts[static_cast<size_t>(me)];
+        std::vector<Block> keep;
+        const Tensor x = filled(ctx, me, all, DType::kF32, keep).view({all / kWidth, kWidth});
+        Tensor sums, gathered;
+        keep.push_back(ctx.memory.take_tensor(DType::kF32, {n, kWidth}, &sums));
+        keep.push_back(ctx.memory.take_tensor(DType::kF32, x.shape(), &gathered));
+        comm.reduce_scatter_v(ctx, x, counts, sums);
+        for (int64_t i = 0; i < n * kWidth; ++i)
+          expect_equal(sums.data<float>()[i], sum_of(N, first + i, DType::kF32), "reduce_scatter_v",
+                       me, i);
+        comm.all_gather_v(ctx, sums, counts, gathered);
+        for (int64_t i = 0; i < all; ++i)
+          expect_equal(gathered.data<float>()[i], sum_of(N, i, DType::kF32), "all_gather_v", me, i);
+      }));
 }
 
 TEST(Comm, AllToAllMovesRowsOfAnyCount) {
