@@ -54,7 +54,8 @@ Block load_weights(Context& ctx, const HfCheckpoint& checkpoint, WeightFormat fo
 
 // An Error that names what cannot be split among so many ranks: a number of the config that they do
 // not divide, or a matrix whose blocks or groups they would cut, if it is kept as it is stored.
-void check_decode_parts(const HfCheckpoint& checkpoint, WeightFormat format, int ranks);
+void check_decode_parts(const HfCheckpoint& checkpoint, WeightFormat format, int ranks,
+                        AttentionSplit attention = AttentionSplit::kHeads);
 
 // Decodes into tensors that the caller owns (f32, f64 or bf16), for training; empty leaves are left
 // out. The tree has the checkpoint's config; f32 buffers stay f32.

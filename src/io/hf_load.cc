@@ -414,7 +414,7 @@ void copy_part(Context& ctx, const StoredTensor& stored, const ParamPart& part, 
 Block load_weights(Context& ctx, const HfCheckpoint& checkpoint, WeightFormat format, Weights& out,
                    const RankShare& share) {
   const auto target_of = [&](const HfParam& param) {
-    const ParamPart part = part_of(param.info, share.tensor);
+    const ParamPart part = part_of(param.info, share);
     const DType dtype = target_type(param, format);
     return Target{param, part, dtype,
                   part.has_all_columns() && is_usable_in_place(ctx, param, dtype)};

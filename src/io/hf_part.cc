@@ -8,9 +8,9 @@
 
 namespace hadal::io {
 
-ParamPart part_of(const ParamInfo& info, const Share& rank) {
-  const Slice slice = decode_slice(info, rank);
-  const Shape shape = decode_shape(info, rank);
+ParamPart part_of(const ParamInfo& info, const RankShare& share) {
+  const Slice slice = decode_slice(info, share);
+  const Shape shape = decode_shape(info, share);
   return {.row = slice.offset / slice.row,
           .rows = shape.rank == 1 ? 1 : shape[0],
           .col = slice.first,
@@ -18,12 +18,14 @@ ParamPart part_of(const ParamInfo& info, const Share& rank) {
           .all_cols = slice.row};
 }
 
-void check_decode_parts(const HfCheckpoint& checkpoint, WeightFormat format, int ranks) {
-  check_decode_ranks(checkpoint.config, ranks);
+void check_decode_parts(const HfCheckpoint& checkpoint, WeightFormat format, int ranks,
+                        AttentionSplit attention) {
+  check_decode_ranks(checkpoint.config, ranks, attention);
   if (format != WeightFormat::kKeep || ranks == 1) return;
   for (const HfParam& param : checkpoint.params) {
     if (param.scale == nullptr || param.info.kind != ParamKind::kMatrix) continue;
-    const ParamPart part = part_of(param.info, {.ways = ranks, .index = 1});
+    const ParamPart part =
+        part_of(param.info, {.tensor = {.ways = ranks, .index = 1}, .attention = attention});
     const bool is_int = param.data->type == StoredType::kI32;
     // Groups of integers lie along rows; rows of those are independent.
     HADAL_CHECK((is_int || part.row % kScaleBlock == 0) && part.col % kScaleBlock == 0,

@@ -13,6 +13,6 @@ struct ParamPart {
   bool has_all_columns() const { return cols == all_cols; }
   Shape shape(int rank) const { return rank == 1 ? Shape{cols} : Shape{rows, cols}; }
 };
-ParamPart part_of(const ParamInfo& info, const Share& rank);
+ParamPart part_of(const ParamInfo& info, const RankShare& share);
 
 }  // namespace hadal::io

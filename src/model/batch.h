@@ -69,7 +69,9 @@ struct Step {
   std::vector<int32_t> host_ids;  // [T]   the same, as they were given
   std::vector<int64_t> ends;      // [S]       tokens of each sequence after the step
   std::vector<int64_t> lengths;   // [S]    tokens that each sequence adds
-  Tensor inv_freq;                // [Dr/2] f64
+  // [G] tokens of the step on each rank, where these are this rank's alone; empty: all have all.
+  std::vector<int64_t> of_ranks;
+  Tensor inv_freq;  // [Dr/2] f64
 };
 Step make_step(Context& ctx, const Config& config, const std::vector<int32_t>& ids,
                const std::vector<int64_t>& starts, const std::vector<int64_t>& lengths, DType act);

@@ -204,6 +204,15 @@ Saved overlap(Context& ctx, const ForwardArgs& f, BackwardArgs&& b) {
 
 namespace {
 
+// The ranks of decode()'s two halves.
+DecodeGroup ffn_group(const Layer& l) { return {.tensor = l.tensor, .tokens = l.tokens}; }
+DecodeGroup attention_group(const Layer& l) {
+  return ffn_group(l).has_all_tokens() ? ffn_group(l) : DecodeGroup{};
+}
+
+// Where the gate's logits of this rank's rows are of use; else it sees those of all ranks.
+bool gates_own_rows(const Layer& l) { return l.is_moe && ffn_group(l).has_all_tokens(); }
+
 ops::DecodeAttention decode_attention_of(const Layer& l) {
   const Config& c = l.config;
   const mla::Weights& attn = l.w.attn;
@@ -217,7 +226,7 @@ ops::DecodeAttention decode_attention_of(const Layer& l) {
           .q_norm = attn.q_norm.data,
           .kv_norm = attn.kv_norm.data,
           .ffn_norm = l.w.ffn_norm.data,
-          .gate_weight = l.is_moe ? l.w.moe.gate.weight.data : Tensor(),
+          .gate_weight = gates_own_rows(l) ? l.w.moe.gate.weight.data : Tensor(),
           .layout = mla::rope_layout(c),
           .eps = c.rms_norm_eps,
           .scale = softmax_scale(c),
@@ -225,15 +234,15 @@ ops::DecodeAttention decode_attention_of(const Layer& l) {
           .nope_dim = c.qk_nope_head_dim,
           .rope_dim = c.qk_rope_head_dim,
           .v_dim = c.v_head_dim,
-          .sums = l.tensor.sums()};
+          .sums = attention_group(l).tensor.sums()};
 }
 
 // x [T, D] += the FFN of its norm n [T, D]; logits [T, E] of the gate, where they are known.
-void decode_mlp(Context& ctx, const Layer& l, const Packed& seq, In n, In logits, Acc x) {
+void decode_mlp(Context& ctx, const Layer& l, In n, In logits, Acc x) {
   if (l.is_moe)
-    moe::decode(ctx, l.config, l.w.moe, l.exchange, l.tensor, seq, n, logits, x);  // [T, D] +=
+    moe::decode(ctx, l.config, l.w.moe, l.exchange, ffn_group(l), n, logits, x);  // [T, D] +=
   else
-    mlp::decode(ctx, l.w.mlp, l.tensor, n, x);  // [T, D] +=
+    mlp::decode(ctx, l.w.mlp, ffn_group(l), n, x);  // [T, D] +=
 }
 
 // decode() with the attention half in one op, its sum over the ranks too, where there is one; false
@@ -243,15 +252,15 @@ bool decode_fused(Context& ctx, const Layer& l, const Packed& seq, const ops::La
   const auto [T, D] = HADAL_SHAPE(x, 2);
   const ops::DecodeAttention attention = decode_attention_of(l);
   bool pays = false;
-  if (!l.tensor.is_alone() && l.tensor.sums() == nullptr) return false;
+  if (T == 0 || !attention_group(l).sums_in_ops()) return false;
   ops::decode_attention_pays(ctx, attention, seq, cache, x, &pays);
   if (!pays) return false;
   Tensor n, logits;
   const Block n_memory = ctx.memory.take_tensor(x.dtype(), {T, D}, &n);
   const Block logits_memory = ctx.memory.take_tensor(
-      stat_dtype(x.dtype()), {T, l.is_moe ? l.config.n_routed_experts : 0}, &logits);
+      stat_dtype(x.dtype()), {T, gates_own_rows(l) ? l.config.n_routed_experts : 0}, &logits);
   ops::decode_attention(ctx, attention, seq, cache, x, n, logits);  // [T, D] +=  [T, D]  [T, E]
-  decode_mlp(ctx, l, seq, n, logits, x);                            // [T, D] +=
+  decode_mlp(ctx, l, n, gates_own_rows(l) ? In(logits) : In(), x);  // [T, D] +=
   return true;
 }
 
@@ -264,12 +273,14 @@ void decode(Context& ctx, const Layer& l, const Packed& seq, const ops::LatentPa
   Tensor n, rstd;
   const Block n_memory = ctx.memory.take_tensor(act, {T, D}, &n);
   const Block rstd_memory = ctx.memory.take_tensor(stat_dtype(act), {T}, &rstd);
-  ops::rmsnorm_forward(ctx, x, l.w.attn_norm.data, l.config.rms_norm_eps, n, rstd);  // [T, D]
-  add_sum(ctx, l.tensor, x, [&](Acc part) {
-    mla::decode(ctx, l.config, l.w.attn, seq, cache, n, part);  // [T, D] +=
-  });
-  ops::rmsnorm_forward(ctx, x, l.w.ffn_norm.data, l.config.rms_norm_eps, n, rstd);  // [T, D]
-  decode_mlp(ctx, l, seq, n, Tensor(), x);                                          // [T, D] +=
+  if (T > 0) {
+    ops::rmsnorm_forward(ctx, x, l.w.attn_norm.data, l.config.rms_norm_eps, n, rstd);  // [T, D]
+    add_sum(ctx, attention_group(l), n, x, [&](In rows, Acc part) {
+      mla::decode(ctx, l.config, l.w.attn, seq, cache, rows, part);  // [T, D] +=
+    });
+    ops::rmsnorm_forward(ctx, x, l.w.ffn_norm.data, l.config.rms_norm_eps, n, rstd);  // [T, D]
+  }
+  decode_mlp(ctx, l, n, Tensor(), x);  // [T, D] +=
 }
 
 }  // namespace hadal::block

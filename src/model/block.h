@@ -10,6 +10,7 @@
 #pragma once
 
 #include <functional>
+#include <span>
 
 #include "model/mla.h"
 #include "model/mlp.h"
@@ -27,6 +28,7 @@ struct Layer {
   Exchange& exchange;
   bool is_moe;
   TensorGroup tensor = {};  // shares heads and dense MLPs, and the tokens, but for decode()
+  std::span<const int64_t> tokens = {};  // [G] of decode(): DecodeGroup
 };
 
 struct [[nodiscard]] Saved {
@@ -95,7 +97,8 @@ struct BackwardArgs {
 Saved overlap(Context& ctx, const ForwardArgs& f, BackwardArgs&& b);
 
 // T new tokens through the layer with the latent cache: x [T, D] becomes the layer's output. In a
-// tensor group all ranks have all of x, and each a part of the heads, widths and experts.
+// tensor group each rank has a part of the widths and experts; and either all have all of x and
+// each a part of the heads, or each has the rows of its own sequences, maybe none, and all heads.
 void decode(Context& ctx, const Layer& layer, const Packed& seq, const ops::LatentPages& cache,
             Acc x);
 

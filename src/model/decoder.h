@@ -10,6 +10,10 @@
 // Of several ranks that run a model together each has a decoder with its part of the weights, and
 // all make the same calls. One of them may lead: before each call it announces it
 // (decoder_call.h), and the others, which have no caller, make what they hear.
+//
+// Where they split sequences, a sequence has a home: the rank that has its pages and runs its
+// attention. A step there is this rank's part of it, and step.of_ranks says what the others have;
+// who leads says it to them himself (serve/paged_step.h).
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -23,6 +27,7 @@ namespace hadal {
 // This rank among those that run a model together.
 struct DecoderRanks {
   TensorGroup tensor = {};
+  AttentionSplit attention = AttentionSplit::kHeads;
   Announce announce = {};  // of the one that leads
 };
 
@@ -52,16 +57,24 @@ class Decoder {
   void mtp_forward(int64_t k, const Call& call, In h, Out out);
   // logits [T, V] in the statistics type.
   void logits(In h, Out logits);
-  // The first rows of a page of the cache into another one, in every layer.
-  void copy_rows(int64_t from, int64_t to, int64_t num_rows);
+  // The first rows of a page of the cache into another one, in every layer; of `home`'s cache.
+  void copy_rows(int64_t from, int64_t to, int64_t num_rows, int64_t home = 0);
 
-  // What forward() and logits() do, for those who announce it themselves. prepare() is the host's
-  // part: checks, room in the cache, the page table.
+  // What forward(), mtp_forward() and logits() do, for those who announce it themselves. prepare()
+  // is the host's part: checks, room in the cache, the page table.
   void prepare(const Call& call);
   void run(const Step& step, Out h);
+  void run_mtp(int64_t k, const Step& step, In h, Out out);
   void head(In h, Out logits);
 
   bool is_alone() const { return ranks_.tensor.is_alone(); }
+  const TensorGroup& group() const { return ranks_.tensor; }
+  // Ranks that have sequences of their own; 1: all have all of them.
+  int num_homes() const { return splits_sequences() ? group().size() : 1; }
+  int home() const { return splits_sequences() ? group().rank() : 0; }
+  bool splits_sequences() const {
+    return !is_alone() && ranks_.attention == AttentionSplit::kSequences;
+  }
   // The others do what it announces, so it may not fail half-way and go on.
   bool leads() const { return static_cast<bool>(ranks_.announce); }
   void announce(const std::vector<int32_t>& words) const {
@@ -70,6 +83,7 @@ class Decoder {
 
  private:
   void announce(const Call& call, int64_t module) const;
+  void check_mtp(int64_t k) const;
 
   Context& ctx_;
   const Config& config_;
@@ -78,7 +92,7 @@ class Decoder {
   Limits limits_;
   DecoderRanks ranks_;
   Config part_;   // with this rank's heads and widths
-  Operand head_;  // [V/G, D]
+  Operand head_;  // [V/G, D], or whole where sequences are split
   LatentCache cache_;
   RowPool rows_;
   LocalExchange exchange_;

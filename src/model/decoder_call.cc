@@ -53,12 +53,13 @@ std::vector<int32_t> DecoderCall::words() const {
   out.put(static_cast<int64_t>(kind));
   for (const int64_t value :
        {limits.max_seqs, limits.max_tokens, limits.max_step_tokens, limits.num_mtp,
-        limits.num_pages, static_cast<int64_t>(limits.cache), module, num_rows, from, to})
+        limits.num_pages, static_cast<int64_t>(limits.cache), module, num_rows, from, to, home})
     out.put(value);
   out.put_list(ids);
   out.put_list(starts);
   out.put_list(lengths);
   for (const auto& list : pages) out.put_list(list);
+  out.put_list(homes);
   return out.take();
 }
 
@@ -73,11 +74,13 @@ DecoderCall DecoderCall::of(const std::vector<int32_t>& words) {
   for (int64_t* value : {&l.max_seqs, &l.max_tokens, &l.max_step_tokens, &l.num_mtp, &l.num_pages})
     *value = in.get();
   l.cache = static_cast<CacheFormat>(in.get());
-  for (int64_t* value : {&call.module, &call.num_rows, &call.from, &call.to}) *value = in.get();
+  for (int64_t* value : {&call.module, &call.num_rows, &call.from, &call.to, &call.home})
+    *value = in.get();
   call.ids = in.get_list<int32_t>();
   call.starts = in.get_list<int64_t>();
   call.lengths = in.get_list<int64_t>();
   for (size_t s = 0; s < call.starts.size(); ++s) call.pages.push_back(in.get_list<int64_t>());
+  call.homes = in.get_list<int64_t>();
   in.check_end();
   return call;
 }

@@ -16,6 +16,7 @@
 
 namespace hadal {
 
+// Of each rank, where ranks split sequences.
 struct DecoderLimits {
   int64_t max_seqs = 1;
   int64_t max_tokens = 4096;      // of one sequence
@@ -36,10 +37,11 @@ struct DecoderCall {
   DecoderLimits limits = {};                       // kMake
   int64_t module = 0;                              // kMtp
   int64_t num_rows = 0;                            // kLogits: of the states; kCopyRows: of a page
-  int64_t from = 0, to = 0;                        // kCopyRows: pages
+  int64_t from = 0, to = 0, home = 0;              // kCopyRows: pages, and whose
   std::vector<int32_t> ids = {};                   // [T]   kForward, kMtp: tokens
   std::vector<int64_t> starts = {}, lengths = {};  // [S]
   std::vector<std::vector<int64_t>> pages = {};    // [S]
+  std::vector<int64_t> homes = {};                 // [S] ranks; empty: of all
 
   std::vector<int32_t> words() const;
   // An Error if the words are none.

@@ -75,8 +75,10 @@ Saved forward(Context& ctx, const Config& c, const Weights& w, const Packed& seq
   return s;
 }
 
-Saved decode(Context& ctx, const Config& c, const Weights& w, const Packed& seq, In x, In logits) {
-  return choose(ctx, c, w, seq, x, logits);
+Saved decode(Context& ctx, const Config& c, const Weights& w, In x, In logits) {
+  Packed no_rows;  // of the balance loss
+  no_rows.num_tokens = x.dim(0);
+  return choose(ctx, c, w, no_rows, x, logits);
 }
 
 Deferred backward_input(Context& ctx, const Config& c, const Weights& w, Saved&& saved, In x,

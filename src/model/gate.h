@@ -43,8 +43,7 @@ ops::GateRule rule(const Config& config);
 Saved forward(Context& ctx, const Config& config, const Weights& w, const Packed& seq, In x,
               const TensorGroup& group = {});
 // The choice alone: balance and fraction stay unwritten. logits [T, E], or empty.
-Saved decode(Context& ctx, const Config& config, const Weights& w, const Packed& seq, In x,
-             In logits);
+Saved decode(Context& ctx, const Config& config, const Weights& w, In x, In logits);
 // dx [T, D] += ...; balance_scale multiplies the gradient of the sum of `balance`.
 Deferred backward_input(Context& ctx, const Config& config, const Weights& w, Saved&& saved, In x,
                         In dtopk_weight, double balance_scale, Acc dx);

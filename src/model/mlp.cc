@@ -46,28 +46,38 @@ Saved forward(Context& ctx, const Weights& w, In x, Out y, const Precision& prec
   return s;
 }
 
-void decode(Context& ctx, const Weights& w, const TensorGroup& tensor, In x, Acc y) {
+namespace {
+
+// y += ... in one op, with the ranks of `sums`, where that pays; false where it does not.
+bool decode_few(Context& ctx, const Weights& w, const ops::PeerSums* sums, In x, Acc y) {
   const ops::MoeWeights weights{.w1 = {},
                                 .w3 = {},
                                 .w2 = {},
                                 .shared_w1 = w.w1,
                                 .shared_w3 = w.w3,
                                 .shared_w2 = w.w2,
-                                .sums = tensor.sums()};
+                                .sums = sums};
   bool pays = false;
-  if (tensor.is_alone() || tensor.sums() != nullptr) ops::moe_of_few_pays(ctx, weights, x, &pays);
-  if (pays) {
-    Tensor no_idx, no_weight;
-    const Block idx_memory = ctx.memory.take_tensor(DType::kI32, {x.dim(0), 0}, &no_idx);
-    const Block weight_memory =
-        ctx.memory.take_tensor(stat_dtype(x.dtype()), {x.dim(0), 0}, &no_weight);
-    return ops::moe_of_few(ctx, weights, x, no_idx, no_weight, y);
-  }
-  add_sum(ctx, tensor, y, [&](Acc part) {
+  ops::moe_of_few_pays(ctx, weights, x, &pays);
+  if (!pays) return false;
+  Tensor no_idx, no_weight;
+  const Block idx_memory = ctx.memory.take_tensor(DType::kI32, {x.dim(0), 0}, &no_idx);
+  const Block weight_memory =
+      ctx.memory.take_tensor(stat_dtype(x.dtype()), {x.dim(0), 0}, &no_weight);
+  ops::moe_of_few(ctx, weights, x, no_idx, no_weight, y);
+  return true;
+}
+
+}  // namespace
+
+void decode(Context& ctx, const Weights& w, const DecodeGroup& group, In x, Acc y) {
+  if (group.sums_in_ops() && decode_few(ctx, w, group.tensor.sums(), x, y)) return;
+  add_sum(ctx, group, x, y, [&](In all, Acc part) {
+    if (!group.has_all_tokens() && decode_few(ctx, w, nullptr, all, part)) return;
     Tensor out;
-    const Block memory = ctx.memory.take_tensor(x.dtype(), x.shape(), &out);
-    static_cast<void>(forward(ctx, w, x, out));  // [T, D]
-    ops::add_acc(ctx, out, part);                // [T, D]
+    const Block memory = ctx.memory.take_tensor(all.dtype(), all.shape(), &out);
+    static_cast<void>(forward(ctx, w, all, out));  // [T, D]
+    ops::add_acc(ctx, out, part);                  // [T, D]
   });
 }
 

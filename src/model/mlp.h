@@ -35,7 +35,7 @@ using Grads = Params<Tensor>;
 Saved forward(Context& ctx, const Weights& w, In x, Out y, const Precision& precision = {},
               const ops::TileRows& x_tiles = {});
 // y [T, D] += ... over the group, of whose hidden width each rank has a part; nothing kept.
-void decode(Context& ctx, const Weights& w, const TensorGroup& tensor, In x, Acc y);
+void decode(Context& ctx, const Weights& w, const DecodeGroup& group, In x, Acc y);
 Deferred backward_input(Context& ctx, const Weights& w, Saved&& saved, In x, In dy, Out dx,
                         const Precision& precision = {});
 void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw);  // dw += ...

@@ -74,27 +74,31 @@ int64_t first_expert(const Config& c, const TensorGroup& tensor) {
 }  // namespace
 
 void decode(Context& ctx, const Config& c, const Weights& w, Exchange& exchange,
-            const TensorGroup& tensor, const Packed& seq, In x, In logits, Acc y) {
-  gate::Saved choice = gate::decode(ctx, c, w.gate, seq, x, logits);
-  const ops::MoeWeights weights{.w1 = w.experts.w1,
-                                .w3 = w.experts.w3,
-                                .w2 = w.experts.w2,
-                                .shared_w1 = w.shared.w1,
-                                .shared_w3 = w.shared.w3,
-                                .shared_w2 = w.shared.w2,
-                                .first_expert = first_expert(c, tensor),
-                                .sums = tensor.sums()};
+            const DecodeGroup& group, In x, In logits, Acc y) {
+  ops::MoeWeights weights{.w1 = w.experts.w1,
+                          .w3 = w.experts.w3,
+                          .w2 = w.experts.w2,
+                          .shared_w1 = w.shared.w1,
+                          .shared_w3 = w.shared.w3,
+                          .shared_w2 = w.shared.w2,
+                          .first_expert = first_expert(c, group.tensor),
+                          .sums = group.has_all_tokens() ? group.tensor.sums() : nullptr};
   bool pays = false;
-  if (tensor.is_alone() || tensor.sums() != nullptr) ops::moe_of_few_pays(ctx, weights, x, &pays);
-  if (pays) return ops::moe_of_few(ctx, weights, x, choice.topk_idx, choice.topk_weight, y);
-  add_sum(ctx, tensor, y, [&](Acc part) {
-    Saved s = dispatch(ctx, exchange, std::move(choice), x);
-    mlp_forward(ctx, c, w, exchange, x, s);
+  // The experts that are here, of rows that are.
+  const auto add_part = [&](In rows, Acc part) {
+    gate::Saved choice = gate::decode(ctx, c, w.gate, rows, logits);
+    if (!group.has_all_tokens()) ops::moe_of_few_pays(ctx, weights, rows, &pays);
+    if (pays) return ops::moe_of_few(ctx, weights, rows, choice.topk_idx, choice.topk_weight, part);
+    Saved s = dispatch(ctx, exchange, std::move(choice), rows);
+    mlp_forward(ctx, c, w, exchange, rows, s);
     Tensor out;
-    const Block memory = ctx.memory.take_tensor(x.dtype(), x.shape(), &out);
+    const Block memory = ctx.memory.take_tensor(rows.dtype(), rows.shape(), &out);
     combine_forward(ctx, exchange, s, out);  // [T, D]
     ops::add_acc(ctx, out, part);            // [T, D]
-  });
+  };
+  if (group.sums_in_ops()) ops::moe_of_few_pays(ctx, weights, x, &pays);
+  if (pays) return add_part(x, y);
+  add_sum(ctx, group, x, y, add_part);
 }
 
 Deferred combine_backward(Context& ctx, const Config& c, Exchange& exchange, Saved& s, In dy) {

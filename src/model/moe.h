@@ -63,10 +63,10 @@ void gate_backward_weight(Context& ctx, Deferred& d, Grads& dw);  // after dispa
 Saved forward(Context& ctx, const Config& config, const Weights& w, Exchange& exchange,
               const Packed& seq, In x, Out y);
 // forward() for generation: nothing is kept, the balance loss is not computed. logits [T, E] of the
-// gate, or empty where they are not known yet. y [T, D] += ... over the group, of whose experts
-// each rank has an equal run.
+// gate, or empty where they are not known yet, as where ranks have tokens of their own. y [T, D] +=
+// ... over the group, of whose experts each rank has an equal run.
 void decode(Context& ctx, const Config& config, const Weights& w, Exchange& exchange,
-            const TensorGroup& tensor, const Packed& seq, In x, In logits, Acc y);
+            const DecodeGroup& group, In x, In logits, Acc y);
 struct BackwardArgs {
   In x, dy;              // [T, D]  [T, D]
   double balance_scale;  // of the gradient of the balance loss

@@ -19,7 +19,8 @@ block::Layer layer_of(const Module& m) {
           .w = m.w.block,
           .exchange = m.exchange,
           .is_moe = true,
-          .tensor = m.tensor};
+          .tensor = m.tensor,
+          .tokens = m.tokens};
 }
 
 // Gradients of rows of the depth before, on whatever rank they are: dh_prev [T, D] += ...
@@ -132,12 +133,14 @@ void decode(Context& ctx, const Module& m, const Step& step, const ops::LatentPa
   const Block z_memory = ctx.memory.take_tensor(act, {T, 2 * D}, &z);
   const Block x_memory = ctx.memory.take_tensor(act, {T, D}, &x);
   const Block rstd_memory = ctx.memory.take_tensor(stat_dtype(act), {T}, &rstd);
-  embed::forward(ctx, m.embed, step.ids, e);                              // [T, D]
-  ops::rmsnorm_forward(ctx, e, m.w.enorm.data, eps, z.cols(0, D), rstd);  // [T, D]
-  ops::rmsnorm_forward(ctx, h, m.w.hnorm.data, eps, z.cols(D, D), rstd);  // [T, D]
-  ops::gemm_nt(ctx, z, m.w.eh_proj, x);                                   // [T, D]
-  block::decode(ctx, layer_of(m), step.seq, cache, x);                    // [T, D]
-  ops::rmsnorm_forward(ctx, x, m.w.norm.data, eps, out, rstd);            // [T, D]
+  if (T > 0) {
+    embed::forward(ctx, m.embed, step.ids, e);                              // [T, D]
+    ops::rmsnorm_forward(ctx, e, m.w.enorm.data, eps, z.cols(0, D), rstd);  // [T, D]
+    ops::rmsnorm_forward(ctx, h, m.w.hnorm.data, eps, z.cols(D, D), rstd);  // [T, D]
+    ops::gemm_nt(ctx, z, m.w.eh_proj, x);                                   // [T, D]
+  }
+  block::decode(ctx, layer_of(m), step.seq, cache, x);                     // [T, D]
+  if (T > 0) ops::rmsnorm_forward(ctx, x, m.w.norm.data, eps, out, rstd);  // [T, D]
 }
 
 }  // namespace hadal::mtp

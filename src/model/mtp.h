@@ -24,6 +24,7 @@ struct Module {
   const Operand& embed;  // [V, D]
   Exchange& exchange;
   TensorGroup tensor = {};
+  std::span<const int64_t> tokens = {};  // of decode(): as block::Layer's
 };
 
 struct [[nodiscard]] Saved {
@@ -54,7 +55,7 @@ Deferred backward_input(Context& ctx, const Module& module, const Batch::Depth& 
 void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw, Acc dembed);
 
 // New tokens through the module with its own layer of the latent cache: ids are the tokens after
-// those that h [T, D] belongs to; out [T, D] after the norm.
+// those that h [T, D] belongs to; out [T, D] after the norm. T may be 0 in a tensor group.
 void decode(Context& ctx, const Module& module, const Step& step, const ops::LatentPages& cache,
             In h, Out out);
 

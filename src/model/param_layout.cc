@@ -60,18 +60,19 @@ Slice slice_of(const ParamInfo& info, const Share& tensor) {
   return slice(info.shape, info.shard, tensor);
 }
 
-void check_decode_ranks(const Config& c, int64_t ranks) {
+void check_decode_ranks(const Config& c, int64_t ranks, AttentionSplit attention) {
   HADAL_CHECK(ranks >= 1, "ranks = ", ranks, "; give 1 or more");
   const auto check = [&](int64_t number, const char* name) {
     HADAL_CHECK(number % ranks == 0, "ranks = ", ranks, " does not divide ", name, " = ", number);
   };
-  check(c.num_attention_heads, "num_attention_heads");
+  const bool splits_heads = attention == AttentionSplit::kHeads;
+  if (splits_heads) check(c.num_attention_heads, "num_attention_heads");
   if (c.first_k_dense_replace > 0) check(c.intermediate_size, "intermediate_size");
   const bool has_experts = c.num_moe_layers() > 0;
   if (has_experts) check(c.n_routed_experts, "n_routed_experts");
   if (has_experts && c.n_shared_experts > 0)
     check(c.shared_intermediate_size(), "n_shared_experts * moe_intermediate_size");
-  check(c.vocab_size, "vocab_size");
+  if (splits_heads) check(c.vocab_size, "vocab_size");
 }
 
 ExpertRun decode_experts(const Config& c, const Share& rank) {
@@ -79,8 +80,8 @@ ExpertRun decode_experts(const Config& c, const Share& rank) {
   return {.first = rank.index * count, .count = count, .of = c.n_routed_experts};
 }
 
-RankShare decode_share(const Config& config, const Share& rank) {
-  RankShare share{.tensor = rank};
+RankShare decode_share(const Config& config, const Share& rank, AttentionSplit attention) {
+  RankShare share{.tensor = rank, .attention = attention};
   const ExpertRun here = decode_experts(config, rank);
   share.holds = [here](const ParamInfo& info) {
     return info.expert < 0 || here.contains(info.expert);
@@ -88,14 +89,23 @@ RankShare decode_share(const Config& config, const Share& rank) {
   return share;
 }
 
-Slice decode_slice(const ParamInfo& info, const Share& rank) {
-  return slice(info.shape, info.decode_shard, rank);
+namespace {
+
+ParamShard decode_shard(const ParamInfo& info, const RankShare& share) {
+  return share.attention == AttentionSplit::kHeads ? info.decode_shard : info.widths_shard;
 }
 
-Shape decode_shape(const ParamInfo& info, const Share& rank) {
+}  // namespace
+
+Slice decode_slice(const ParamInfo& info, const RankShare& share) {
+  return slice(info.shape, decode_shard(info, share), share.tensor);
+}
+
+Shape decode_shape(const ParamInfo& info, const RankShare& share) {
+  const ParamShard shard = decode_shard(info, share);
   Shape shape = info.shape;
-  if (info.decode_shard == ParamShard::kRows) shape.dims[0] /= rank.ways;
-  if (info.decode_shard == ParamShard::kColumns) shape.dims[1] /= rank.ways;
+  if (shard == ParamShard::kRows) shape.dims[0] /= share.tensor.ways;
+  if (shard == ParamShard::kColumns) shape.dims[1] /= share.tensor.ways;
   return shape;
 }
 

@@ -25,11 +25,15 @@ inline constexpr size_t kNumParamGroups = 6;
 struct Share {
   int ways = 1, index = 0;
 };
+// How ranks that generate together split attention: by heads, each with all tokens and all of the
+// cache; or by sequences, each with all heads, for the tokens and the cache of its own alone.
+enum class AttentionSplit : uint8_t { kHeads, kSequences };
 // What one rank holds of a model, and its shares of the optimizer's state (ZeRO-1).
 struct RankShare {
-  std::function<bool(const ParamInfo&)> holds = {};  // none: everything
-  Share tensor = {};                                 // of every split matrix, which it holds
-  Share experts = {}, split = {}, dense = {};        // of the moments
+  std::function<bool(const ParamInfo&)> holds = {};   // none: everything
+  Share tensor = {};                                  // of every split matrix, which it holds
+  Share experts = {}, split = {}, dense = {};         // of the moments
+  AttentionSplit attention = AttentionSplit::kHeads;  // in generation
 };
 
 // A model as a rank of a tensor group computes it: its share of the heads and of the width of
@@ -61,10 +65,11 @@ struct Slice {
 // info: of the whole model.
 Slice slice_of(const ParamInfo& info, const Share& tensor);
 
-// ---- Generation: ranks that have all tokens, a part of every matrix and some of the experts ----
+// ---- Generation: ranks that have a part of the matrices and some of the experts ----------------
 
 // An Error that names the number that does not divide.
-void check_decode_ranks(const Config& config, int64_t ranks);
+void check_decode_ranks(const Config& config, int64_t ranks,
+                        AttentionSplit attention = AttentionSplit::kHeads);
 // Routed experts [first, first + count) of `of`.
 struct ExpertRun {
   int64_t first = 0, count = 0, of = 0;
@@ -73,10 +78,11 @@ struct ExpertRun {
 };
 ExpertRun decode_experts(const Config& config, const Share& rank);
 // What one of the ranks loads: its experts, and of the others what decode_slice() says.
-RankShare decode_share(const Config& config, const Share& rank);
-Slice decode_slice(const ParamInfo& info, const Share& rank);
+RankShare decode_share(const Config& config, const Share& rank,
+                       AttentionSplit attention = AttentionSplit::kHeads);
+Slice decode_slice(const ParamInfo& info, const RankShare& share);
 // Of the tensor that the slice fills.
-Shape decode_shape(const ParamInfo& info, const Share& rank);
+Shape decode_shape(const ParamInfo& info, const RankShare& share);
 
 int64_t padded(int64_t elements);  // to kParamPad
 

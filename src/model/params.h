@@ -113,8 +113,11 @@ struct ParamInfo {
   ParamShard shard;
   int64_t layer = -1;   // MTP module k: num_hidden_layers + k; -1: of no layer
   int64_t expert = -1;  // routed expert; -1: of none
-  // In generation every rank has all tokens, so the shared experts and the head are split as well.
+  // In generation where ranks split heads: every one has all tokens, so the shared experts and the
+  // head are split as well.
   ParamShard decode_shard = shard;
+  // In generation where ranks split sequences: attention and the head are whole.
+  ParamShard widths_shard = ParamShard::kReplicated;
   bool decay() const { return shape.rank >= 2; }  // weight decay on matrices only
   bool trained() const { return kind != ParamKind::kBuffer; }
   bool is_split() const { return shard == ParamShard::kRows || shard == ParamShard::kColumns; }
@@ -180,7 +183,7 @@ void visit_block(const Config& c, const std::string& prefix, int64_t layer, Visi
   const auto visit_mlp = [&](const char* name, int64_t F, S rows, S columns, auto&... m) {
     const auto part = [&](const char* matrix, Shape shape, S shard, S decode_shard) {
       ParamInfo info = at(concat(name, ".", matrix).c_str(), shape, K::kMatrix, shard);
-      info.decode_shard = decode_shard;
+      info.decode_shard = info.widths_shard = decode_shard;
       return info;
     };
     visit(part("w1", {F, D}, rows, S::kRows), m.w1...);

@@ -5,6 +5,7 @@
 #include "model/tensor_group.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace hadal {
 namespace {
@@ -85,6 +86,25 @@ void PartialSums::finish(Context& ctx) {
   for_each_part(ys_, own, [&](const Tensor& y, const Tensor& part) {
     ops::cast(ctx, part.rows(0, y.dim(0)), Tensor(y));  // [Th, Wi]
   });
+}
+
+Block gather_tokens(Context& ctx, const DecodeGroup& group, In x, Tensor* all) {
+  const int64_t T = std::accumulate(group.tokens.begin(), group.tokens.end(), int64_t{0});
+  Block memory = ctx.memory.take_tensor(x.dtype(), {T, x.dim(1)}, all);
+  group.tensor.comm().all_gather_v(ctx, x, group.tokens, *all);
+  return memory;
+}
+
+void add_total(Context& ctx, const DecodeGroup& group, Acc part, Acc y) {
+  Tensor own = part;
+  Block memory;
+  if (group.has_all_tokens()) {
+    group.tensor.comm().all_reduce(ctx, part);
+  } else {
+    memory = ctx.memory.take_tensor(y.dtype(), y.shape(), &own);
+    group.tensor.comm().reduce_scatter_v(ctx, part, group.tokens, own);
+  }
+  if (y.dim(0) > 0) ops::add_acc(ctx, own, y);
 }
 
 void broadcast(Context& ctx, const TensorGroup& group, const Tensor& x) {

@@ -8,11 +8,13 @@
 // see all T with a part of the weights: what they read is gathered, and what they write is a sum
 // over the ranks of which each one takes its own tokens. A rank alone transfers and copies nothing.
 //
-// In generation the steps are small, and every rank has all tokens and all states (add_sum).
+// In generation (DecodeGroup) either every rank has all tokens and all states, or the step says how
+// many each rank has.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <initializer_list>
+#include <span>
 #include <vector>
 
 #include "core/comm.h"
@@ -65,18 +67,34 @@ class PartialSums {
   Tensor slab_;  // [G*n, sum of Wi]
 };
 
-// y [T, W] += the sum over the ranks of what add_part(part) adds to `part` [T, W]: in rank order,
-// so that a row has the same bits in any step, and all ranks have the same ones. Alone:
-// add_part(y).
+// The ranks that make a step of generation together.
+struct DecodeGroup {
+  TensorGroup tensor = {};               // that share widths and experts
+  std::span<const int64_t> tokens = {};  // [G] of each rank, none or more; empty: all have all
+  bool has_all_tokens() const { return tokens.empty(); }
+  // Whether the fused ops of ops/few_tokens.h can add up over the group, or need not.
+  bool sums_in_ops() const {
+    return tensor.is_alone() || (has_all_tokens() && tensor.sums() != nullptr);
+  }
+};
+// The rows of all ranks, in rank order: x [tokens of this rank, W] -> all [sum of tokens, W].
+Block gather_tokens(Context& ctx, const DecodeGroup& group, In x, Tensor* all);
+// y += this rank's rows of the sum over the ranks of `part`, a row of each token of all ranks.
+void add_total(Context& ctx, const DecodeGroup& group, Acc part, Acc y);
+
+// y [T, W] += the sum over the ranks of what add_part(x, part) adds to `part`: in rank order, so
+// that a row has the same bits in any step and on any rank. Where ranks have tokens of their own,
+// add_part sees the rows x of all of them. Alone: add_part(x, y).
 template <class AddPart>
-void add_sum(Context& ctx, const TensorGroup& group, Acc y, const AddPart& add_part) {
-  if (group.is_alone()) return add_part(y);
-  Tensor part;
-  const Block memory = ctx.memory.take_tensor(y.dtype(), y.shape(), &part);
+void add_sum(Context& ctx, const DecodeGroup& group, In x, Acc y, const AddPart& add_part) {
+  if (group.tensor.is_alone()) return add_part(x, y);
+  Tensor all = x, part;
+  Block all_memory;
+  if (!group.has_all_tokens()) all_memory = gather_tokens(ctx, group, x, &all);
+  const Block memory = ctx.memory.take_tensor(y.dtype(), {all.dim(0), y.dim(1)}, &part);
   ops::fill(ctx, 0.0, part);
-  add_part(Acc(part));
-  group.comm().all_reduce(ctx, part);
-  ops::add_acc(ctx, part, y);
+  add_part(In(all), Acc(part));
+  add_total(ctx, group, part, y);
 }
 
 // Rank 0's x becomes that of all.

@@ -484,7 +484,7 @@ TEST(DecoderCall, ComesBackFromItsWords) {
                "internal error: a rank announced 77, which is no call of a decoder");
   words = call.words();
   const size_t num_words = words.size();
-  words[11] = 1000;  // how many tokens follow
+  words[12] = 1000;  // how many tokens follow
   EXPECT_ERROR(
       DecoderCall::of(words),
       concat("internal error: a list of 1000 in an announcement of ", num_words, " words"));
