@@ -39,7 +39,8 @@ constexpr std::array<Variable, 14> kTable = {{
     {"HADAL_SABOTAGE", "",
      "plants a named fault, to show that scripts/resume_check.sh notices it: rng, microbatch, "
      "counts, position; or that scripts/parallel_check.sh does: microbatch, expert_group, "
-     "local_counts, balance_by_ranks; or that the tests of the page pool do: refcount, lru; or "
+     "local_counts, balance_by_ranks; or that the tests of the page pool and the scheduler do: "
+     "refcount, lru, rows, home; or "
      "kills rank 1 of a run at step 4, for the tests of that: die_in_step, die_in_collective, "
      "die_in_checkpoint; or leaves the copy for a checkpoint to the step that will change the "
      "state: "
@@ -129,11 +130,27 @@ std::optional<Place> place() {
 }
 
 std::string sabotage() {
-  return read_one_of(
-      "HADAL_SABOTAGE",
-      {"", "rng", "microbatch", "counts", "position", "spike", "refcount", "lru", "expert_group",
-       "local_counts", "balance_by_ranks", "die_in_step", "die_in_collective", "die_in_checkpoint",
-       "late_copy", "mute_rank", "slow_rank", "flip_bit", "other_build"});
+  return read_one_of("HADAL_SABOTAGE", {"",
+                                        "rng",
+                                        "microbatch",
+                                        "counts",
+                                        "position",
+                                        "spike",
+                                        "refcount",
+                                        "lru",
+                                        "expert_group",
+                                        "local_counts",
+                                        "balance_by_ranks",
+                                        "die_in_step",
+                                        "die_in_collective",
+                                        "die_in_checkpoint",
+                                        "late_copy",
+                                        "mute_rank",
+                                        "rows",
+                                        "home",
+                                        "slow_rank",
+                                        "flip_bit",
+                                        "other_build"});
 }
 
 }  // namespace hadal::env

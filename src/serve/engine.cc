@@ -56,7 +56,8 @@ Engine::Engine(Context& ctx, Decoder& decoder, std::optional<io::Tokenizer> toke
                   .page_tokens = ops::kCachePageTokens,
                   .aging_seconds = options.aging_seconds,
                   .prefix_cache = options.prefix_cache,
-                  .lookahead = options.speculate > 0 ? 1 : 0}) {
+                  .lookahead = options.speculate > 0 ? 1 : 0,
+                  .num_homes = decoder.num_homes()}) {
   const Decoder::Limits& limits = decoder.limits();
   HADAL_CHECK(options.speculate == 0 || limits.num_mtp > 0,
               "speculation needs a model with an MTP module; use --speculate 0");
@@ -108,7 +109,8 @@ Engine::Answer Engine::submit(std::vector<Request> requests) {
   {
     const std::lock_guard lock(mutex_);
     if (closed_ || stop_) return Answer::kClosed;
-    if (num_open_ + count > scheduler_.limits().max_seqs + options_.max_queue) {
+    const Scheduler::Limits& limits = scheduler_.limits();
+    if (num_open_ + count > limits.num_homes * limits.max_seqs + options_.max_queue) {
       num_rejected_ += count;
       return Answer::kBusy;
     }
@@ -167,11 +169,13 @@ void Engine::publish_stats() {
   EngineStats& c = counters_;
   c.num_running = scheduler_.num_running();
   c.num_waiting = scheduler_.num_waiting();
-  const PagePool& pool = scheduler_.pool();
-  c.num_pages = pool.num_pages();
-  c.num_pages_in_use = pool.num_in_use();
-  c.num_pages_cached = pool.num_cached();
-  c.num_evictions = pool.num_evicted();
+  c.num_pages = c.num_pages_in_use = c.num_pages_cached = c.num_evictions = 0;
+  for (const PagePool& pool : scheduler_.pools()) {
+    c.num_pages += pool.num_pages();
+    c.num_pages_in_use += pool.num_in_use();
+    c.num_pages_cached += pool.num_cached();
+    c.num_evictions += pool.num_evicted();
+  }
   c.num_preemptions = scheduler_.num_preemptions();
   if (runner_) {
     c.device_busy_seconds = runner_->busy_seconds();
@@ -237,7 +241,7 @@ bool Engine::step(double now) {
     if (!overlaps) collect(now);
     const StepPlan plan = scheduler_.plan(now);
     const std::vector<PageCopy> copies = scheduler_.apply(plan, now);
-    for (const auto& [id, match] : plan.admit) {
+    for (const auto& [id, match, home] : plan.admit) {
       const Sequence& s = scheduler_.at(id);
       if (s.num_preempted > 0) continue;
       counters_.prefix_queries += s.num_prompt;
@@ -287,7 +291,16 @@ void Engine::break_down(double now) {
 }
 
 void Engine::copy_pages(const std::vector<PageCopy>& copies) {
-  for (const auto& [from, to, num_rows] : copies) decoder_.copy_rows(from, to, num_rows);
+  for (const auto& [from, to, num_rows, home] : copies)
+    decoder_.copy_rows(from, to, num_rows, home);
+}
+
+void Engine::add_sequence(PagedTokens& tokens, const Sequence& s, int64_t start,
+                          int64_t count) const {
+  tokens.starts.push_back(start);
+  tokens.counts.push_back(count);
+  tokens.pages.push_back(&s.pages);
+  if (decoder_.splits_sequences()) tokens.homes.push_back(s.home);
 }
 
 void Engine::run_step(const StepPlan& plan, const std::vector<PageCopy>& copies, double now) {
@@ -300,13 +313,11 @@ void Engine::run_step(const StepPlan& plan, const std::vector<PageCopy>& copies,
       Live& live = *live_.at(run.id);
       const Sequence& s = *live.sequence;
       f.offset.push_back(static_cast<int64_t>(tokens.ids.size()));
-      tokens.starts.push_back(run.start);
-      tokens.counts.push_back(run.count);
+      add_sequence(tokens, s, run.start, run.count);
       for (int64_t p = run.start; p < run.start + run.count; ++p)
         tokens.ids.push_back(p < s.num_tokens()
                                  ? s.tokens[static_cast<size_t>(p)]
                                  : s.drafts[static_cast<size_t>(p - s.num_tokens())]);
-      tokens.pages.push_back(&s.pages);
       live.done = std::min(run.start + run.count, s.num_tokens());
       live.ready = live.done == s.num_tokens();
       // Logits of the prompt's rows that are to be scored, then of those to draw from.
@@ -318,7 +329,7 @@ void Engine::run_step(const StepPlan& plan, const std::vector<PageCopy>& copies,
     }
     const int64_t T = plan.num_tokens, R = static_cast<int64_t>(f.rows.size());
     f.memory = ctx_.memory.take_tensor(decoder_.act(), {T, decoder_.config().hidden_size}, &f.h);
-    decoder_.forward(make_paged_step(ctx_, decoder_, tokens).call(), f.h);
+    paged_forward(ctx_, decoder_, tokens, f.h);  // [T, D]
     ++counters_.num_steps;
     counters_.num_step_tokens += T;
     if (R > 0) {
@@ -536,15 +547,12 @@ void Engine::draft(const StepPlan& plan, Forward& f) {
         tokens.ids.push_back(p < s.num_tokens()
                                  ? s.tokens[static_cast<size_t>(p)]
                                  : s.drafts[static_cast<size_t>(p - s.num_tokens())]);
-      tokens.pages.push_back(&s.pages);
-      tokens.starts.push_back(item.start);
-      tokens.counts.push_back(item.count);
+      add_sequence(tokens, s, item.start, item.count);
     }
     Rows out;
     out.memory = ctx_.memory.take_tensor(
         decoder_.act(), {states.tensor.dim(0), decoder_.config().hidden_size}, &out.tensor);
-    decoder_.mtp_forward(0, make_paged_step(ctx_, decoder_, tokens).call(), states.tensor,
-                         out.tensor);
+    paged_mtp_forward(ctx_, decoder_, 0, tokens, states.tensor, out.tensor);
     // Drafts of this depth, and the sequences that go one further on their own state.
     std::vector<Item> next;
     rows.clear();

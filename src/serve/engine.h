@@ -44,7 +44,7 @@ class Engine {
   // Gets what each step brought, on the thread of step().
   using Deliver = std::function<void(std::vector<Output>&&)>;
 
-  // Takes all of the decoder's cache. Without a tokenizer outputs have no text.
+  // Takes all of the decoder's cache, of every home. Without a tokenizer outputs have no text.
   Engine(Context& ctx, Decoder& decoder, std::optional<io::Tokenizer> tokenizer,
          const Options& options, Deliver deliver);
   ~Engine();
@@ -102,6 +102,8 @@ class Engine {
   void fail(const std::vector<uint64_t>& ids, const std::string& error, double now);
   void run_step(const StepPlan& plan, const std::vector<PageCopy>& copies, double now);
   void copy_pages(const std::vector<PageCopy>& copies);
+  // All but its ids.
+  void add_sequence(PagedTokens& tokens, const Sequence& s, int64_t start, int64_t count) const;
   Rows take_rows(const Tensor& h, const std::vector<int32_t>& rows);
   std::vector<int32_t> sample(const ops::SampleRule& rule, const Tensor& logits,
                               const std::vector<int32_t>& positions);

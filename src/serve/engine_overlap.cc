@@ -43,9 +43,7 @@ void Engine::launch_step(const StepPlan& plan, const std::vector<PageCopy>& copi
       input.tokens.ids.push_back(p < s.num_known()
                                      ? s.tokens[static_cast<size_t>(p)]
                                      : static_cast<int32_t>(-1 - drawn_before.at(run.id)));
-    input.tokens.starts.push_back(run.start);
-    input.tokens.counts.push_back(run.count);
-    input.tokens.pages.push_back(&s.pages);
+    add_sequence(input.tokens, s, run.start, run.count);
     const bool draws = run.start + run.count == s.num_tokens();
     flight.items.push_back({run.id, draws ? static_cast<int64_t>(input.draws.size()) : -1});
     if (draws)

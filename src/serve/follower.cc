@@ -5,6 +5,7 @@
 #include "serve/follower.h"
 
 #include <numeric>
+#include <utility>
 
 #include "core/check.h"
 #include "model/bytes.h"
@@ -22,14 +23,13 @@ std::vector<int64_t> first_slots(size_t count) {
 }  // namespace
 
 Follower::Follower(Context& ctx, const Config& config, const Weights& weights, DType act,
-                   TensorGroup group)
-    : ctx_(ctx), config_(config), weights_(weights), act_(act), group_(group) {}
+                   DecoderRanks ranks)
+    : ctx_(ctx), config_(config), weights_(weights), act_(act), ranks_(std::move(ranks)) {}
 
 void Follower::make(const DecoderLimits& limits) {
   runner_.reset();
   decoder_.reset();
-  decoder_ = std::make_unique<Decoder>(ctx_, config_, weights_, act_, limits,
-                                       DecoderRanks{.tensor = group_});
+  decoder_ = std::make_unique<Decoder>(ctx_, config_, weights_, act_, limits, ranks_);
   decoder_->cache().lend_pages();
   for (int64_t s = 0; s < limits.max_seqs; ++s) decoder_->cache().open();
 }
@@ -40,9 +40,24 @@ Step Follower::step_of(const DecoderCall& call) {
   return make_step(ctx_, config_, call.ids, call.starts, call.lengths, act_);
 }
 
+// A step of which this rank has some sequences. The states of all tokens are the leader's.
+void Follower::paged_call(const DecoderCall& call) {
+  PagedTokens tokens{.ids = call.ids,
+                     .starts = call.starts,
+                     .counts = call.lengths,
+                     .pages = {},
+                     .homes = call.homes};
+  for (const std::vector<int64_t>& pages : call.pages) tokens.pages.push_back(&pages);
+  if (call.kind == DecoderCallKind::kForward)
+    paged_forward(ctx_, *decoder_, tokens, Tensor());
+  else
+    paged_mtp_forward(ctx_, *decoder_, call.module, tokens, Tensor(), Tensor());
+}
+
 void Follower::call(const DecoderCall& call) {
   if (call.kind == DecoderCallKind::kMake) return make(call.limits);
   HADAL_CHECK(decoder_ != nullptr, "internal error: a call of a decoder that was not made");
+  if (!call.homes.empty()) return paged_call(call);
   const auto T = static_cast<int64_t>(call.ids.size()), D = config_.hidden_size;
   const std::vector<int64_t> slots = first_slots(call.starts.size());
   Tensor h, out;
@@ -54,17 +69,17 @@ void Follower::call(const DecoderCall& call) {
     const Step step = step_of(call);
     const Block h_memory = ctx_.memory.take_tensor(act_, {T, D}, &h);
     const Block out_memory = ctx_.memory.take_tensor(act_, {T, D}, &out);
-    broadcast(ctx_, group_, h);
+    broadcast(ctx_, ranks_.tensor, h);
     decoder_->mtp_forward(call.module, {.step = step, .seqs = slots}, h, out);  // [T, D]
   } else if (call.kind == DecoderCallKind::kLogits) {
     const int64_t R = call.num_rows;
     const Block h_memory = ctx_.memory.take_tensor(act_, {R, D}, &h);
     const Block out_memory =
         ctx_.memory.take_tensor(stat_dtype(act_), {R, config_.vocab_size}, &out);
-    broadcast(ctx_, group_, h);
+    broadcast(ctx_, ranks_.tensor, h);
     decoder_->logits(h, out);  // [R, V]
   } else {
-    decoder_->copy_rows(call.from, call.to, call.num_rows);
+    decoder_->copy_rows(call.from, call.to, call.num_rows, call.home);
   }
 }
 

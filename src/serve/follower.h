@@ -18,10 +18,10 @@ namespace hadal::serve {
 
 class Follower {
  public:
-  // config, weights: as a decoder of this rank takes them; they outlive it. The leader is rank 0 of
-  // the group.
+  // config, weights, ranks: as a decoder of this rank takes them; the first two outlive it. The
+  // leader is rank 0 of the group.
   Follower(Context& ctx, const Config& config, const Weights& weights, DType act,
-           TensorGroup group);
+           DecoderRanks ranks);
 
   // Does what it hears, until the leader ends it. hear() waits for the next announcement.
   void run(const std::function<std::vector<int32_t>()>& hear);
@@ -29,13 +29,14 @@ class Follower {
  private:
   void call(const DecoderCall& call);
   void make(const DecoderLimits& limits);
+  void paged_call(const DecoderCall& call);
   Step step_of(const DecoderCall& call);
 
   Context& ctx_;
   const Config& config_;
   const Weights& weights_;
   DType act_;
-  TensorGroup group_;
+  DecoderRanks ranks_;
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<StepRunner> runner_;
 };

@@ -1,6 +1,9 @@
 // PagedStep: a step of the model over sequences whose pages the scheduler gave.
 //
-//   T tokens of a step   S sequences
+//   T tokens of a step   S sequences   D model width   G homes: ranks that have sequences apart
+//
+// Where there are several homes, the rank that leads decides from states of all tokens: they go to
+// it from their homes and, as what MTP reads, back. The others make the same calls.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -15,6 +18,16 @@ struct PagedTokens {
   std::vector<int32_t> ids;                        // [T]
   std::vector<int64_t> starts, counts;             // [S] positions
   std::vector<const std::vector<int64_t>*> pages;  // [S] of the cache, for positions in order
+  std::vector<int64_t> homes = {};                 // [S] ascending; empty: there is one
+};
+
+// Whose is what of a step: home g has sequences [seqs[g], seqs[g+1]) and tokens likewise.
+struct HomeRuns {
+  std::vector<int64_t> seqs, tokens;  // [G+1]
+  HomeRuns(const PagedTokens& all, int num_homes);
+  std::vector<int64_t> num_tokens() const;  // [G]
+  int64_t most_seqs() const;
+  PagedTokens part_of(const PagedTokens& all, int home) const;
 };
 
 struct PagedStep {
@@ -25,8 +38,15 @@ struct PagedStep {
   Decoder::Call call() const { return {.step = step, .seqs = slots}; }
 };
 
-// Gives slot s of the decoder's cache the pages of sequence s. REQUIRES: the pages are lent, and as
-// many slots are open.
-PagedStep make_paged_step(Context& ctx, Decoder& decoder, const PagedTokens& tokens);
+// Tokens that are all this rank's; other homes' are left to step.of_ranks. Gives slot s of the
+// decoder's cache the pages of sequence s. REQUIRES: the pages are lent, and as many slots are
+// open.
+PagedStep make_paged_step(Context& ctx, Decoder& decoder, const PagedTokens& own);
+
+// Decoder::forward() and mtp_forward() of such a step. Of ranks with homes h and out [T, D] are of
+// all tokens on the one that leads, and are empty on the others.
+void paged_forward(Context& ctx, Decoder& decoder, const PagedTokens& tokens, Out h);
+void paged_mtp_forward(Context& ctx, Decoder& decoder, int64_t k, const PagedTokens& tokens, In h,
+                       Out out);
 
 }  // namespace hadal::serve

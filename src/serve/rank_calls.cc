@@ -20,6 +20,7 @@ std::vector<int32_t> words_of(const StepRunner::Input& input) {
   out.put_list(input.tokens.starts);
   out.put_list(input.tokens.counts);
   for (const std::vector<int64_t>* pages : input.tokens.pages) out.put_list(*pages);
+  out.put_list(input.tokens.homes);
   out.put(static_cast<int64_t>(input.draws.size()));
   for (const StepRunner::Draw& draw : input.draws) {
     out.put(draw.row);
@@ -40,6 +41,7 @@ OwnedInput::OwnedInput(const std::vector<int32_t>& words) {
   input.tokens.counts = in.get_list<int64_t>();
   for (size_t s = 0; s < input.tokens.starts.size(); ++s) pages.push_back(in.get_list<int64_t>());
   for (const auto& list : pages) input.tokens.pages.push_back(&list);
+  input.tokens.homes = in.get_list<int64_t>();
   const int64_t num_draws = in.get();
   for (int64_t d = 0; d < num_draws; ++d) {
     StepRunner::Draw draw;

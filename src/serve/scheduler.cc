@@ -4,19 +4,25 @@
 
 #include <algorithm>
 #include <unordered_map>
+#include <utility>
 
 #include "core/check.h"
+#include "core/env.h"
 
 namespace hadal::serve {
 namespace {
 
 // Fewer rows are not worth a copy, unless it leaves one token alone to run.
 constexpr int64_t kLeastCopied = 8;
+// What a sequence that runs is to its home, in tokens of a prompt: it draws some more.
+constexpr int64_t kWorkOfOne = 64;
 
 }  // namespace
 
 Scheduler::Scheduler(const Limits& limits)
-    : limits_(limits), pool_(limits.num_pages, limits.page_tokens, limits.lookahead) {
+    : limits_(limits), mistakes_homes_(env::sabotage() == "home") {
+  for (int64_t home = 0; home < limits.num_homes; ++home)
+    pools_.emplace_back(limits.num_pages, limits.page_tokens, limits.lookahead);
   HADAL_CHECK(limits.max_seqs >= 1 && limits.max_step_tokens >= limits.max_seqs, "a step of ",
               limits.max_step_tokens, " tokens cannot hold one of each of ", limits.max_seqs,
               " sequences");
@@ -30,9 +36,9 @@ int64_t Scheduler::pages_for(int64_t num_tokens) const {
 }
 
 // The last token of a sequence is always run: the next one is drawn from its state.
-PagePool::Match Scheduler::find(const Sequence& s) const {
+PagePool::Match Scheduler::find(const Sequence& s, const PagePool& pool) const {
   if (!limits_.prefix_cache || !s.use_cache) return {};
-  PagePool::Match match = pool_.find(s.tokens, s.num_tokens() - 1, keeps_mtp(s));
+  PagePool::Match match = pool.find(s.tokens, s.num_tokens() - 1, keeps_mtp(s));
   const int64_t left = s.num_tokens() - num_found(match);
   if (match.partial_rows < kLeastCopied && left > 1) match.drop_partial();
   return match;
@@ -55,30 +61,52 @@ Sequence& Scheduler::at(uint64_t id) {
 // One step being put together.
 class Scheduler::Planner {
  public:
-  Planner(const Scheduler& scheduler, double now)
-      : s_(scheduler),
-        now_(now),
-        available_(scheduler.pool_.num_available()),
-        budget_(scheduler.limits_.max_step_tokens) {
+  Planner(const Scheduler& scheduler, double now) : s_(scheduler), now_(now) {
+    for (const PagePool& pool : s_.pools_)
+      homes_.push_back({.pool = pool,
+                        .available = pool.num_available(),
+                        .budget = scheduler.limits_.max_step_tokens});
     for (const auto& [id, sequence] : s_.sequences_)
-      (sequence.running ? running_ : waiting_).push_back(&sequence);
+      (sequence.running ? home_of(sequence).running : waiting_).push_back(&sequence);
     const auto by_rank = [&](const Sequence* a, const Sequence* b) { return before(*a, *b); };
-    std::sort(running_.begin(), running_.end(), by_rank);
+    for (Home& home : homes_) std::sort(home.running.begin(), home.running.end(), by_rank);
     std::sort(waiting_.begin(), waiting_.end(), by_rank);
   }
 
   StepPlan make() {
-    reserve_running();
-    for (const Sequence* q : running_)
-      if (num_unrun(*q) == 1 && !q->held)
-        run(*q, q->done, 1 + static_cast<int64_t>(q->drafts.size()));
-    for (const Sequence* q : running_)
-      if (num_unrun(*q) > 1) run(*q, q->done, std::min(num_unrun(*q), budget_));
+    for (Home& home : homes_) {
+      reserve_running(home);
+      for (const Sequence* q : home.running)
+        if (num_unrun(*q) == 1 && !q->held)
+          run(home, *q, q->done, 1 + static_cast<int64_t>(q->drafts.size()));
+      for (const Sequence* q : home.running)
+        if (num_unrun(*q) > 1) run(home, *q, q->done, std::min(num_unrun(*q), home.budget));
+      home.num_running = static_cast<int64_t>(home.running.size());
+      for (const Sequence* q : home.running) home.work += kWorkOfOne + num_unrun(*q);
+    }
     if (plan_.preempt.empty()) admit();
+    for (Home& home : homes_)
+      plan_.runs.insert(plan_.runs.end(), home.runs.begin(), home.runs.end());
     return std::move(plan_);
   }
 
  private:
+  struct Home {
+    const PagePool& pool;
+    int64_t available, budget;  // pages, tokens of the step
+    int64_t num_running = 0, work = 0;
+    std::vector<const Sequence*> running = {};
+    std::unordered_map<int64_t, int64_t> users = {};  // of pages that preempted sequences have
+    std::vector<StepPlan::Run> runs = {};
+  };
+  // Where a sequence could be admitted, and what it takes there.
+  struct Place {
+    Home* home = nullptr;
+    PagePool::Match match = {};
+    int64_t num_found = 0, pages = 0, work = 0;
+  };
+
+  Home& home_of(const Sequence& q) { return homes_[static_cast<size_t>(q.home)]; }
   static int64_t num_unrun(const Sequence& q) { return q.num_tokens() - q.done; }
   double urgency(const Sequence& q) const {
     return static_cast<double>(q.priority) - (now_ - q.arrival) / s_.limits_.aging_seconds;
@@ -87,52 +115,83 @@ class Scheduler::Planner {
     const double ua = urgency(a), ub = urgency(b);
     return ua != ub ? ua < ub : a.id < b.id;
   }
-  void run(const Sequence& q, int64_t start, int64_t count) {
-    if (count <= 0 || count > budget_) return;
-    plan_.runs.push_back({q.id, start, count});
+  void run(Home& home, const Sequence& q, int64_t start, int64_t count) {
+    if (count <= 0 || count > home.budget) return;
+    home.runs.push_back({q.id, start, count});
     plan_.num_tokens += count;
-    budget_ -= count;
+    home.budget -= count;
   }
 
   // Pages for what each running sequence may write in this step, in rank order; the lowest give
   // theirs up.
-  void reserve_running() {
-    for (size_t i = 0; i < running_.size(); ++i) {
-      const Sequence& q = *running_[i];
+  void reserve_running(Home& home) {
+    std::vector<const Sequence*>& running = home.running;
+    for (size_t i = 0; i < running.size(); ++i) {
+      const Sequence& q = *running[i];
       const int64_t more = s_.num_wanted(q) - static_cast<int64_t>(q.pages.size());
-      while (more > available_ && running_.size() > i) {
-        const Sequence& victim = *running_.back();
-        running_.pop_back();
+      while (more > home.available && running.size() > i) {
+        const Sequence& victim = *running.back();
+        running.pop_back();
         plan_.preempt.push_back(victim.id);
-        for (int64_t page : victim.pages) give_up(page);
+        for (int64_t page : victim.pages) give_up(home, page);
       }
-      if (i < running_.size()) available_ -= std::max<int64_t>(more, 0);
+      if (i < running.size()) home.available -= std::max<int64_t>(more, 0);
     }
   }
-  void give_up(int64_t page) {
-    const auto [it, inserted] = users_.try_emplace(page, s_.pool_.num_users(page));
-    if (--it->second == 0) ++available_;
+  static void give_up(Home& home, int64_t page) {
+    const auto [it, inserted] = home.users.try_emplace(page, home.pool.num_users(page));
+    if (--it->second == 0) ++home.available;
   }
 
+  bool has_place(const Home& home) const {
+    return home.budget > 0 && home.num_running < s_.limits_.max_seqs;
+  }
   void admit() {
-    auto num_running = static_cast<int64_t>(running_.size());
     for (const Sequence* q : waiting_) {
-      if (budget_ == 0 || num_running == s_.limits_.max_seqs) return;
+      if (std::none_of(homes_.begin(), homes_.end(),
+                       [&](const Home& home) { return has_place(home); }))
+        return;
       if (waits_for_leader(*q)) continue;
-      PagePool::Match match = s_.find(*q);
-      const auto taken = [&](int64_t page) { return s_.pool_.num_users(page) == 0 ? 1 : 0; };
-      int64_t needed = s_.num_wanted(*q) - static_cast<int64_t>(match.pages.size());
-      for (int64_t page : match.pages) needed += taken(page);
-      // A page to copy from is kept until the copy is on its way; where there is no room, it goes.
-      if (match.partial >= 0 && needed + taken(match.partial) > available_) match.drop_partial();
-      if (match.partial >= 0) needed += taken(match.partial);
-      if (needed > available_) return;
-      available_ -= needed;
-      ++num_running;
-      const int64_t found = s_.num_found(match);
-      plan_.admit.push_back({q->id, std::move(match)});
-      run(*q, found, std::min(q->num_tokens() - found, budget_));
+      Place place = best_place(*q);
+      if (place.home == nullptr) return;
+      Home& home = *place.home;
+      home.available -= place.pages;
+      ++home.num_running;
+      home.work = place.work;
+      plan_.admit.push_back({q->id, std::move(place.match), &home - homes_.data()});
+      run(home, *q, place.num_found, std::min(q->num_tokens() - place.num_found, home.budget));
     }
+  }
+  // The home with least work then; of equal ones the one with most pages left.
+  Place best_place(const Sequence& q) {
+    Place best;
+    for (Home& home : homes_) {
+      if (!has_place(home)) continue;
+      Place place = place_at(q, home);
+      if (place.home == nullptr) continue;
+      const auto key = [](const Place& p) {
+        return std::pair(p.work, p.pages - p.home->available);
+      };
+      if (best.home == nullptr || key(place) < key(best)) best = std::move(place);
+    }
+    return best;
+  }
+  // No home where it lacks pages.
+  Place place_at(const Sequence& q, Home& home) const {
+    PagePool::Match match = s_.find(q, s_.mistakes_homes_ ? s_.pools_[0] : home.pool);
+    const auto taken = [&](int64_t page) { return home.pool.num_users(page) == 0 ? 1 : 0; };
+    int64_t needed = s_.num_wanted(q) - static_cast<int64_t>(match.pages.size());
+    for (int64_t page : match.pages) needed += taken(page);
+    // A page to copy from is kept until the copy is on its way; where there is no room, it goes.
+    if (match.partial >= 0 && needed + taken(match.partial) > home.available) match.drop_partial();
+    if (match.partial >= 0) needed += taken(match.partial);
+    if (needed > home.available) return {};
+    const int64_t found = s_.num_found(match);
+    return {.home = &home,
+            .match = std::move(match),
+            .num_found = found,
+            .pages = needed,
+            .work = home.work + kWorkOfOne + q.num_tokens() - found};
   }
   bool waits_for_leader(const Sequence& q) const {
     const auto leader = s_.sequences_.find(q.leader);
@@ -141,9 +200,8 @@ class Scheduler::Planner {
 
   const Scheduler& s_;
   double now_;
-  int64_t available_, budget_;
-  std::vector<const Sequence*> running_, waiting_;
-  std::unordered_map<int64_t, int64_t> users_;  // of pages that preempted sequences have
+  std::vector<Home> homes_;
+  std::vector<const Sequence*> waiting_;
   StepPlan plan_;
 };
 
@@ -169,8 +227,8 @@ void Scheduler::publish(Sequence& s, bool rest) {
     const int64_t rows = std::min(limits_.page_tokens, final_rows - first);
     const bool full = rows == limits_.page_tokens;
     if (rows <= 0 || !(full || rest)) return;
-    const Chain chain = pool_.publish(s.pages[static_cast<size_t>(s.num_published)], s.chain,
-                                      {s.tokens.data() + first, rows, keeps_mtp(s)});
+    const Chain chain = pool_of(s).publish(s.pages[static_cast<size_t>(s.num_published)], s.chain,
+                                           {s.tokens.data() + first, rows, keeps_mtp(s)});
     if (!full) return;
     s.chain = chain;
     ++s.num_published;
@@ -180,7 +238,7 @@ void Scheduler::publish(Sequence& s, bool rest) {
 void Scheduler::preempt(Sequence& s) {
   publish(s, true);
   // The last pages first: of a chain, what is behind goes before what it stands on.
-  for (auto page = s.pages.rbegin(); page != s.pages.rend(); ++page) pool_.release(*page);
+  for (auto page = s.pages.rbegin(); page != s.pages.rend(); ++page) pool_of(s).release(*page);
   s.pages.clear();
   s.drafts.clear();
   s.done = s.num_published = 0;
@@ -197,10 +255,11 @@ std::vector<PageCopy> Scheduler::apply(const StepPlan& plan, double now) {
     ++num_preemptions_;
   }
   // What is found in the cache is taken before anything else may replace it.
-  for (const auto& [id, match] : plan.admit) {
+  for (const auto& [id, match, home] : plan.admit) {
     Sequence& s = at(id);
-    for (int64_t page : match.pages) pool_.retain(page);
-    if (match.partial >= 0) pool_.retain(match.partial);
+    s.home = home;
+    for (int64_t page : match.pages) pool_of(s).retain(page);
+    if (match.partial >= 0) pool_of(s).retain(match.partial);
     s.pages = match.pages;
     s.chain = match.chain;
     s.num_published = static_cast<int64_t>(match.pages.size());
@@ -215,13 +274,14 @@ std::vector<PageCopy> Scheduler::apply(const StepPlan& plan, double now) {
   for (auto& [id, s] : sequences_) {
     if (!s.running) continue;
     while (static_cast<int64_t>(s.pages.size()) < num_wanted(s))
-      s.pages.push_back(pool_.allocate());
+      s.pages.push_back(pool_of(s).allocate());
   }
   std::vector<PageCopy> copies;
-  for (const auto& [id, match] : plan.admit) {
+  for (const auto& [id, match, home] : plan.admit) {
     if (match.partial < 0) continue;
-    copies.push_back({match.partial, at(id).pages[match.pages.size()], match.partial_rows});
-    pool_.release(match.partial);
+    Sequence& s = at(id);
+    copies.push_back({match.partial, s.pages[match.pages.size()], match.partial_rows, home});
+    pool_of(s).release(match.partial);
   }
   return copies;
 }

@@ -14,6 +14,11 @@
 //
 // A running sequence that needs a page when there is none takes those of the lowest in rank, which
 // waits again and is recomputed. The highest is never preempted, so it ends. Not thread-safe.
+//
+// There may be several homes, each with pages, places and a token budget of its own: ranks that
+// split sequences. All of the above is within a home, but for the order of who waits. A sequence is
+// admitted to the home with the least left to run, its own tokens there included, and some for each
+// that runs: so one with its prefix is preferred as long as the others are not much emptier.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -41,6 +46,7 @@ struct Sequence {
 
   // The scheduler's own.
   bool running = false;
+  int64_t home = 0;                 // while it runs
   int64_t done = 0;                 // positions [0, done) are in the cache
   std::vector<int64_t> pages = {};  // of positions in order
   Chain chain = kNoPages;           // of its first num_published pages
@@ -61,21 +67,23 @@ struct StepPlan {
   struct Admission {
     uint64_t id = 0;
     PagePool::Match match;
+    int64_t home = 0;
     bool operator==(const Admission&) const = default;
   };
   std::vector<uint64_t> preempt;  // in this order, before all else
   std::vector<Admission> admit;
-  std::vector<Run> runs;
+  std::vector<Run> runs;  // in the order of their homes
   int64_t num_tokens = 0;
 };
 
 // Rows of the cache to be copied before a step: the first ones of a page into another.
 struct PageCopy {
-  int64_t from = 0, to = 0, num_rows = 0;
+  int64_t from = 0, to = 0, num_rows = 0, home = 0;
 };
 
 class Scheduler {
  public:
+  // Of each home.
   struct Limits {
     int64_t max_seqs = 16;          // that run
     int64_t max_step_tokens = 256;  // REQUIRES: at least max_seqs * (1 + num_ahead)
@@ -85,7 +93,9 @@ class Scheduler {
     double aging_seconds = 10.0;
     bool prefix_cache = true;
     int64_t lookahead = 0;  // of the page pool: 1 where sequences may draft
+    int64_t num_homes = 1;
   };
+  // HADAL_SABOTAGE=home plants a fault, for the test of the tests.
   explicit Scheduler(const Limits& limits);
 
   // REQUIRES: a new id, one token or more, fewer than max_tokens.
@@ -101,7 +111,9 @@ class Scheduler {
   // their tokens are known.
   void advance(uint64_t id, int64_t done);
   // Forgets published pages, as new weights ask for.
-  void forget() { pool_.forget(); }
+  void forget() {
+    for (PagePool& pool : pools_) pool.forget();
+  }
 
   // Changes of tokens and drafts are the caller's.
   Sequence& at(uint64_t id);
@@ -109,7 +121,7 @@ class Scheduler {
   int64_t num_running() const { return num_running_; }
   int64_t num_waiting() const { return static_cast<int64_t>(sequences_.size()) - num_running_; }
   int64_t num_preemptions() const { return num_preemptions_; }
-  const PagePool& pool() const { return pool_; }
+  const std::vector<PagePool>& pools() const { return pools_; }  // of homes
   const Limits& limits() const { return limits_; }
 
  private:
@@ -117,13 +129,15 @@ class Scheduler {
   int64_t pages_for(int64_t num_tokens) const;
   int64_t num_wanted(const Sequence& s) const;
   int64_t num_found(const PagePool::Match& match) const;
-  PagePool::Match find(const Sequence& s) const;
+  PagePool::Match find(const Sequence& s, const PagePool& pool) const;
+  PagePool& pool_of(const Sequence& s) { return pools_[static_cast<size_t>(s.home)]; }
   bool keeps_mtp(const Sequence& s) const { return limits_.lookahead > 0 && s.num_ahead > 0; }
   void publish(Sequence& s, bool rest);
   void preempt(Sequence& s);
 
   Limits limits_;
-  PagePool pool_;
+  std::vector<PagePool> pools_;
+  bool mistakes_homes_;  // the fault
   std::map<uint64_t, Sequence> sequences_;
   int64_t num_running_ = 0, num_preemptions_ = 0;
 };

@@ -39,7 +39,12 @@ std::vector<int64_t> first_slots(int64_t count) {
 }  // namespace
 
 StepRunner::StepRunner(Context& ctx, Decoder& decoder)
-    : ctx_(ctx), decoder_(decoder), max_seqs_(decoder.limits().max_seqs), temporaries_(ctx.memory) {
+    : ctx_(ctx),
+      decoder_(decoder),
+      num_homes_(decoder.num_homes()),
+      home_(decoder.home()),
+      max_seqs_(decoder.limits().max_seqs),
+      temporaries_(ctx.memory) {
   decoder.announce(words_of(RankCall::kStepRunner));
   const Config& c = decoder.config();
   const int64_t S = max_seqs_;
@@ -58,7 +63,7 @@ StepRunner::StepRunner(Context& ctx, Decoder& decoder)
                                 .add(DType::kI32, {S})
                                 .add(stat, {S, c.qk_rope_head_dim})
                                 .add(DType::kF64, {c.qk_rope_head_dim / 2})
-                                .add(DType::kI32, {S})
+                                .add(DType::kI32, {num_homes_, S})
                                 .total());
   Fields& f = fields_;
   f.given = memory_.tensor(DType::kI32, {S});
@@ -74,7 +79,8 @@ StepRunner::StepRunner(Context& ctx, Decoder& decoder)
   ids_ = memory_.tensor(DType::kI32, {S});
   rope_ = memory_.tensor(stat, {S, c.qk_rope_head_dim});
   inv_freq_ = memory_.tensor(DType::kF64, {c.qk_rope_head_dim / 2});
-  drawn_ = memory_.tensor(DType::kI32, {S});
+  all_drawn_ = memory_.tensor(DType::kI32, {num_homes_, S});
+  drawn_ = all_drawn_.row(home_);
   std::vector<int32_t> offsets(static_cast<size_t>(S) + 1);
   std::iota(offsets.begin(), offsets.end(), 0);
   upload(ctx, offsets, offsets_);
@@ -83,7 +89,7 @@ StepRunner::StepRunner(Context& ctx, Decoder& decoder)
   for (Slot& slot : slots_) {
     slot.staged = static_cast<std::byte*>(device::allocate_pinned(ctx.device, bytes));
     slot.drawn = static_cast<int32_t*>(
-        device::allocate_pinned(ctx.device, static_cast<size_t>(drawn_.num_bytes())));
+        device::allocate_pinned(ctx.device, static_cast<size_t>(all_drawn_.num_bytes())));
     HADAL_CHECK(slot.staged != nullptr && slot.drawn != nullptr, "out of memory: could not get ",
                 bytes >> 10, " KiB for the tokens of a step");
   }
@@ -112,6 +118,27 @@ template <class T>
 T* StepRunner::staged(const Slot& slot, const Tensor& field) const {
   const auto offset = field.data<T>() - static_cast<T*>(memory_.data());
   return reinterpret_cast<T*>(slot.staged) + offset;
+}
+
+StepRunner::Part StepRunner::part_of(const Input& input) const {
+  const HomeRuns runs(input.tokens, num_homes_);
+  Part part;
+  part.input.tokens = runs.part_of(input.tokens, home_);
+  if (decoder_.splits_sequences()) part.of_ranks = runs.num_tokens();
+  part.num_draws.resize(static_cast<size_t>(num_homes_));
+  for (size_t g = 0; const Draw& draw : input.draws) {
+    while (draw.row >= runs.tokens[g + 1]) ++g;
+    ++part.num_draws[g];
+    if (static_cast<int>(g) != home_) continue;
+    part.input.draws.push_back(draw);
+    part.input.draws.back().row -= runs.tokens[g];
+  }
+  for (int32_t& id : part.input.tokens.ids)
+    if (id < 0) id += static_cast<int32_t>(first_drawn_);
+  const size_t S = input.tokens.starts.size();
+  part.most_seqs = runs.most_seqs();
+  part.one_each = input.tokens.ids.size() == S && input.draws.size() == S;
+  return part;
 }
 
 // What a recorded step of `size` sequences reads. Rows behind the input's fill up: token 0 at
@@ -152,6 +179,7 @@ void StepRunner::recorded_work(int64_t size) {
   const Config& c = decoder_.config();
   const int64_t S = size;
   Step step;
+  if (decoder_.splits_sequences()) step.of_ranks.assign(static_cast<size_t>(num_homes_), S);
   step.seq.num_tokens = step.seq.num_seqs = S;
   step.seq.max_len = 1;
   step.seq.offsets = offsets_.rows(0, S + 1);
@@ -171,6 +199,21 @@ void StepRunner::recorded_work(int64_t size) {
                                .top_k = fields_.top_k.rows(0, S),
                                .seed = fields_.seed.rows(0, S)};
   ops::sample_each(ctx_, rules, logits, fields_.where.rows(0, S), drawn_.rows(0, S));  // [S]
+  draws_to_leader(std::vector<int64_t>(static_cast<size_t>(num_homes_), S));           // [G, S]
+}
+
+// counts [G]: draws of each home.
+void StepRunner::draws_to_leader(const std::vector<int64_t>& counts) {
+  if (num_homes_ == 1) return;
+  std::vector<Message> messages;
+  for (int home = 1; home < num_homes_; ++home) {
+    const int64_t count = counts[static_cast<size_t>(home)];
+    if (count > 0 && (home_ == 0 || home_ == home))
+      messages.push_back({.send = home_ > 0,
+                          .peer = home_ > 0 ? 0 : home,
+                          .data = all_drawn_.row(home).rows(0, count)});
+  }
+  decoder_.group().comm().transfer(ctx_, messages);
 }
 
 void StepRunner::record_steps(int64_t scratch_page) {
@@ -188,46 +231,60 @@ void StepRunner::record_steps(int64_t scratch_page) {
   }
 }
 
-// A step of the most tokens and draws: all sequences but the last add one token, and it adds what
-// is left.
+// A step of the most tokens and draws: on each home all sequences but the last add one token, and
+// it adds what is left.
 void StepRunner::run_largest() {
   const Decoder::Limits& limits = decoder_.limits();
   const int64_t S = std::min(max_seqs_, limits.max_step_tokens);
   const int64_t most = std::min(limits.max_step_tokens - (S - 1), limits.max_tokens);
+  const int64_t T = S - 1 + most;
   std::vector<int64_t> pages(
       static_cast<size_t>((most + ops::kCachePageTokens - 1) / ops::kCachePageTokens));
   std::iota(pages.begin(), pages.end(), 0);
   Input input;
-  input.tokens.ids.assign(static_cast<size_t>(S - 1 + most), 0);
-  input.tokens.starts.assign(static_cast<size_t>(S), 0);
-  input.tokens.counts.assign(static_cast<size_t>(S), 1);
-  input.tokens.counts.back() = most;
-  input.tokens.pages.assign(static_cast<size_t>(S), &pages);
-  for (int64_t s = 0; s + 1 < S; ++s) input.draws.push_back({.row = s, .position = 1});
-  input.draws.push_back({.row = S - 2 + most, .position = most});
+  input.tokens.ids.assign(static_cast<size_t>(num_homes_ * T), 0);
+  for (int64_t home = 0; home < num_homes_; ++home)
+    for (int64_t s = 0; s < S; ++s) {
+      const int64_t count = s + 1 < S ? 1 : most;
+      input.tokens.starts.push_back(0);
+      input.tokens.counts.push_back(count);
+      input.tokens.pages.push_back(&pages);
+      if (decoder_.splits_sequences()) input.tokens.homes.push_back(home);
+      input.draws.push_back({.row = home * T + s + count - 1, .position = count});
+    }
   launch(input);
   take();
 }
 
-// A step call by call; `tokens` [R] gets its draws.
-void StepRunner::run(const Input& input, const Tensor& tokens) {
+// A step call by call.
+void StepRunner::run(const Part& part) {
+  const Input& input = part.input;
   const Config& c = decoder_.config();
   const auto T = static_cast<int64_t>(input.tokens.ids.size());
   const auto R = static_cast<int64_t>(input.draws.size());
   PagedTokens known = input.tokens;
   for (int32_t& id : known.ids) id = std::max(id, 0);
-  const PagedStep paged = make_paged_step(ctx_, decoder_, known);
+  PagedStep paged = make_paged_step(ctx_, decoder_, known);
+  paged.step.of_ranks = part.of_ranks;
   if (known.ids != input.tokens.ids) {
     Tensor given;
     const Block memory = ctx_.memory.take_tensor(DType::kI32, {T}, &given);
     upload(ctx_, input.tokens.ids, given);
     ops::fill_tokens(ctx_, given, drawn_, Tensor(paged.step.ids));
   }
-  Tensor h, logits, last;
+  Tensor h;
   const Block h_memory = ctx_.memory.take_tensor(decoder_.act(), {T, c.hidden_size}, &h);
   decoder_.prepare(paged.call());
   decoder_.run(paged.step, h);  // [T, D]
-  if (R == 0) return;
+  if (R > 0) draw(input, h);    // [R]
+}
+
+// Draws from the states h [T, D] of a step.
+void StepRunner::draw(const Input& input, const Tensor& h) {
+  const Config& c = decoder_.config();
+  const int64_t T = h.dim(0), R = static_cast<int64_t>(input.draws.size());
+  Tensor logits, last = h;
+  Block last_memory;
 
   std::vector<int32_t> rows, where;
   std::vector<double> temperature, top_p;
@@ -248,8 +305,6 @@ void StepRunner::run(const Input& input, const Tensor& tokens) {
     upload(ctx_, values, t);
     return t;
   };
-  last = h;
-  Block last_memory;
   if (R < T) {
     last_memory = ctx_.memory.take_tensor(decoder_.act(), {R, c.hidden_size}, &last);
     ops::embed_forward(ctx_, h, put(rows), last);  // [R, D]
@@ -259,15 +314,12 @@ void StepRunner::run(const Input& input, const Tensor& tokens) {
   decoder_.head(last, logits);  // [R, V]
   const ops::SampleRules rules{
       .temperature = put(temperature), .top_p = put(top_p), .top_k = put(top_k), .seed = put(seed)};
-  ops::sample_each(ctx_, rules, logits, put(where), Tensor(tokens));  // [R]
+  ops::sample_each(ctx_, rules, logits, put(where), drawn_.rows(0, R));  // [R]
 }
 
-// The recorded step that takes this one, or none: one token of each sequence, each drawn from.
-std::map<int64_t, Graph>::const_iterator StepRunner::recorded(const Input& input) const {
-  const size_t S = input.tokens.starts.size();
-  return input.tokens.ids.size() == S && input.draws.size() == S
-             ? graphs_.lower_bound(static_cast<int64_t>(S))
-             : graphs_.end();
+// The recorded step that takes this one, or none.
+std::map<int64_t, Graph>::const_iterator StepRunner::recorded(const Part& part) const {
+  return part.one_each ? graphs_.lower_bound(part.most_seqs) : graphs_.end();
 }
 
 void StepRunner::launch(const Input& input) {
@@ -276,19 +328,25 @@ void StepRunner::launch(const Input& input) {
   Slot& slot = slots_[static_cast<size_t>(num_launched_ % 2)];
   Marks& marks = marks_[static_cast<size_t>(num_launched_ % 4)];
   marks.follows = num_under_way() > 0;
-  slot.num_draws = input.draws.size();
-  const auto graph = recorded(input);
+  const Part part = part_of(input);
+  slot.num_draws = part.num_draws;
+  const auto graph = recorded(part);
   if (graph != graphs_.end()) {
-    stage(slot, input, graph->first);
+    stage(slot, part.input, graph->first);
     device::record(ctx_.device, ctx_.stream, marks.begin);
     device::launch(ctx_.device, ctx_.stream, graph->second);
   } else {
     device::record(ctx_.device, ctx_.stream, marks.begin);
-    run(input, drawn_.rows(0, static_cast<int64_t>(slot.num_draws)));
+    run(part);
+    draws_to_leader(part.num_draws);
   }
-  device::copy_to_pinned(ctx_.device, ctx_.stream, drawn_.raw(), slot.drawn,
-                         slot.num_draws * sizeof(int32_t));
+  // Those of homes are the leader's to read.
+  if (home_ == 0)
+    device::copy_to_pinned(ctx_.device, ctx_.stream, all_drawn_.raw(), slot.drawn,
+                           static_cast<size_t>(all_drawn_.num_bytes()));
   device::record(ctx_.device, ctx_.stream, marks.done);
+  first_drawn_ =
+      std::accumulate(part.num_draws.begin(), part.num_draws.begin() + home_, int64_t{0});
   ++num_launched_;
 }
 
@@ -302,7 +360,12 @@ std::vector<int32_t> StepRunner::take() {
   busy_seconds_ += 1e-3 * device::elapsed_ms(ctx_.device, marks.begin, marks.done);
   if (marks.follows)
     idle_seconds_ += 1e-3 * device::elapsed_ms(ctx_.device, before.done, marks.begin);
-  return {slot.drawn, slot.drawn + slot.num_draws};
+  std::vector<int32_t> drawn;
+  for (int home = 0; home_ == 0 && home < num_homes_; ++home) {
+    const int32_t* const first = slot.drawn + home * max_seqs_;
+    drawn.insert(drawn.end(), first, first + slot.num_draws[static_cast<size_t>(home)]);
+  }
+  return drawn;
 }
 
 }  // namespace hadal::serve

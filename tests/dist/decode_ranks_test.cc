@@ -39,6 +39,7 @@ struct Model {
   io::WeightFormat format = io::WeightFormat::kKeep;
   DType act = DType::kBF16;
   CacheFormat cache = CacheFormat::kCompute;
+  AttentionSplit attention = AttentionSplit::kHeads;
 };
 
 // V3's heads, four of them, widths of whole blocks for two ranks. `format`: bf16, fp8, int8, int4.
@@ -63,13 +64,14 @@ void save_model(const std::string& dir, const std::string& format, bool tied = f
 // What one rank loads.
 struct Loaded {
   Loaded(Context& ctx, const Model& model, const Share& rank)
-      : checkpoint(io::open_checkpoint(model.dir)) {
+      : checkpoint(io::open_checkpoint(model.dir)), attention(model.attention) {
     memory = io::load_weights(ctx, checkpoint, model.format, weights,
-                              decode_share(checkpoint.config, rank));
+                              decode_share(checkpoint.config, rank, model.attention));
     panels = io::pack_weights(ctx, checkpoint, weights);
     drop_absent_experts(weights);
   }
   io::HfCheckpoint checkpoint;
+  AttentionSplit attention;
   Block memory, panels;
   Weights weights;
 };
@@ -258,6 +260,98 @@ TEST(DecodeRanks, SameBitsHoweverTokensCome) {
         }));
 }
 
+// ---- Ranks with sequences of their own ---------------------------------------------------------
+
+// Logits of a sequence on its home, in steps of `chunk` tokens; empty on the others, of which those
+// behind the home have a sequence each, and those before it none.
+Logits logits_at_home(Context& ctx, const Loaded& loaded, const Model& model,
+                      const TensorGroup& group, int home, int64_t chunk) {
+  const Config& c = loaded.checkpoint.config;
+  const int64_t V = c.vocab_size, D = c.hidden_size;
+  Decoder decoder(ctx, c, loaded.weights, model.act,
+                  {.max_seqs = 1,
+                   .max_tokens = kTokens,
+                   .max_step_tokens = kTokens,
+                   .num_mtp = 1,
+                   .num_pages = 0,
+                   .cache = model.cache},
+                  {.tensor = group, .attention = AttentionSplit::kSequences});
+  const std::vector<int64_t> slots(group.rank() < home ? 0 : 1, decoder.cache().open());
+  const std::vector<int32_t> ids =
+      random_ids(V, group.rank() == home ? "sequence 0" : concat("another of ", group.rank()));
+  Logits result;
+  for (int64_t start = 0; start < kTokens; start += chunk) {
+    const int64_t n = std::min(chunk, kTokens - start);
+    const int64_t T = n * static_cast<int64_t>(slots.size());
+    const auto step_of = [&](int64_t ahead) {
+      Step step;
+      if (T > 0)
+        step = make_step(ctx, c, {ids.begin() + start + ahead, ids.begin() + start + ahead + n},
+                         {start}, {n}, model.act);
+      for (int r = 0; r < group.size(); ++r) step.of_ranks.push_back(r < home ? 0 : n);
+      return step;
+    };
+    Tensor h, next, out;
+    const Block h_memory = ctx.memory.take_tensor(model.act, {T, D}, &h);
+    const Block next_memory = ctx.memory.take_tensor(model.act, {T, D}, &next);
+    const Block out_memory = ctx.memory.take_tensor(stat_dtype(model.act), {n, V}, &out);
+    const auto keep = [&](const Tensor& states, std::vector<float>& all) {
+      if (group.rank() != home) return;
+      decoder.logits(states, out);
+      const std::vector<float> values = download<float>(ctx, out);
+      all.insert(all.end(), values.begin(), values.end());
+    };
+    const Step step = step_of(0), after = step_of(1);
+    decoder.prepare({.step = step, .seqs = slots});
+    decoder.run(step, h);
+    keep(h, result.main);
+    decoder.run_mtp(0, after, h, next);
+    keep(next, result.mtp);
+  }
+  return result;
+}
+
+// Whatever home a sequence has, what others have and how its tokens come.
+void expect_logits_at_home(Model model, int N) {
+  const Logits one = logits_of_one_rank(model);
+  model.attention = AttentionSplit::kSequences;
+  ASSERT_NO_THROW(
+      on_ranks(N, model, [&](Context& ctx, const Loaded& loaded, const TensorGroup& group, World&) {
+        std::vector<float> first;
+        for (int home = 0; home < N; ++home)
+          for (const int64_t chunk : {kTokens, int64_t{7}, int64_t{1}}) {
+            Logits got = logits_at_home(ctx, loaded, model, group, home, chunk);
+            got.main.insert(got.main.end(), got.mtp.begin(), got.mtp.end());
+            std::vector<float> all(one.main.size() + one.mtp.size());
+            if (group.rank() == home) all = got.main;
+            const Tensor shared(all.data(), DType::kF32, {static_cast<int64_t>(all.size())});
+            group.comm().all_reduce(ctx, Tensor(shared));
+            if (first.empty()) first = all;
+            HADAL_CHECK(all == first, "home ", home, " and steps of ", chunk,
+                        " tokens give other bits");
+          }
+        std::vector<float> want = one.main;
+        want.insert(want.end(), one.mtp.begin(), one.mtp.end());
+        const double error = relative_l2(first, want),
+                     bound = model.act == DType::kF32 ? 2e-6 : 0.1;
+        HADAL_CHECK(error <= bound, "logits of ", N, " ranks are off by ", error);
+      }));
+}
+
+TEST(DecodeRanks, ASequenceHasTheSameBitsOnAnyHome) {
+  for (const int N : {2, 4})
+    for (const char* golden : {"base", "odd"})
+      expect_logits_at_home({.dir = concat("tests/goldens/", golden),
+                             .format = io::WeightFormat::kF32,
+                             .act = DType::kF32},
+                            N);
+  for (const char* format : {"bf16", "fp8", "int4"}) {
+    const TempDir dir;
+    save_model(dir.path(), format, /*tied=*/format == std::string("bf16"));
+    expect_logits_at_home({.dir = dir.path(), .cache = CacheFormat::kFp8}, 2);
+  }
+}
+
 // ---- A leader and those who follow it ----------------------------------------------------------
 
 // Runs lead(ctx, loaded, ranks) on rank 0; the others follow.
@@ -267,13 +361,12 @@ void lead_ranks(int N, const Model& model, const Lead& lead) {
       N, model, [&](Context& ctx, const Loaded& loaded, const TensorGroup& group, World& world) {
         StepChannel channel(world);
         channel.meet();
+        DecoderRanks ranks{.tensor = group, .attention = model.attention};
         if (group.rank() > 0)
-          return serve::Follower(ctx, loaded.checkpoint.config, loaded.weights, model.act, group)
+          return serve::Follower(ctx, loaded.checkpoint.config, loaded.weights, model.act, ranks)
               .run([&] { return channel.hear(); });
-        lead(ctx, loaded,
-             DecoderRanks{.tensor = group, .announce = [&](const std::vector<int32_t>& words) {
-                            channel.say(words);
-                          }});
+        ranks.announce = [&](const std::vector<int32_t>& words) { channel.say(words); };
+        lead(ctx, loaded, ranks);
         channel.say(serve::words_of(serve::RankCall::kEnd));
       });
 }
@@ -283,8 +376,8 @@ const Model kBase{
 
 serve::GenerateRequest generate_request(uint64_t seed, int64_t speculate) {
   serve::GenerateRequest r;
-  r.prompt = random_ids(320, concat("prompt ", seed / 2));  // two share a beginning
-  r.prompt.resize(24 + 8 * seed);
+  r.prompt = random_ids(320, concat("prompt ", seed / 4));  // four share a beginning
+  r.prompt.resize(24 + 8 * (seed % 7));
   r.max_tokens = 24;
   if (seed % 2 == 1) r.sampling = {.temperature = 0.8, .top_k = 5, .top_p = 0.9, .seed = seed};
   r.speculate = speculate;
@@ -319,20 +412,23 @@ TEST(DecodeRanks, TextsAreThoseOfOneRank) {
 
 // Under load, with little cache, drafts and prefixes that are found; steps one after the other, and
 // steps that overlap and draw on every rank.
-TEST(DecodeRanks, TheEngineGivesTheTextsOfOneRank) {
-  constexpr uint64_t kRequests = 8;
+void expect_texts_of_one_rank(int N, AttentionSplit attention, uint64_t num_requests,
+                              int64_t max_seqs, int64_t num_pages) {
+  Model model = kBase;
+  model.attention = attention;
   std::map<uint64_t, std::vector<int32_t>> want;
   {
     Machine machine;
     const Loaded loaded(machine.ctx, kBase, {});
-    for (uint64_t seed = 0; seed < kRequests; ++seed)
+    for (uint64_t seed = 0; seed < num_requests; ++seed)
       want[seed + 1] = generate(machine.ctx, loaded, {}, generate_request(seed, 0));
   }
-  const auto submit_all = [&](serve::Engine& engine) {
-    for (uint64_t seed = 0; seed < kRequests; ++seed) {
+  // In the second round the last ones first, of which something is still in the cache.
+  const auto submit_all = [&](serve::Engine& engine, int round) {
+    for (uint64_t seed = 0; seed < num_requests; ++seed) {
       const serve::GenerateRequest g = generate_request(seed, 0);
       serve::Request r;
-      r.id = seed + 1;
+      r.id = round == 0 ? seed + 1 : 2 * num_requests - seed;
       r.prompt = g.prompt;
       r.params.max_tokens = g.max_tokens;
       r.params.temperature = g.sampling.temperature;
@@ -345,28 +441,28 @@ TEST(DecodeRanks, TheEngineGivesTheTextsOfOneRank) {
   for (const bool overlap : {false, true})
     for (const int64_t speculate : {0, 2})
       ASSERT_NO_THROW(
-          lead_ranks(2, kBase, [&](Context& ctx, const Loaded& loaded, const DecoderRanks& ranks) {
+          lead_ranks(N, model, [&](Context& ctx, const Loaded& loaded, const DecoderRanks& ranks) {
             Decoder decoder(ctx, loaded.checkpoint.config, loaded.weights, DType::kF32,
-                            {.max_seqs = 3,
+                            {.max_seqs = max_seqs,
                              .max_tokens = 128,
                              .max_step_tokens = 20,
                              .num_mtp = 1,
-                             .num_pages = 5},
+                             .num_pages = num_pages},
                             ranks);
             std::map<uint64_t, std::vector<int32_t>> got;
-            serve::Engine engine(ctx, decoder, std::nullopt,
-                                 {.speculate = speculate, .overlap = overlap}, [&](auto&& outputs) {
-                                   for (const serve::Output& out : outputs) {
-                                     HADAL_CHECK(out.error.empty(), out.error);
-                                     auto& tokens = got[out.id];
-                                     tokens.insert(tokens.end(), out.tokens.begin(),
-                                                   out.tokens.end());
-                                   }
-                                 });
-            // The second time all prompts are found.
+            serve::Engine engine(
+                ctx, decoder, std::nullopt,
+                {.speculate = speculate, .speculate_seqs = 64, .overlap = overlap},
+                [&](auto&& outputs) {
+                  for (const serve::Output& out : outputs) {
+                    HADAL_CHECK(out.error.empty(), out.error);
+                    auto& tokens = got[std::min(out.id, 2 * num_requests + 1 - out.id)];
+                    tokens.insert(tokens.end(), out.tokens.begin(), out.tokens.end());
+                  }
+                });
             for (int round = 0; round < 2; ++round) {
               got.clear();
-              submit_all(engine);
+              submit_all(engine, round);
               for (int i = 0; engine.num_open() > 0; ++i) {
                 HADAL_CHECK(i < 5000, "requests do not end");
                 engine.step(0.01 * i);
@@ -381,10 +477,21 @@ TEST(DecodeRanks, TheEngineGivesTheTextsOfOneRank) {
           }));
 }
 
+TEST(DecodeRanks, TheEngineGivesTheTextsOfOneRank) {
+  expect_texts_of_one_rank(2, AttentionSplit::kHeads, 8, 3, 5);
+}
+
+TEST(DecodeRanks, TheEngineGivesTheTextsOfOneRankWithSequencesApart) {
+  expect_texts_of_one_rank(2, AttentionSplit::kSequences, 14, 4, 5);
+  expect_texts_of_one_rank(4, AttentionSplit::kSequences, 28, 4, 5);
+}
+
 // ---- What goes wrong ---------------------------------------------------------------------------
 
 TEST(DecodeRanks, RefusesNumbersThatDoNotDivide) {
   Config c = io::open_checkpoint("tests/goldens/base").config;
+  EXPECT_ERROR(check_decode_ranks(c, 3, AttentionSplit::kSequences),
+               "ranks = 3 does not divide intermediate_size = 160");
   EXPECT_ERROR(check_decode_ranks(c, 3), "ranks = 3 does not divide num_attention_heads = 4");
   c.num_attention_heads = 6;
   EXPECT_ERROR(check_decode_ranks(c, 3), "ranks = 3 does not divide intermediate_size = 160");
@@ -465,15 +572,19 @@ TEST(DecoderCall, ComesBackFromItsWords) {
                          .num_rows = 5,
                          .from = 6,
                          .to = 7,
+                         .home = 1,
                          .ids = {1, 129279},
                          .starts = {0, 163839},
                          .lengths = {1, 1},
-                         .pages = {{}, {4, 9}}};
+                         .pages = {{}, {4, 9}},
+                         .homes = {0, 1}};
   const DecoderCall back = DecoderCall::of(call.words());
   EXPECT_EQ(back.words(), call.words());
   EXPECT_EQ(back.kind, DecoderCallKind::kMtp);
   EXPECT_EQ(back.ids, call.ids);
   EXPECT_EQ(back.pages, call.pages);
+  EXPECT_EQ(back.homes, call.homes);
+  EXPECT_EQ(back.home, 1);
   EXPECT_EQ(back.limits.num_pages, 70000);
   std::vector<int32_t> words = call.words();
   words.push_back(0);
@@ -492,7 +603,11 @@ TEST(DecoderCall, ComesBackFromItsWords) {
                "internal error: 1099511627776 does not fit a word for other ranks");
   serve::StepRunner::Input input;
   const std::vector<int64_t> pages = {3, 1};
-  input.tokens = {.ids = {5, -2}, .starts = {0, 9}, .counts = {1, 1}, .pages = {&pages, &pages}};
+  input.tokens = {.ids = {5, -2},
+                  .starts = {0, 9},
+                  .counts = {1, 1},
+                  .pages = {&pages, &pages},
+                  .homes = {0, 3}};
   input.draws = {
       {.row = 1,
        .position = 10,
@@ -500,6 +615,7 @@ TEST(DecoderCall, ComesBackFromItsWords) {
            .temperature = 0.7, .top_k = int64_t{1} << 40, .top_p = 0.9, .seed = ~uint64_t{0}}}};
   const serve::OwnedInput owned(serve::words_of(input));
   EXPECT_EQ(serve::words_of(owned.input), serve::words_of(input));
+  EXPECT_EQ(owned.input.tokens.homes, input.tokens.homes);
   EXPECT_EQ(owned.input.draws[0].rule.seed, ~uint64_t{0});
 }
 

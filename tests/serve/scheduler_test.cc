@@ -33,7 +33,7 @@ class Simulation {
   Simulation(const Scheduler::Limits& limits, uint64_t seed, bool overlap)
       : scheduler(limits),
         random_(seed, "scheduler"),
-        cache_(static_cast<size_t>(limits.num_pages * kPageTokens)),
+        cache_(static_cast<size_t>(limits.num_homes * limits.num_pages * kPageTokens)),
         mtp_cache_(cache_.size()),
         overlap_(overlap) {}
 
@@ -42,7 +42,7 @@ class Simulation {
     switch (random_.below(8)) {
       case 0:
       case 1:
-        if (scheduler.sequences().size() < 24) add();
+        if (scheduler.sequences().size() < 24u * static_cast<size_t>(num_homes())) add();
         break;
       case 2:
         if (random_.below(4) == 0) cancel();
@@ -56,11 +56,11 @@ class Simulation {
       ASSERT_LT(i, 20000) << "sequences do not end";
       step();
     }
-    ASSERT_EQ(scheduler.pool().num_in_use(), 0);
+    for (const PagePool& pool : scheduler.pools()) ASSERT_EQ(pool.num_in_use(), 0);
   }
 
   Scheduler scheduler;
-  int64_t num_operations = 0, num_finished = 0, num_found = 0, num_copied = 0;
+  int64_t num_operations = 0, num_finished = 0, num_found = 0, num_copied = 0, num_moved = 0;
 
  private:
   void add() {
@@ -93,9 +93,13 @@ class Simulation {
       h = (h ^ static_cast<uint64_t>(tokens[static_cast<size_t>(i)] + 7)) * 0x9E3779B97F4A7C15u;
     return h;
   }
-  static size_t place_of(const Sequence& s, int64_t position) {
-    const int64_t page = s.pages.at(static_cast<size_t>(position / kPageTokens));
-    return static_cast<size_t>(page * kPageTokens + position % kPageTokens);
+  int64_t num_homes() const { return scheduler.limits().num_homes; }
+  size_t place_of(int64_t home, int64_t page, int64_t row) const {
+    return static_cast<size_t>((home * scheduler.limits().num_pages + page) * kPageTokens + row);
+  }
+  size_t place_of(const Sequence& s, int64_t position) const {
+    return place_of(s.home, s.pages.at(static_cast<size_t>(position / kPageTokens)),
+                    position % kPageTokens);
   }
   uint64_t& cell(const Sequence& s, int64_t position) { return cache_.at(place_of(s, position)); }
   uint64_t& mtp_cell(const Sequence& s, int64_t position) {
@@ -108,8 +112,8 @@ class Simulation {
     ASSERT_NE(copy.from, copy.to);
     for (std::vector<uint64_t>* cache : {&cache_, &mtp_cache_})
       for (int64_t row = 0; row < kPageTokens; ++row)
-        cache->at(static_cast<size_t>(copy.to * kPageTokens + row)) =
-            row < copy.num_rows ? cache->at(static_cast<size_t>(copy.from * kPageTokens + row)) : 0;
+        cache->at(place_of(copy.home, copy.to, row)) =
+            row < copy.num_rows ? cache->at(place_of(copy.home, copy.from, row)) : 0;
     num_copied += copy.num_rows;
   }
 
@@ -123,6 +127,7 @@ class Simulation {
     check_rank(plan);
     for (const PageCopy& c : scheduler.apply(plan, now_)) copy(c);
     check_books();
+    check_homes(plan);
     const bool work = !scheduler.sequences().empty();
     ASSERT_TRUE(!work || !plan.runs.empty() || !plan.preempt.empty() || !flight_.empty())
         << "nothing runs";
@@ -150,7 +155,28 @@ class Simulation {
     }
     collect(std::exchange(flight_, std::move(flight)));
     ASSERT_EQ(num_tokens, plan.num_tokens);
-    ASSERT_LE(num_tokens, scheduler.limits().max_step_tokens);
+  }
+
+  // Runs are in the order of their homes, each within its budget; who runs stays where it is, and
+  // who was preempted may come back elsewhere.
+  void check_homes(const StepPlan& plan) {
+    std::vector<int64_t> tokens(static_cast<size_t>(num_homes()));
+    int64_t last = 0;
+    for (const StepPlan::Run& run : plan.runs) {
+      const int64_t home = scheduler.at(run.id).home;
+      ASSERT_GE(home, last);
+      last = home;
+      tokens.at(static_cast<size_t>(home)) += run.count;
+    }
+    for (const int64_t count : tokens) ASSERT_LE(count, scheduler.limits().max_step_tokens);
+    for (const StepPlan::Admission& a : plan.admit) home_.erase(a.id);
+    for (const auto& [id, s] : scheduler.sequences()) {
+      if (!s.running) continue;
+      const auto [at, is_new] = home_.try_emplace(id, s.home);
+      ASSERT_EQ(at->second, s.home);
+      if (is_new && s.num_preempted > 0 && first_home_.at(id) != s.home) ++num_moved;
+      first_home_.try_emplace(id, s.home);
+    }
   }
 
   // A token that the device knows, and the host will.
@@ -225,7 +251,7 @@ class Simulation {
              (now_ - s.arrival) / scheduler.limits().aging_seconds;
     };
     double last = -1e300;
-    for (const auto& [id, match] : plan.admit) {
+    for (const auto& [id, match, home] : plan.admit) {
       ASSERT_GE(urgency(scheduler.at(id)), last);
       last = urgency(scheduler.at(id));
     }
@@ -242,19 +268,24 @@ class Simulation {
 
   // Every page has as many users as sequences have it, once each.
   void check_books() {
-    std::map<int64_t, int64_t> users;
+    std::map<std::pair<int64_t, int64_t>, int64_t> users;  // of homes' pages
+    std::map<int64_t, int64_t> used, running;              // by home
     int64_t num_running = 0;
     for (const auto& [id, s] : scheduler.sequences()) {
       num_running += s.running ? 1 : 0;
       ASSERT_TRUE(s.running || s.pages.empty());
       ASSERT_EQ(std::set<int64_t>(s.pages.begin(), s.pages.end()).size(), s.pages.size());
-      for (int64_t page : s.pages) ++users[page];
+      for (int64_t page : s.pages) used[s.home] += ++users[{s.home, page}] == 1 ? 1 : 0;
+      running[s.home] += s.running ? 1 : 0;
     }
     ASSERT_EQ(num_running, scheduler.num_running());
-    ASSERT_LE(num_running, scheduler.limits().max_seqs);
-    for (int64_t page = 0; page < scheduler.limits().num_pages; ++page)
-      ASSERT_EQ(scheduler.pool().num_users(page), users.contains(page) ? users[page] : 0);
-    ASSERT_EQ(scheduler.pool().num_in_use(), static_cast<int64_t>(users.size()));
+    for (int64_t home = 0; home < num_homes(); ++home) {
+      const PagePool& pool = scheduler.pools().at(static_cast<size_t>(home));
+      ASSERT_LE(running[home], scheduler.limits().max_seqs);
+      for (int64_t page = 0; page < scheduler.limits().num_pages; ++page)
+        ASSERT_EQ(pool.num_users(page), users.contains({home, page}) ? (users[{home, page}]) : 0);
+      ASSERT_EQ(pool.num_in_use(), used[home]);
+    }
   }
 
   Random random_;
@@ -262,13 +293,13 @@ class Simulation {
   bool overlap_;
   std::map<uint64_t, std::vector<int32_t>> real_;  // tokens as the device knows them
   std::vector<Drawn> flight_;                      // of the step under way
-  std::map<uint64_t, int64_t> length_;
+  std::map<uint64_t, int64_t> length_, home_, first_home_;
   uint64_t last_id_ = 0;
   double now_ = 0.0;
 };
 
-void run_random(bool overlap, int64_t lookahead) {
-  int64_t operations = 0, preemptions = 0, evictions = 0;
+void run_random(bool overlap, int64_t lookahead, int64_t num_homes = 1) {
+  int64_t operations = 0, preemptions = 0, evictions = 0, moved = 0;
   for (int64_t pages : {10, 16, 40})
     for (bool prefix_cache : {true, false}) {
       Simulation s({.max_seqs = 6,
@@ -278,14 +309,16 @@ void run_random(bool overlap, int64_t lookahead) {
                     .page_tokens = kPageTokens,
                     .aging_seconds = 2.0,
                     .prefix_cache = prefix_cache,
-                    .lookahead = lookahead},
+                    .lookahead = lookahead,
+                    .num_homes = num_homes},
                    static_cast<uint64_t>(pages), overlap);
       for (int i = 0; i < 84000 && !::testing::Test::HasFatalFailure(); ++i) s.operation();
       if (::testing::Test::HasFatalFailure()) return;
       s.drain();
       operations += s.num_operations;
       preemptions += s.scheduler.num_preemptions();
-      evictions += s.scheduler.pool().num_evicted();
+      for (const PagePool& pool : s.scheduler.pools()) evictions += pool.num_evicted();
+      moved += s.num_moved;
       EXPECT_GT(s.num_finished, 1000);
       EXPECT_EQ(s.num_found > 0, prefix_cache);
       EXPECT_EQ(s.num_copied > 1000, prefix_cache);
@@ -293,11 +326,53 @@ void run_random(bool overlap, int64_t lookahead) {
   EXPECT_GT(operations, 500000);
   EXPECT_GT(preemptions, 1000);
   EXPECT_GT(evictions, 1000);
+  EXPECT_EQ(moved > 1000, num_homes > 1);
 }
 
 TEST(Scheduler, HalfAMillionRandomOperations) { run_random(false, 0); }
 TEST(Scheduler, HalfAMillionRandomOperationsWithAnMtpLayer) { run_random(false, 1); }
 TEST(Scheduler, HalfAMillionRandomOperationsOfStepsThatOverlap) { run_random(true, 0); }
+
+TEST(Scheduler, AMillionRandomOperationsOfSeveralHomes) {
+  run_random(false, 1, 3);
+  run_random(true, 0, 2);
+}
+
+// The one with the prefix, unless the others are much emptier; one with room.
+TEST(Scheduler, ASequenceGetsTheHomeWithTheLeastToRun) {
+  Scheduler s({.max_seqs = 5,
+               .max_step_tokens = 256,
+               .max_tokens = 256,
+               .num_pages = 64,
+               .page_tokens = kPageTokens,
+               .num_homes = 2});
+  uint64_t last = 0;
+  const auto admit = [&](int32_t first, size_t length) {
+    std::vector<int32_t> tokens(length);
+    for (size_t i = 0; i < length; ++i) tokens[i] = first + static_cast<int32_t>(i);
+    const int64_t n = static_cast<int64_t>(length);
+    s.add({.id = ++last, .tokens = std::move(tokens), .num_prompt = n});
+    const StepPlan plan = s.plan(0.0);
+    s.apply(plan, 0.0);
+    for (const StepPlan::Run& run : plan.runs) s.advance(run.id, run.start + run.count);
+    return plan.admit.empty() ? -1 : plan.admit[0].home;
+  };
+  EXPECT_EQ(admit(0, 100), 0);
+  EXPECT_EQ(admit(1000, 10), 1);
+  EXPECT_EQ(admit(2000, 10), 1);  // as much work as on the first, more pages
+  EXPECT_EQ(admit(0, 100), 0);    // 99 tokens are found
+  EXPECT_EQ(admit(0, 100), 0);
+  EXPECT_EQ(admit(0, 100), 0);
+  EXPECT_EQ(admit(0, 100), 1);  // the first has two sequences more: the prefix is run again
+  EXPECT_EQ(admit(0, 100), 1);  // and found on both
+  EXPECT_EQ(admit(0, 100), 0);
+  EXPECT_EQ(admit(0, 100), 1);
+  EXPECT_EQ(admit(0, 10), -1);  // five run on each
+  s.remove(2);
+  EXPECT_EQ(admit(3000, 5), 1);  // the one before
+  s.remove(1);
+  EXPECT_EQ(admit(4000, 5), 0);  // and this one's
+}
 
 TEST(Scheduler, DecodesFirstThenChunksThenAdmits) {
   Scheduler s({.max_seqs = 3,
@@ -353,7 +428,7 @@ TEST(Scheduler, RowsThatAgreeAreCopied) {
     EXPECT_EQ(plan.runs.size(), 1u);
     s.advance(id, n);
     s.remove(id);
-    EXPECT_EQ(s.pool().num_in_use(), 0);
+    EXPECT_EQ(s.pools()[0].num_in_use(), 0);
     return std::pair{plan.runs[0].start, copies.empty() ? 0 : copies[0].num_rows};
   };
   using Got = std::pair<int64_t, int64_t>;
