@@ -6,10 +6,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cstring>
 #include <thread>
 #include <vector>
+
+#include "ops/cpu/peer_lines.h"
 
 namespace hadal::ops::cpu {
 namespace {
@@ -125,54 +126,27 @@ void peer_await(Context&, const PeerView& view, int64_t offset, const int* stop)
 
 void peer_sum(Context&, const PeerSums& sums, Acc x) {
   const int64_t words = peer_sum_lines(x), G = sums.view.size, me = sums.view.place;
-  const auto head_of = [&](int64_t g) {
-    return static_cast<uint32_t*>(sums.view.window[static_cast<size_t>(g)]);
-  };
-  const uint32_t last = *head_of(me), number = last == ~0u ? 2 : last + 1;
-  *head_of(me) = number;
-  const auto line = [&](int64_t window, int64_t from, int64_t i) {
-    auto* const lines =
-        reinterpret_cast<uint64_t*>(reinterpret_cast<char*>(head_of(window)) + kPeerSumsHead);
-    return std::atomic_ref<uint64_t>(lines[((number & 1) * G + from) * sums.lines + i]);
-  };
+  const PeerLines lines(sums);
   const int64_t bytes = x.num_bytes();
   auto* const data = static_cast<char*>(x.raw());
   const auto word_bytes = [&](int64_t i) {
     return static_cast<size_t>(std::min<int64_t>(4, bytes - 4 * i));
   };
-  for (int64_t g = 0; g < G; ++g)
-    for (int64_t i = 0; g != me && i < words; ++i) {
-      uint32_t word = 0;
-      std::memcpy(&word, data + 4 * i, word_bytes(i));
-      line(g, me, i).store(static_cast<uint64_t>(number) << 32 | word, std::memory_order_relaxed);
-    }
-  const int per_word = x.dtype() == DType::kF32 ? 1 : 2;
-  const auto value = [&](uint32_t word, int j) {
-    return per_word == 1 ? std::bit_cast<float>(word) : std::bit_cast<float>(word >> 16 * j << 16);
-  };
-  for (int64_t i = 0; i < words; ++i) {
-    float total[2] = {};
-    for (int64_t g = 0; g < G; ++g) {
-      uint64_t got = 0;
-      if (g == me) {
-        std::memcpy(&got, data + 4 * i, word_bytes(i));
-      } else {
-        while ((got = line(me, g, i).load(std::memory_order_relaxed)) >> 32 != number) {
-          if (is_stopped(sums.stop)) return;
-          std::this_thread::yield();
-        }
-      }
-      for (int j = 0; j < per_word; ++j) {
-        const float term = value(static_cast<uint32_t>(got), j);
-        total[j] = g == 0 ? term : total[j] + term;
-      }
-    }
+  const auto own = [&](int64_t i) {
     uint32_t word = 0;
-    if (per_word == 1)
-      word = std::bit_cast<uint32_t>(total[0]);
-    else
-      for (int j = 0; j < per_word; ++j)
-        word |= static_cast<uint32_t>(to_bf16(total[j]).bits) << 16 * j;
+    std::memcpy(&word, data + 4 * i, word_bytes(i));
+    return word;
+  };
+  for (int64_t g = 0; g < G; ++g)
+    for (int64_t i = 0; g != me && i < words; ++i) lines.put(g, i, own(i));
+  for (int64_t i = 0; i < words; ++i) {
+    WordSum sum(x.dtype());
+    for (int64_t g = 0; g < G; ++g) {
+      uint32_t word = own(i);
+      if (g != me && !lines.get(g, i, &word)) return;
+      sum.add(word);
+    }
+    const uint32_t word = sum.word();
     std::memcpy(data + 4 * i, &word, word_bytes(i));
   }
 }

@@ -285,32 +285,15 @@ __global__ void __launch_bounds__(kThreads)
   if (line * kPerWord < n) {
     T* const at = x + line * kPerWord;
     const bool is_whole = line * kPerWord + kPerWord <= n;
-    uint32_t words[kMaxSumPeers], out = 0;
-    if constexpr (kPerWord == 1) {
-      peer_words(sums, number, line, __float_as_uint(*at), words);
-      float total = __uint_as_float(words[0]);
-#pragma unroll
-      for (int g = 1; g < kMaxSumPeers; ++g)
-        if (g < sums.size) total += __uint_as_float(words[g]);
-      *at = total;
-    } else {
-      const uint32_t word = is_whole ? *reinterpret_cast<const uint32_t*>(at)
-                                     : *reinterpret_cast<const uint16_t*>(at);
-      peer_words(sums, number, line, word, words);
-#pragma unroll
-      for (int j = 0; j < kPerWord; ++j) {
-        const auto term = [&](int g) { return __uint_as_float(words[g] >> 16 * j << 16); };
-        float total = term(0);
-#pragma unroll
-        for (int g = 1; g < kMaxSumPeers; ++g)
-          if (g < sums.size) total += term(g);
-        out |= static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16(total))) << 16 * j;
-      }
-      if (is_whole)
-        *reinterpret_cast<uint32_t*>(at) = out;
-      else
-        *reinterpret_cast<uint16_t*>(at) = static_cast<uint16_t>(out);
-    }
+    const uint32_t word =
+        is_whole ? *reinterpret_cast<const uint32_t*>(at) : *reinterpret_cast<const uint16_t*>(at);
+    uint32_t words[kMaxSumPeers];
+    peer_words(sums, number, line, word, words);
+    const uint32_t total = hadal::cuda::peer_total<kPerWord == 1>(words, sums.size);
+    if (is_whole)
+      *reinterpret_cast<uint32_t*>(at) = total;
+    else
+      *reinterpret_cast<uint16_t*>(at) = static_cast<uint16_t>(total);
   }
   __syncthreads();
   if (threadIdx.x == 0) peer_sum_is_made(sums, number, static_cast<int>(gridDim.x));

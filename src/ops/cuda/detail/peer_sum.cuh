@@ -6,6 +6,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cuda_bf16.h>
+
 #include <cstdint>
 
 #include "ops/peer.h"
@@ -56,46 +58,86 @@ __device__ __forceinline__ uint64_t* peer_sum_line(const PeerSumArgs& args, uint
   return lines + ((number & 1) * args.size + from) * args.lines + line;
 }
 
-// words[g] = the word of each rank g.
-__device__ __forceinline__ void peer_words(const PeerSumArgs& args, uint32_t number, int64_t line,
-                                           uint32_t word, uint32_t (&words)[ops::kMaxSumPeers]) {
+// A line with the number of its sum above its word.
+__device__ __forceinline__ uint64_t peer_line_of(uint32_t number, uint32_t word) {
+  return static_cast<uint64_t>(number) << 32 | word;
+}
+// The same line for rank g.
+__device__ __forceinline__ void put_peer_line(const PeerSumArgs& args, uint32_t number, int g,
+                                              int64_t line, uint64_t value) {
+  asm volatile(
+      "st.relaxed.sys.global.u64 [%0], %1;" ::"l"(peer_sum_line(args, number, g, args.me, line)),
+      "l"(value)
+      : "memory");
+}
+// What rank g's line is by now.
+__device__ __forceinline__ uint64_t look_at_peer_line(const PeerSumArgs& args, uint32_t number,
+                                                      int g, int64_t line) {
+  uint64_t value;
+  asm volatile("ld.relaxed.sys.global.u64 %0, [%1];"
+               : "=l"(value)
+               : "l"(peer_sum_line(args, number, args.me, g, line))
+               : "memory");
+  return value;
+}
+// Its word, once it is there. got: look_at_peer_line(); looks: of this thread, 0 at first.
+__device__ __forceinline__ uint32_t await_peer_line(const PeerSumArgs& args, uint32_t number, int g,
+                                                    int64_t line, uint64_t got, int& looks) {
   // How often a line is looked at before the host's flag, which lies across PCIe: a read of it by
   // each thread of a grid takes longer than the sum.
   constexpr int kLooks = 2000, kLooksBetween = 32;
-  const auto load = [&](int g) {
-    uint64_t value;
-    asm volatile("ld.relaxed.sys.global.u64 %0, [%1];"
-                 : "=l"(value)
-                 : "l"(peer_sum_line(args, number, args.me, g, line))
-                 : "memory");
-    return value;
-  };
-  const uint64_t mine = static_cast<uint64_t>(number) << 32 | word;
+  while (got >> 32 != number) {
+    if (++looks > kLooks) {
+      // One of the warp's threads that still wait; then the next one.
+      const bool asks =
+          __ffs(static_cast<int>(__activemask())) - 1 == static_cast<int>(threadIdx.x % 32);
+      if (looks % kLooksBetween == 0 && asks && args.stop != nullptr && *args.stop != 0) break;
+      __nanosleep(200);
+    }
+    got = look_at_peer_line(args, number, g, line);
+  }
+  return static_cast<uint32_t>(got);
+}
+
+// words[g] = the word of each rank g.
+__device__ __forceinline__ void peer_words(const PeerSumArgs& args, uint32_t number, int64_t line,
+                                           uint32_t word, uint32_t (&words)[ops::kMaxSumPeers]) {
+  const uint64_t mine = peer_line_of(number, word);
 #pragma unroll
   for (int g = 0; g < ops::kMaxSumPeers; ++g)
-    if (g < args.size && g != args.me)
-      asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(
-                       peer_sum_line(args, number, g, args.me, line)),
-                   "l"(mine)
-                   : "memory");
+    if (g < args.size && g != args.me) put_peer_line(args, number, g, line, mine);
   uint64_t got[ops::kMaxSumPeers];
 #pragma unroll
   for (int g = 0; g < ops::kMaxSumPeers; ++g)
-    got[g] = g < args.size && g != args.me ? load(g) : mine;
+    got[g] = g < args.size && g != args.me ? look_at_peer_line(args, number, g, line) : mine;
   int looks = 0;
 #pragma unroll
-  for (int g = 0; g < ops::kMaxSumPeers; ++g) {
-    while (got[g] >> 32 != number) {
-      if (++looks > kLooks) {
-        // One of the warp's threads that still wait; then the next one.
-        const bool asks =
-            __ffs(static_cast<int>(__activemask())) - 1 == static_cast<int>(threadIdx.x % 32);
-        if (looks % kLooksBetween == 0 && asks && args.stop != nullptr && *args.stop != 0) break;
-        __nanosleep(200);
-      }
-      got[g] = load(g);
+  for (int g = 0; g < ops::kMaxSumPeers; ++g)
+    words[g] = await_peer_line(args, number, g, line, got[g], looks);
+}
+
+// The words' sum in rank order: one f32, or two bf16 that are added in f32 and rounded once.
+template <bool is_f32>
+__device__ __forceinline__ uint32_t peer_total(const uint32_t (&words)[ops::kMaxSumPeers],
+                                               int size) {
+  if constexpr (is_f32) {
+    float total = __uint_as_float(words[0]);
+#pragma unroll
+    for (int g = 1; g < ops::kMaxSumPeers; ++g)
+      if (g < size) total += __uint_as_float(words[g]);
+    return __float_as_uint(total);
+  } else {
+    uint32_t out = 0;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const auto term = [&](int g) { return __uint_as_float(words[g] >> 16 * j << 16); };
+      float total = term(0);
+#pragma unroll
+      for (int g = 1; g < ops::kMaxSumPeers; ++g)
+        if (g < size) total += term(g);
+      out |= static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16(total))) << 16 * j;
     }
-    words[g] = static_cast<uint32_t>(got[g]);
+    return out;
   }
 }
 
@@ -104,11 +146,7 @@ __device__ __noinline__ inline float peer_sum_of(const PeerSumArgs& args, uint32
                                                  int64_t line, float term) {
   uint32_t words[ops::kMaxSumPeers];
   peer_words(args, number, line, __float_as_uint(term), words);
-  float total = __uint_as_float(words[0]);
-#pragma unroll
-  for (int g = 1; g < ops::kMaxSumPeers; ++g)
-    if (g < args.size) total += __uint_as_float(words[g]);
-  return total;
+  return __uint_as_float(peer_total<true>(words, args.size));
 }
 
 }  // namespace hadal::cuda
