@@ -24,6 +24,7 @@
 #include "core/pinned.h"
 #include "core/stream_state.h"
 #include "ops/peer.h"
+#include "ops/peer_rows.h"
 #include "ops/ranks.h"
 #include "parallel/comm_host.h"
 #include "parallel/comm_parts.h"
@@ -80,12 +81,7 @@ class CommNccl final : public Comm {
     const int64_t n = x.num_elements();
     if (size() == 1 || n == 0) return;
     gpus_.world().at("all_reduce", name_);
-    const int64_t lines = windows_ ? ops::peer_sum_lines(x) : 0;
-    if (lines > 0 && lines <= sums_.lines) {
-      gpus_.check_alive();
-      gpus_.world().maybe_die("die_in_collective");
-      return ops::peer_sum(ctx, sums_, x);
-    }
+    if (fits_windows(windows_ ? ops::peer_sum_lines(x) : 0)) return ops::peer_sum(ctx, sums_, x);
     if (n * size_of(x) * size() <= gpus_.options().gather_bytes) return add_all(ctx, x);
     const std::vector<int64_t> bounds = even_bounds(n, size());
     reduce(ctx, x, bounds, bytes_at(x, bounds[index()]));
@@ -99,6 +95,7 @@ class CommNccl final : public Comm {
     if (x.num_elements() == 0) return;
     if (size() == 1) return copy(ctx, x.raw(), y.raw(), x.num_bytes());
     gpus_.world().at("reduce_scatter", name_);
+    if (fits_windows(x, bounds)) return ops::peer_sum_scatter(ctx, sums_, bounds, x, y);
     reduce(ctx, x, bounds, bytes_at(y, 0));
   }
 
@@ -107,9 +104,10 @@ class CommNccl final : public Comm {
     check_dense(y);
     const std::vector<int64_t> bounds = bounds_of(y, x, counts, rank(), size());
     if (y.num_elements() == 0) return;
-    copy(ctx, x.raw(), bytes_at(y, bounds[index()]), x.num_bytes());
-    if (size() == 1) return;
+    if (size() == 1) return copy(ctx, x.raw(), y.raw(), x.num_bytes());
     gpus_.world().at("all_gather", name_);
+    if (fits_windows(y, bounds)) return ops::peer_gather(ctx, sums_, bounds, x, y);
+    copy(ctx, x.raw(), bytes_at(y, bounds[index()]), x.num_bytes());
     gather(ctx, y, bounds);
   }
 
@@ -151,6 +149,17 @@ class CommNccl final : public Comm {
 
  private:
   size_t index() const { return static_cast<size_t>(rank()); }
+
+  // Whether kernels of our own move so many lines, or rows with these bounds. Then they do.
+  bool fits_windows(int64_t lines) const {
+    if (lines == 0 || lines > sums_.lines) return false;
+    gpus_.check_alive();
+    gpus_.world().maybe_die("die_in_collective");
+    return true;
+  }
+  bool fits_windows(const Tensor& all, std::span<const int64_t> bounds) const {
+    return fits_windows(windows_ ? ops::peer_row_lines(all, bounds) : 0);
+  }
 
   void add(std::vector<NcclWorld::Piece>& pieces, bool send, size_t peer, void* data,
            int64_t bytes) const {

@@ -108,11 +108,6 @@ class EveryCall {
     whole_ = made_.random("whole", me, dtype, {N * n});
     part_ = made_.random("part", me, dtype, {n});
     in_place_ = made_.random("in place", me, dtype, {N * n});
-    // Parts of uneven sizes, of some ranks none: the first half of rank 0's, all of the last one's.
-    bounds_.assign(static_cast<size_t>(N) + 1, N * n / 2);
-    bounds_.front() = 0;
-    bounds_.back() = N * n;
-    uneven_ = made_.random("uneven", me, dtype, {N * n});
     gathered_ = made_.random("gathered", me, dtype, {N * n});
     filled_ = made_.random("filled", me, dtype, {N * n});
     // Rank s sends rank d (s * 3 + d * 5) % 7 rows, of them none to some.
@@ -124,6 +119,13 @@ class EveryCall {
       out += send_.back();
       in += recv_.back();
     }
+    // The last rank has no rows.
+    for (int r = 0; r < N; ++r) counts_.push_back((r + 1) % N * n);
+    const int64_t all = std::accumulate(counts_.begin(), counts_.end(), int64_t{0});
+    whole_v_ = made_.random("whole v", me, dtype, {all});
+    uneven_ = made_.random("uneven", me, dtype, {all});
+    part_v_ = made_.random("part v", me, dtype, {counts_[static_cast<size_t>(me)]});
+    gathered_v_ = made_.random("gathered v", me, dtype, {all});
     const int64_t width = n % 100 + 1;
     rows_out_ = made_.random("rows out", me, dtype, {out, width});
     rows_in_ = made_.random("rows in", me, dtype, {in, width});
@@ -143,12 +145,14 @@ class EveryCall {
     comm_.reduce_scatter(ctx_, whole_, Out(part_));
     Tensor own = in_place_.rows(comm_.rank() * n, n);
     comm_.reduce_scatter(ctx_, in_place_, own);
-    const auto at = static_cast<size_t>(comm_.rank());
-    Tensor range = uneven_.rows(bounds_[at], bounds_[at + 1] - bounds_[at]);
-    comm_.reduce_scatter_v(ctx_, uneven_, bounds_, range);
     comm_.all_gather(ctx_, part_, Out(gathered_));
     Tensor mine = filled_.rows(comm_.rank() * n, n);
     comm_.all_gather(ctx_, mine, Out(filled_));
+    comm_.reduce_scatter_v(ctx_, whole_v_, counts_, Out(part_v_));
+    const auto before = counts_.begin() + comm_.rank();
+    Tensor range = uneven_.rows(std::accumulate(counts_.begin(), before, int64_t{0}), *before);
+    comm_.reduce_scatter_v(ctx_, uneven_, counts_, range);
+    comm_.all_gather_v(ctx_, part_v_, counts_, Out(gathered_v_));
     comm_.all_to_all_v(ctx_, rows_out_, send_, Out(rows_in_), recv_);
     comm_.transfer(ctx_, messages_);
   }
@@ -162,9 +166,11 @@ class EveryCall {
                                {"reduce_scatter", made_.bytes(part_)},
                                {"what reduce_scatter read", made_.bytes(whole_)},
                                {"reduce_scatter in place", made_.bytes(in_place_)},
-                               {"reduce_scatter_v", made_.bytes(uneven_)},
                                {"all_gather", made_.bytes(gathered_)},
                                {"all_gather in place", made_.bytes(filled_)},
+                               {"reduce_scatter_v", made_.bytes(part_v_)},
+                               {"reduce_scatter_v in place", made_.bytes(uneven_)},
+                               {"all_gather_v", made_.bytes(gathered_v_)},
                                {"all_to_all_v", made_.bytes(rows_in_)}};
     for (const Message& m : messages_)
       if (!m.send) all.push_back({"transfer", made_.bytes(m.data)});
@@ -175,8 +181,9 @@ class EveryCall {
   Context& ctx_;
   Comm& comm_;
   Tensors made_;
-  Tensor reduced_, whole_, part_, in_place_, uneven_, gathered_, filled_, rows_out_, rows_in_;
-  std::vector<int64_t> bounds_, send_, recv_;
+  Tensor reduced_, whole_, part_, in_place_, gathered_, filled_, rows_out_, rows_in_;
+  Tensor whole_v_, uneven_, part_v_, gathered_v_;
+  std::vector<int64_t> send_, recv_, counts_;  // [G] each
   std::vector<Message> messages_;
 };
 
