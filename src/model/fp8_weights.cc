@@ -93,18 +93,24 @@ Weights Fp8Weights::weights_of(ModelParams<Tensor>& masters, ModelParams<Tensor>
 }
 
 void Fp8Weights::quantise(Context& ctx, ModelParams<Tensor>& masters) {
-  for_each_param(
-      config_,
-      [&](const ParamInfo& info, Tensor& from, Operand& to) {
-        if (info.kind == ParamKind::kMatrix && info.shard != ParamShard::kExpert && !from.empty())
-          ops::quantise_weights(ctx, std::span<const Tensor>(&from, 1),
-                                std::span<const Operand>(&to, 1));
-      },
-      masters, tree_);
-  for (size_t l = 0; l < tree_.layers.size(); ++l)
-    quantise_experts(ctx, masters.layers[l].moe.experts, tree_.layers[l].moe.experts);
-  for (size_t k = 0; k < tree_.mtp.size(); ++k)
-    quantise_experts(ctx, masters.mtp[k].block.moe.experts, tree_.mtp[k].block.moe.experts);
+  const int64_t layers = config_.num_hidden_layers + config_.num_nextn_predict_layers;
+  for (int64_t layer = 0; layer < layers; ++layer) quantise_layer(ctx, masters, layer);
+}
+
+void Fp8Weights::quantise_layer(Context& ctx, ModelParams<Tensor>& masters, int64_t layer) {
+  const auto block_of = [&](auto& tree) -> auto& {
+    const int64_t module = layer - config_.num_hidden_layers;
+    return module < 0 ? tree.layers[static_cast<size_t>(layer)]
+                      : tree.mtp[static_cast<size_t>(module)].block;
+  };
+  block::Params<Tensor>& from = block_of(masters);
+  block::Params<Operand>& to = block_of(tree_);
+  const auto quantise_matrix = [&](const ParamInfo& info, Tensor& w, Operand& q) {
+    if (info.kind == ParamKind::kMatrix && info.shard != ParamShard::kExpert && !w.empty())
+      ops::quantise_weights(ctx, std::span<const Tensor>(&w, 1), std::span<const Operand>(&q, 1));
+  };
+  detail::visit_block(config_, "", layer, quantise_matrix, from, to);
+  quantise_experts(ctx, from.moe.experts, to.moe.experts);
 }
 
 }  // namespace hadal

@@ -19,6 +19,8 @@ class Fp8Weights {
   // The tree as modules read it (param_store.h), with these matrices. REQUIRES: this outlives it.
   Weights weights_of(ModelParams<Tensor>& masters, ModelParams<Tensor>* copies) const;
   void quantise(Context& ctx, ModelParams<Tensor>& masters);
+  // Of one layer (MTP module k: num_hidden_layers + k); no matrix is of none.
+  void quantise_layer(Context& ctx, ModelParams<Tensor>& masters, int64_t layer);
 
  private:
   Config config_;

@@ -46,8 +46,11 @@ void measure(Context& ctx, const Stage& s, const moe::Saved& saved, int64_t moe_
   if (s.tensor.rank() == 0) ops::sum_acc(ctx, saved.gate.balance, meter.balance.rows(moe_idx, 1));
 }
 
-void tell(const Stage& stage, int64_t layer) {
+void tell_done(const Stage& stage, int64_t layer) {
   if (stage.layer_done) stage.layer_done(layer);
+}
+void tell_begin(const Stage& stage, int64_t layer) {
+  if (stage.layer_begins) stage.layer_begins(layer);
 }
 
 // Where backward's second half goes: at once, or into a Deferred.
@@ -71,7 +74,7 @@ struct Sink {
   void mtp(mtp::Deferred&& d, size_t k) const {
     if (grads != nullptr) {
       mtp::backward_weight(ctx, std::move(d), grads->mtp[k], grads->embed);
-      tell(stage, stage.config.num_hidden_layers + static_cast<int64_t>(k));
+      tell_done(stage, stage.config.num_hidden_layers + static_cast<int64_t>(k));
     } else {
       deferred->mtp[k] = std::move(d);
     }
@@ -79,7 +82,7 @@ struct Sink {
   void block(block::Deferred&& d, int64_t layer) const {
     if (grads != nullptr) {
       block::backward_weight(ctx, std::move(d), grads->layers[static_cast<size_t>(layer)]);
-      tell(stage, layer);
+      tell_done(stage, layer);
     } else {
       deferred->blocks[static_cast<size_t>(layer - stage.first_layer)] = std::move(d);
     }
@@ -206,6 +209,7 @@ void measure_layer(Context& ctx, const Stage& stage, const Saved& s, size_t i, M
 
 void layer_forward(Context& ctx, const Stage& stage, const Batch& batch, Saved& s, Meter& meter) {
   const size_t i = s.blocks.size();
+  tell_begin(stage, stage.first_layer + static_cast<int64_t>(i));
   const block::Layer layer = layer_of(stage, stage.first_layer + static_cast<int64_t>(i));
   s.blocks.push_back(block::forward(ctx, layer, batch.seq, s.x[i], s.x[i + 1]));  // [T, D]
   measure_layer(ctx, stage, s, i, meter);
@@ -225,6 +229,7 @@ void end_forward(Context& ctx, const Stage& stage, const Batch& batch, Saved& s,
   int64_t moe_idx = num_moe_layers(stage) - stage.num_mtp;
   for (size_t k = 0; k < static_cast<size_t>(stage.num_mtp); ++k) {
     const Tensor& h_prev = k == 0 ? s.h : s.mtp[k - 1].out;
+    tell_begin(stage, c.num_hidden_layers + static_cast<int64_t>(k));
     s.mtp.push_back(mtp::forward(ctx, module_of(stage, k), batch.mtp[k], h_prev));  // [Tk, D]
     s.mtp_head.push_back(
         head::forward(ctx, c, w_head, s.mtp[k].out, stage.tensor.own(batch.mtp[k].targets)));
@@ -348,6 +353,7 @@ Saved overlap(Context& ctx, const ForwardArgs& f, const Stage& stage, Saved&& sa
   for (int64_t i = 0; i < pairs; ++i, ++ahead, --back) {
     const auto at = static_cast<size_t>(i);
     const block::Layer layer = layer_of(f.stage, ahead), layer_back = layer_of(stage, back);
+    tell_begin(f.stage, ahead);
     s.blocks.push_back(
         block::overlap(beside, {.layer = layer, .seq = f.batch.seq, .x = s.x[at], .y = s.x[at + 1]},
                        {.layer = layer_back,
@@ -360,7 +366,7 @@ Saved overlap(Context& ctx, const ForwardArgs& f, const Stage& stage, Saved&& sa
                           if (i + 1 < pairs) start(back - 1);
                         }}));
     measure_layer(ctx, f.stage, s, at, f.meter);
-    tell(stage, back);
+    tell_done(stage, back);
   }
   for (; back >= stage.first_layer; --back)
     layer_backward(sink, behind, back, args.scale.balance, g);

@@ -27,6 +27,8 @@ struct Stage {
   int64_t num_mtp;                  // MTP depths that train; 0 on stages without the loss
   TensorGroup tensor = {};          // ranks that share the micro-batch's tokens, heads and widths
   int spare_sms = 0;                // of a GPU: left to the exchange by layers of overlap()
+  // Told of each layer before a forward reads its weights (numbers as below).
+  std::function<void(int64_t layer)> layer_begins = {};
   // Told of each layer when a call has added all that it adds to its gradients (MTP module k:
   // num_hidden_layers + k; the embedding and the head are of no layer).
   std::function<void(int64_t layer)> layer_done = {};

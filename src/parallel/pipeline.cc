@@ -167,7 +167,9 @@ void Pipeline::forward(Context& ctx, const Job& job, const Chunk& c) {
   const Batch& batch = batch_of(job, c);
   Live& live = live_[{c.direction, c.stage, c.microbatch}];
   stage::Meter meter = stage::part_of(job.meter, model);
-  live.saved = stage::forward(ctx, model, batch, input_of(c), meter);
+  Context work = ctx;
+  if (c.microbatch == 0) work.spare_sms += job.first_sms;
+  live.saved = stage::forward(work, model, batch, input_of(c), meter);
   live.in_memory = Block();
 }
 

@@ -56,6 +56,7 @@ class Pipeline {
     // work that is still to come in its stage then leaves so many SMs of a GPU.
     std::function<void(int64_t layer)> layer_done = {};
     int layer_done_sms = 0;
+    int first_sms = 0;  // that forwards of a stage's first micro-batch leave
   };
   void run(Context& ctx, const Job& job);
   // Losses and counts alone; any number of micro-batches, all in direction 0.

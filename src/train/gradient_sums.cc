@@ -1,24 +1,19 @@
-// GradientSums: runs of layers, and what is between them.
+// GradientSums: layers as they come, and what is left.
 // SPDX-License-Identifier: Apache-2.0
 #include "train/gradient_sums.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "core/env.h"
 
 namespace hadal::train {
-namespace {
-
-size_t index(ParamStore::Region region) { return static_cast<size_t>(region); }
-
-}  // namespace
 
 // NOTE: the planted fault "expert_group" is one of the end, so there all sums are.
-GradientSums::GradientSums(Context& ctx, Team& team, ParamStore& grads)
+GradientSums::GradientSums(Context& ctx, const Config& config, Team& team, ParamStore& grads)
     : ctx_(ctx),
       team_(team),
       grads_(grads),
+      runs_(config, grads),
       starts_layers_(team.parallel().overlap && team.dense().size() > 1 &&
                      env::sabotage() != "expert_group") {}
 
@@ -30,27 +25,16 @@ void GradientSums::start(int64_t layer) {
   if (!starts_layers_) return;
   SideStream* const side = team_.sums_side();
   Context beside = side != nullptr ? side->fork(ctx_) : ctx_;
-  const std::pair<Region, ParamGroup> runs[] = {{Region::kExperts, ParamGroup::kExperts},
-                                                {Region::kSplit, ParamGroup::kSplit},
-                                                {Region::kDense, ParamGroup::kMatrices}};
-  for (const auto& [region, group] : runs) {
-    const FlatRange run = grads_.layer_run(group, layer);
-    if (run.count == 0) continue;
-    reduce(beside, region, run);
-    started_[index(region)].push_back(run);
+  for (const LayerRun& run : runs_.of(layer)) {
+    reduce(beside, run);
+    started_.push_back(run);
   }
 }
 
-// Rank r's part of the range is where it crosses the r-th share.
-void GradientSums::reduce(Context& ctx, Region region, const FlatRange& range) {
-  Comm& group = team_.summing(region);
-  const int64_t first = grads_.region(region).begin, share = grads_.share(region).count;
-  std::vector<int64_t> counts;
-  for (int64_t r = 0; r < group.size(); ++r)
-    counts.push_back(intersect(range, {.begin = first + r * share, .count = share}).count);
-  const FlatRange mine = intersect(range, grads_.share(region));
-  group.reduce_scatter_v(ctx, grads_.slice(range), counts,
-                         grads_.slice(mine.count > 0 ? mine : FlatRange{.begin = range.begin}));
+void GradientSums::reduce(Context& ctx, const LayerRun& run) {
+  Comm& group = team_.summing(run.region);
+  group.reduce_scatter_v(ctx, grads_.slice(run.range), runs_.counts(run, group.size()),
+                         grads_.slice(runs_.own(run)));
 }
 
 void GradientSums::join() {
@@ -62,26 +46,15 @@ void GradientSums::join() {
 
 void GradientSums::give_up() {
   join();
-  for (std::vector<FlatRange>& runs : started_) runs.clear();
+  started_.clear();
 }
 
 void GradientSums::finish() {
   join();
   if (team_.embed() != nullptr) team_.embed()->all_reduce(ctx_, grads_.tree.embed);
   if (env::sabotage() == "expert_group")
-    team_.expert().all_reduce(ctx_, grads_.slice(grads_.region(Region::kExperts)));
-  for (const Region region : ParamStore::kRegions) {
-    std::vector<FlatRange> runs = std::exchange(started_[index(region)], {});
-    std::sort(runs.begin(), runs.end(),
-              [](const FlatRange& a, const FlatRange& b) { return a.begin < b.begin; });
-    const FlatRange all = grads_.region(region);
-    runs.push_back({.begin = all.end(), .count = 0});
-    int64_t at = all.begin;
-    for (const FlatRange& run : runs) {
-      if (run.begin > at) reduce(ctx_, region, {.begin = at, .count = run.begin - at});
-      at = run.end();
-    }
-  }
+    team_.expert().all_reduce(ctx_, grads_.slice(grads_.region(ParamStore::Region::kExperts)));
+  for (const LayerRun& run : runs_.without(std::exchange(started_, {}))) reduce(ctx_, run);
 }
 
 }  // namespace hadal::train

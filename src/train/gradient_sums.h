@@ -8,12 +8,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <array>
 #include <vector>
 
 #include "core/context.h"
 #include "model/param_store.h"
 #include "parallel/team.h"
+#include "train/layer_runs.h"
 
 namespace hadal::train {
 
@@ -21,7 +21,8 @@ class GradientSums {
  public:
   // Whether layers start when they are told of: `overlap` of the run's config says so, and there
   // are ranks to sum over.
-  GradientSums(Context& ctx, Team& team, ParamStore& grads);
+  // REQUIRES: all of them outlive it.
+  GradientSums(Context& ctx, const Config& config, Team& team, ParamStore& grads);
 
   bool starts_layers() const { return starts_layers_; }
   // SMs of a GPU that the sums of a layer may take.
@@ -36,15 +37,15 @@ class GradientSums {
   void give_up();
 
  private:
-  using Region = ParamStore::Region;
-  void reduce(Context& ctx, Region region, const FlatRange& range);
+  void reduce(Context& ctx, const LayerRun& run);
   void join();
 
   Context& ctx_;
   Team& team_;
   ParamStore& grads_;
+  LayerRuns runs_;
   bool starts_layers_;
-  std::array<std::vector<FlatRange>, ParamStore::kRegions.size()> started_;  // of each region
+  std::vector<LayerRun> started_;
 };
 
 }  // namespace hadal::train

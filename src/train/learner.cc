@@ -113,7 +113,9 @@ Learner::Learner(Context& ctx, const Config& config, DType compute, int64_t max_
             row_pool_pages(team_->parallel(), config_, team_->at().pp, max_tokens,
                            options.max_micro_batches),
             limits_rows(team_->parallel()) ? RowPool::TooFew::kCounted : RowPool::TooFew::kError),
-      sums_(ctx, *team_, grads_) {
+      sums_(ctx, config_, *team_, grads_),
+      gather_(ctx, config_, *team_,
+              {.masters = masters_, .copies = copies_.get(), .fp8 = fp8_.get()}) {
   HADAL_CHECK(compute == DType::kF64 || compute == DType::kF32 || compute == DType::kBF16,
               "training computes in f64, f32 or bf16, not ", dtype_name(compute));
   HADAL_CHECK(!config.precision.fp8 || compute != DType::kF64,
@@ -164,7 +166,8 @@ void Learner::make_stages(int64_t max_tokens, const LearnerOptions& options) {
                                 .last_layer = s.range.first_layer + s.range.num_layers,
                                 .num_mtp = s.range.num_mtp,
                                 .tensor = TensorGroup(team_->tensor()),
-                                .spare_sms = spare_sms}});
+                                .spare_sms = spare_sms,
+                                .layer_begins = [this](int64_t l) { gather_.await(l); }}});
   links_ = team_->make_links();
   pipeline_ = std::make_unique<Pipeline>(schedule_shape(team.parallel(), 1), team.at().pp,
                                          team_->pipeline(), std::move(stages), compute_,
@@ -173,10 +176,7 @@ void Learner::make_stages(int64_t max_tokens, const LearnerOptions& options) {
       ctx_, stage::whole_model(config_, weights_, *exchange_, config_.num_nextn_predict_layers));
 }
 
-void Learner::masters_changed() {
-  if (copies_) ops::cast(ctx_, masters_.matrices(), copies_->matrices());
-  if (fp8_) fp8_->quantise(ctx_, masters_.tree);
-}
+void Learner::masters_changed() { gather_.make_copies(); }
 
 void Learner::start_average() {
   if (average_) ops::cast(ctx_, masters_.flat(), average_->flat());
@@ -204,6 +204,9 @@ StepResult Learner::compute_gradients(const std::vector<std::vector<Sequence>>& 
   std::fill(nothing.mtp_balance.begin(), nothing.mtp_balance.end(), 0.0);
   const bool drop_last = env::sabotage() == "microbatch";
 
+  // NOTE: recorded work awaits nothing from elsewhere.
+  if (recorded_) gather_.finish();
+  gather_.await_rest();
   stage::reset(ctx_, meter_);
   ops::fill(ctx_, 0.0, grads_.flat());
   if (auto* counted = dynamic_cast<CountedExchange*>(exchange_.get()))
@@ -250,7 +253,8 @@ StepResult Learner::compute_gradients(const std::vector<std::vector<Sequence>>& 
          .grads = module_grads_,
          .clock = clock_,
          .layer_done = layer_done,
-         .layer_done_sms = sums_.num_sms()});
+         .layer_done_sms = sums_.num_sms(),
+         .first_sms = gather_.is_under_way() ? sums_.num_sms() : 0});
   }
   team_->maybe_die("die_in_step");
   if (rows_were_missing()) {
@@ -372,13 +376,6 @@ void Learner::apply(const ops::AdamW& rule) {
   }
 }
 
-void Learner::gather_masters() {
-  for (const ParamStore::Region region : ParamStore::kRegions) {
-    const Tensor share = masters_.slice(masters_.share(region));
-    team_->summing(region).all_gather(ctx_, share, masters_.slice(masters_.region(region)));
-  }
-}
-
 void Learner::update(const Recipe& recipe, int64_t step, const StepResult& measured) {
   HADAL_CHECK(std::isfinite(measured.grad_norm), "step ", step, ": the gradient norm is ",
               measured.grad_norm, "; lower the learning rate or go on from an earlier checkpoint");
@@ -391,11 +388,12 @@ void Learner::update(const Recipe& recipe, int64_t step, const StepResult& measu
                   .grad_scale = 1.0};
   if (recipe.clip_norm > 0.0)
     rule.grad_scale = std::min(1.0, recipe.clip_norm / (measured.grad_norm + 1e-6));
+  gather_.finish();
   apply(rule);
-  gather_masters();
-  masters_changed();
+  gather_.start();
   if (recipe.bias_gamma > 0.0) move_biases(recipe.bias_gamma);
   if (!average_) return;
+  gather_.finish();
   const auto trained = masters_.trained().num_elements(), all = masters_.flat().num_elements();
   ops::ema_update(ctx_, ema_decay_, masters_.trained(), average_->trained());
   ops::cast(ctx_, masters_.flat().rows(trained, all - trained),
@@ -422,6 +420,7 @@ StepResult Learner::step(const std::vector<std::vector<Sequence>>& micro_batches
 }
 
 Learner::Evaluation Learner::evaluate(const std::vector<std::vector<Sequence>>& micro_batches) {
+  gather_.finish();
   stage::Meter meter = stage::make_meter(
       ctx_, stage::whole_model(config_, weights_, *exchange_, config_.num_nextn_predict_layers));
   const int64_t depths = config_.num_nextn_predict_layers;

@@ -34,6 +34,7 @@
 #include "parallel/team.h"
 #include "parallel/window_exchange.h"
 #include "train/gradient_sums.h"
+#include "train/master_gather.h"
 #include "train/recorded_step.h"
 
 namespace hadal::train {
@@ -82,13 +83,20 @@ class Learner {
   Context& context() const { return ctx_; }
   const Config& config() const { return config_; }  // with this rank's heads and dense widths
   DType master_dtype() const { return masters_.flat().dtype(); }
-  ParamStore& masters() { return masters_; }
+  // NOTE: everything that reads the masters gets them here, or awaits its layer (MasterGather).
+  ParamStore& masters() {
+    gather_.finish();
+    return masters_;
+  }
   ParamStore& grads() { return grads_; }
   ParamStore& first_moment() { return m_; }
   ParamStore& second_moment() { return v_; }
   // The moving average of the masters, router biases as they are; null if there is none.
   ParamStore* average() { return average_.get(); }
-  const Weights& weights() const { return weights_; }  // as modules read them
+  const Weights& weights() {  // as modules read them
+    gather_.finish();
+    return weights_;
+  }
   Team& team() { return *team_; }
   // Times the steps of the pipeline's program from now on; null: no more. A rank that is alone in
   // its pipeline has none worth timing.
@@ -130,7 +138,6 @@ class Learner {
   ExchangeCounters reduce_counters();
   double gradient_norm();
   void apply(const ops::AdamW& rule);
-  void gather_masters();
   void move_biases(double gamma);
 
   Context& ctx_;
@@ -151,6 +158,7 @@ class Learner {
   std::unique_ptr<PipelineLinks> links_;  // where messages travel beside the work
   std::unique_ptr<Pipeline> pipeline_;
   GradientSums sums_;
+  MasterGather gather_;
   StepClock* clock_ = nullptr;
   stage::Meter meter_;                      // of the whole model
   std::unique_ptr<RecordedStep> recorded_;  // on a GPU, with whole layers here

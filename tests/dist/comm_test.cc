@@ -107,6 +107,12 @@ TEST(Comm, PartsOfAReductionMayHaveAnySizes) {
       for (int64_t i = 0; i < part.num_elements(); ++i)
         expect_equal(load_element(part.raw(), DType::kF32, i), sum_of(N, first + i, DType::kF32),
                      "reduce_scatter_v", comm.rank(), i);
+      Tensor all;
+      keep.push_back(ctx.memory.take_tensor(DType::kF32, {300}, &all));
+      comm.all_gather_v(ctx, part, counts, all);
+      for (int64_t i = 0; i < 300; ++i)
+        expect_equal(load_element(all.raw(), DType::kF32, i), sum_of(N, i, DType::kF32),
+                     "all_gather_v", comm.rank(), i);
       if (N == 1) return;
       counts.back() -= 1;
       std::string what;

@@ -44,7 +44,7 @@ void check(const ParallelConfig& parallel) {
     Team team(parallel, test::tiny_config(), &world);
     const Config config = team.local_model();
     ParamStore grads(ctx, config, DType::kF32, ParamStore::Extent::kTrained, team.share());
-    GradientSums sums(ctx, team, grads);
+    GradientSums sums(ctx, config, team, grads);
     HADAL_CHECK(sums.starts_layers() == parallel.overlap, "layers start, or do not");
     HADAL_CHECK(sums.num_sms() == 0, "a CPU has no SMs");
     // A step that is done again, with layers in another order (MTP modules last).

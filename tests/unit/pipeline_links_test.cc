@@ -145,6 +145,9 @@ class ThreadComm final : public Comm {
     HADAL_UNREACHABLE("reduce_scatter_v");
   }
   void all_gather(Context&, In, Out) override { HADAL_UNREACHABLE("all_gather"); }
+  void all_gather_v(Context&, In, std::span<const int64_t>, Out) override {
+    HADAL_UNREACHABLE("all_gather_v");
+  }
   void all_to_all_v(Context&, In, std::span<const int64_t>, Out,
                     std::span<const int64_t>) override {
     HADAL_UNREACHABLE("all_to_all_v");

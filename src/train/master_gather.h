@@ -1,0 +1,55 @@
+// MasterGather: after an update each rank's shares of the masters go to the ranks that hold them
+// too, and what modules read is made of them: bf16 copies of matrices, FP8 copies.
+//
+// With `overlap` layer by layer, on GPUs in a stream of their own beside what follows: who reads a
+// layer awaits it, and who reads anything else finishes. The bits do not depend on it.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <vector>
+
+#include "core/context.h"
+#include "model/fp8_weights.h"
+#include "model/param_store.h"
+#include "parallel/team.h"
+#include "train/layer_runs.h"
+
+namespace hadal::train {
+
+class MasterGather {
+ public:
+  struct Stores {
+    ParamStore& masters;
+    ParamStore* copies = nullptr;  // null: none
+    Fp8Weights* fp8 = nullptr;     // null: none
+  };
+  // REQUIRES: ctx, team and the stores outlive it.
+  MasterGather(Context& ctx, const Config& config, Team& team, const Stores& stores);
+
+  // This rank's shares have been updated, in the stream of the context.
+  void start();
+  // The stream of the context goes on when a layer can be read, and what is of no layer (MTP module
+  // k: num_hidden_layers + k).
+  void await(int64_t layer);
+  void await_rest();
+  void finish();  // when everything can
+  // Of masters that all ranks have.
+  void make_copies();
+  bool is_under_way() const { return is_under_way_; }
+
+ private:
+  void gather(Context& ctx, const LayerRun& run);
+  void copy(Context& ctx, const LayerRun& run);
+
+  Context& ctx_;
+  Team& team_;
+  Stores stores_;
+  LayerRuns runs_;
+  std::vector<LayerRun> rest_;  // of no layer
+  bool by_layers_;
+  bool is_under_way_ = false;
+  std::vector<Event> ready_;  // of each layer
+  Event rest_ready_;
+};
+
+}  // namespace hadal::train
