@@ -430,21 +430,25 @@ def ranks(machine, layers):
     if gpus < 2:
         raise RuntimeError(f"ranks need two GPUs or more, and there is {gpus}")
     alone = {}
-    for count in (1, gpus):
+    loads = ((1, 500, 200, 3), (64, 1024, 256, 64), (256, 1024, 1024, 256))
+    for count, attention in ((1, None), (gpus, "heads"), (gpus, "sequences")):
+        options = ["--ranks", count, "--attention", attention] if attention else []
+        # Where sequences are split, as many on each GPU as on one.
+        many = [(256 * count, 1024, 1024, 256 * count)] if attention == "sequences" else []
         with Server(machine, model, "--quiet", "--numerics", "fastest", "--context", 4096,
-                    "--cache-tokens", 600000, *(["--ranks", count] if count > 1 else [])) as server:
-            machine.row("ready", ranks=count, seconds=server.ready_seconds)
-            for streams, prompt, output, requests in ((1, 500, 200, 3), (64, 1024, 256, 64),
-                                                      (256, 1024, 1024, 256)):
+                    "--cache-tokens", 600000, *options) as server:
+            machine.row("ready", ranks=count, attention=attention, seconds=server.ready_seconds)
+            for streams, prompt, output, requests in (*loads, *many):
                 server.load(concurrency=streams, requests=streams, prompt_tokens=64, vocab=costs.vocab,
                             output_tokens=8, seed=streams + 1)
                 load = server.load(concurrency=streams, requests=requests, prompt_tokens=prompt,
                                    vocab=costs.vocab, output_tokens=output)
                 rate = 1e3 / load["tpot_ms"]["p50"] if streams == 1 else load["output_tokens_per_s"]
-                alone.setdefault(streams, rate)
-                machine.row("ranks", ranks=count, streams=streams, prompt=prompt, output=output,
-                            tokens_per_s=rate, over_one_gpu=rate / alone[streams],
-                            ttft_ms=load["ttft_ms"], tpot_ms=load["tpot_ms"])
+                alone.setdefault(streams, rate if count == 1 else alone.get(256))
+                machine.row("ranks", ranks=count, attention=attention, streams=streams,
+                            prompt=prompt, output=output, tokens_per_s=rate,
+                            over_one_gpu=rate / alone[streams], ttft_ms=load["ttft_ms"],
+                            tpot_ms=load["tpot_ms"])
 
 
 def main():

@@ -35,9 +35,10 @@ LoadedModel::LoadedModel(Context& ctx, OpenedModel opened) : OpenedModel(std::mo
   memory = io::load_weights(ctx, *checkpoint, format, weights);
 }
 
-LoadedModel::LoadedModel(Context& ctx, OpenedModel opened, const Share& rank)
+LoadedModel::LoadedModel(Context& ctx, OpenedModel opened, const Share& rank,
+                         AttentionSplit attention)
     : OpenedModel(std::move(opened)) {
-  const RankShare share = rank.ways > 1 ? decode_share(config(), rank) : RankShare();
+  const RankShare share = rank.ways > 1 ? decode_share(config(), rank, attention) : RankShare();
   memory = io::load_weights(ctx, *checkpoint, format, weights, share);
   panels = io::pack_weights(ctx, *checkpoint, weights);
   if (rank.ways > 1) drop_absent_experts(weights);

@@ -31,7 +31,8 @@ struct LoadedModel : OpenedModel {
       : LoadedModel(ctx, OpenedModel(path, dtype)) {}
   LoadedModel(Context& ctx, OpenedModel opened);
   // For generation alone: in panels where there are any, and on one of several ranks its share.
-  LoadedModel(Context& ctx, OpenedModel opened, const Share& rank);
+  LoadedModel(Context& ctx, OpenedModel opened, const Share& rank,
+              AttentionSplit attention = AttentionSplit::kHeads);
 
   Block memory, panels;
   Weights weights;

@@ -33,14 +33,18 @@ Share rank_of(const PlanInput& p) {
   return {.ways = static_cast<int>(p.options.ranks), .index = 0};
 }
 
+bool splits_sequences(const PlanInput& p) {
+  return p.options.ranks > 1 && p.options.attention == AttentionSplit::kSequences;
+}
+
 double weight_bytes(const PlanInput& p) {
   const bool keeps = p.model.format == io::WeightFormat::kKeep;
   const bool is_mapped = p.options.machine.device == "cpu" && keeps;
-  const RankShare share = decode_share(p.model.config(), rank_of(p));
+  const RankShare share = decode_share(p.model.config(), rank_of(p), p.options.attention);
   double bytes = 0.0;
   for (const io::HfParam& param : p.model.checkpoint->params) {
     if (!share.holds(param.info)) continue;
-    const Shape part = decode_shape(param.info, share.tensor);
+    const Shape part = decode_shape(param.info, share);
     const auto count = static_cast<double>(part.num_elements());
     const auto whole = static_cast<double>(param.info.shape.num_elements());
     if (is_mapped) {
@@ -60,7 +64,10 @@ double weight_bytes(const PlanInput& p) {
 
 double step_bytes(const PlanInput& p, int64_t num_tokens) {
   const int ranks = rank_of(p).ways;
-  const Config c = split_config(p.model.config(), ranks);
+  const Config part = split_config(p.model.config(), ranks);
+  const Config& c = splits_sequences(p) ? p.model.config() : part;
+  // Of which this rank has its part of the widths and its experts.
+  const int64_t mlp_tokens = splits_sequences(p) ? num_tokens * ranks : num_tokens;
   const int64_t local_experts = decode_experts(p.model.config(), rank_of(p)).count;
   const auto T = static_cast<double>(num_tokens);
   const auto size = static_cast<double>(dtype_size(p.model.act));
@@ -69,16 +76,19 @@ double step_bytes(const PlanInput& p, int64_t num_tokens) {
       static_cast<double>(c.hidden_size * 4 + c.q_lora_rank * 2 + c.latent_dim()) +
       H * static_cast<double>(c.qk_nope_head_dim + c.qk_rope_head_dim + c.latent_dim() +
                               c.kv_lora_rank + c.v_head_dim);
-  const double mlp = 3.0 * static_cast<double>(
-                               std::max(c.intermediate_size, c.shared_intermediate_size() / ranks));
+  const double mlp = 3.0 * static_cast<double>(std::max(part.intermediate_size,
+                                                        c.shared_intermediate_size() / ranks));
   // Rows of experts are in pages; x and gate|up of them live in the decoder's own pool.
-  const int64_t choices = num_tokens * std::min(c.num_experts_per_tok, local_experts);
+  const int64_t choices = mlp_tokens * std::min(c.num_experts_per_tok, local_experts);
   const auto rows =
       static_cast<double>(experts::max_pages(choices, local_experts) * ops::kPageRows);
   const double moe = rows * static_cast<double>(2 * c.hidden_size + 3 * c.moe_intermediate_size);
-  // Its part of a sum, and the others'.
-  const double sums = ranks > 1 ? 2.0 * static_cast<double>(c.hidden_size) : 0.0;
-  double bytes = (T * (attention + mlp + sums) + moe) * size;
+  // Its part of a sum, and the others'; where sequences are split, also the rows of all ranks that
+  // the MLP reads, and what its two halves make of them.
+  const double sums =
+      ranks > 1 ? (splits_sequences(p) ? 5.0 : 2.0) * static_cast<double>(c.hidden_size) : 0.0;
+  const auto mlp_T = static_cast<double>(mlp_tokens);
+  double bytes = (T * attention + mlp_T * (mlp + sums) + moe) * size;
   if (p.options.machine.device == "cuda") {
     // Long contexts are attended to in splits of 16 pages or more, each with a result of its own.
     const double splits = std::clamp(static_cast<double>(p.limits.max_tokens) / 1024.0, 1.0, 256.0);
@@ -103,9 +113,9 @@ MemoryPlan plan_memory(const PlanInput& p) {
   plan.cache =
       static_cast<double>(num_pages(p.limits) * ops::kCachePageTokens *
                           cache_bytes_per_token(c, p.model.act, p.limits.cache, p.limits.num_mtp));
-  // Those of all ranks are gathered beside.
-  plan.logits =
-      static_cast<double>(p.num_logits * c.vocab_size) * stat * (p.options.ranks > 1 ? 2.0 : 1.0);
+  // Parts of the vocabulary are gathered beside.
+  const bool gathers = p.options.ranks > 1 && !splits_sequences(p);
+  plan.logits = static_cast<double>(p.num_logits * c.vocab_size) * stat * (gathers ? 2.0 : 1.0);
   plan.step =
       step_bytes(p, p.limits.max_step_tokens) + static_cast<double>(p.num_states * c.hidden_size) *
                                                     static_cast<double>(dtype_size(p.model.act));

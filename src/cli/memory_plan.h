@@ -14,7 +14,7 @@ struct PlanInput {
   const ModelOptions& options;
   Decoder::Limits limits;
   int64_t num_logits;      // most rows that have logits at once
-  int64_t num_states = 0;  // rows of states that are kept between steps
+  int64_t num_states = 0;  // rows of states that are kept beside steps
 };
 
 // Bytes of each rank.

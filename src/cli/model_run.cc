@@ -39,26 +39,26 @@ class StepCount {
   int64_t next_ = 0;
 };
 
-void follow(Context& ctx, const LoadedModel& model, const TensorGroup& tensor, World& world) {
+void follow(Context& ctx, const LoadedModel& model, const DecoderRanks& ranks, World& world) {
   // The leader ends this rank, when it has done what these ask for.
   std::signal(SIGINT, SIG_IGN);
   std::signal(SIGTERM, SIG_IGN);
   StepChannel channel(world);
   StepCount step(world);
   channel.meet();
-  serve::Follower(ctx, model.config(), model.weights, model.act, tensor).run([&] {
+  serve::Follower(ctx, model.config(), model.weights, model.act, ranks).run([&] {
     std::vector<int32_t> words = channel.hear();
     step.count(words);
     return words;
   });
 }
 
-void lead(Context& ctx, const LoadedModel& model, const TensorGroup& tensor, World& world,
+void lead(Context& ctx, const LoadedModel& model, const DecoderRanks& ranks, World& world,
           const std::function<void(ModelLead&)>& body) {
   StepChannel channel(world);
   StepCount step(world);
   channel.meet();
-  ModelLead lead{.ctx = ctx, .model = model, .ranks = {.tensor = tensor}, .world = &world};
+  ModelLead lead{.ctx = ctx, .model = model, .ranks = ranks, .world = &world};
   lead.ranks.announce = [&](const std::vector<int32_t>& words) {
     step.count(words);
     channel.say(words);
@@ -71,7 +71,7 @@ void lead(Context& ctx, const LoadedModel& model, const TensorGroup& tensor, Wor
 
 void check_ranks_of(const PlanInput& plan) {
   const auto ranks = static_cast<int>(plan.options.ranks);
-  io::check_decode_parts(*plan.model.checkpoint, plan.model.format, ranks);
+  io::check_decode_parts(*plan.model.checkpoint, plan.model.format, ranks, plan.options.attention);
   if (ranks == 1) return;
   const MemoryPlan memory = plan_memory(plan);
   fmt::print(stderr, "{}", describe(memory, plan));
@@ -96,12 +96,13 @@ void run_model(const PlanInput& plan, const std::function<void(ModelLead&)>& bod
     if (on_gpus) check_fits(plan_memory(plan), plan, ctx.device);
     std::unique_ptr<NcclWorld> gpus;
     if (on_gpus) gpus = std::make_unique<NcclWorld>(world, ctx);
-    const LoadedModel model(ctx, plan.model, Share{.ways = ranks, .index = rank});
+    const LoadedModel model(ctx, plan.model, Share{.ways = ranks, .index = rank}, o.attention);
     const std::unique_ptr<Comm> comm = make_comm(world, gpus.get());
+    const DecoderRanks group{.tensor = TensorGroup(*comm), .attention = o.attention};
     if (rank == 0)
-      lead(ctx, model, TensorGroup(*comm), world, body);
+      lead(ctx, model, group, world, body);
     else
-      follow(ctx, model, TensorGroup(*comm), world);
+      follow(ctx, model, group, world);
   };
   launch(world, run_rank, {.leader = 0});
 }

@@ -31,6 +31,7 @@ struct ModelOptions {
   std::string model, dtype = "auto";
   int64_t chunk = 256;
   int64_t ranks = 1;
+  AttentionSplit attention = AttentionSplit::kHeads;  // among ranks
 
   void add_to(CLI::App& app);
   // An Error names the option that is wrong.

@@ -28,7 +28,7 @@ struct Options {
   SpeculateOptions speculation;
   server::HttpServer::Options http;
   serve::Engine::Options engine;
-  std::string name, chat_template, key_file;
+  std::string name, chat_template, key_file, attention = "heads";
   int64_t context = 0, max_seqs = 16, cache_tokens = 0;
   double drain_seconds = 30.0;
   bool no_prefix_cache = false, quiet = false;
@@ -36,6 +36,10 @@ struct Options {
 
 void check(const Options& o) {
   o.model.check();
+  HADAL_CHECK(o.attention == "heads" || o.attention == "sequences", "--attention is ", o.attention,
+              "; allowed: heads, sequences");
+  HADAL_CHECK(o.attention == "heads" || o.model.ranks > 1,
+              "--attention sequences is for a model on several ranks; give --ranks 2 or more");
   o.speculation.check();
   HADAL_CHECK(o.http.port >= 0 && o.http.port <= 65535, "--port is ", o.http.port,
               "; allowed: 0 (any) to 65535");
@@ -99,12 +103,17 @@ Decoder::Limits limits_of(const Options& o, const Config& c, DType act) {
 // Prints what is going to be allocated, before anything is loaded; refuses what does not fit.
 void check_plan(const Options& o, const PlanInput& input) {
   io::check_decode_parts(*input.model.checkpoint, input.model.format,
-                         static_cast<int>(o.model.ranks));
+                         static_cast<int>(o.model.ranks), o.model.attention);
   const MemoryPlan memory = plan_memory(input);
   if (!o.quiet) fmt::print(stderr, "{}", describe(memory, input));
   // NOTE: processes that have used a GPU cannot start others that do.
   if (o.model.ranks > 1 && o.model.machine.device != "cpu") return;
   check_fits(memory, input, parse_device(o.model.machine.device, "--device"));
+}
+
+// Ranks that have sequences of their own.
+int64_t num_homes(const Options& o) {
+  return o.model.attention == AttentionSplit::kSequences ? o.model.ranks : 1;
 }
 
 server::ModelInfo info_of(const Options& o, const OpenedModel& model,
@@ -117,7 +126,7 @@ server::ModelInfo info_of(const Options& o, const OpenedModel& model,
   info.vocab_size = c.vocab_size;
   info.bos = model.bos();
   for (int64_t id : c.eos_token_ids) info.eos.push_back(static_cast<int32_t>(id));
-  info.max_choices = o.max_seqs + o.engine.max_queue;
+  info.max_choices = num_homes(o) * o.max_seqs + o.engine.max_queue;
   if (std::filesystem::exists(model.dir + "/tokenizer.json")) info.tokenizer = model.tokenizer();
   const std::string start =
       "; start the server with another --chat-template or use "
@@ -255,6 +264,7 @@ void run(Options o) {
   check(o);
   const Timer timer;
   const std::vector<std::string> keys = read_keys(o);
+  if (o.attention == "sequences") o.model.attention = AttentionSplit::kSequences;
   o.engine.speculate = o.speculation.speculate;
   o.engine.prefix_cache = !o.no_prefix_cache;
   o.engine.overlap = o.model.machine.device == "cuda";
@@ -264,7 +274,8 @@ void run(Options o) {
   const PlanInput plan{.model = model,
                        .options = o.model,
                        .limits = limits,
-                       .num_logits = limits.max_seqs * (1 + o.speculation.speculate)};
+                       .num_logits = num_homes(o) * limits.max_seqs * (1 + o.speculation.speculate),
+                       .num_states = num_homes(o) > 1 ? num_homes(o) * limits.max_step_tokens : 0};
   check_plan(o, plan);
   const server::ModelInfo info = info_of(o, model, limits);
   run_model(plan, [&](ModelLead& lead) {
@@ -284,6 +295,12 @@ void add_serve_command(CLI::App& app) {
   auto* command = app.add_subcommand("serve", "serve a model through OpenAI's API");
   o->model.add_to(*command);
   o->speculation.add_to(*command);
+  command
+      ->add_option("--attention", o->attention,
+                   "how --ranks split it: heads, where each rank has all sequences; or sequences, "
+                   "where each has its own, and --chunk, --max-seqs and --cache-tokens are of each "
+                   "rank")
+      ->capture_default_str();
   command->add_option("--host", o->http.host, "address to listen on")->capture_default_str();
   command->add_option("--port", o->http.port, "0 takes any that is free")->capture_default_str();
   command->add_option("--name", o->name, "of the model in the API; its directory's by default");

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""hadal serve --ranks 2: the texts of hadal generate --ranks 2, ranks that die, ranks that sleep."""
+"""hadal serve --ranks 2: the texts of hadal generate --ranks 2, and of one rank where sequences are
+split; ranks that die, ranks that sleep."""
 # SPDX-License-Identifier: Apache-2.0
 import os
 import signal
@@ -14,6 +15,7 @@ from operation_test import LONG, wait_until
 
 COMPLETIONS = "/v1/completions"
 RANKS = ["--ranks", "2", "--context", "256"]
+SEQUENCES = [*RANKS, "--attention", "sequences"]
 PROMPTS = ["the quick brown", "over the lazy dog; some more words are here and there " * 4,
            "some more words are here\n" * 7 + "the", "x"]
 
@@ -61,6 +63,48 @@ class Ranks(unittest.TestCase):
                 self.assertEqual(server.post(COMPLETIONS, body)[0], 200)
                 server.process.send_signal(signal.SIGTERM)
                 self.assertEqual(server.process.wait(20), 0)
+
+    def test_texts_of_split_sequences_are_those_of_one_rank(self):
+        cases = []
+        for i in range(12):
+            prompt = PROMPTS[i % len(PROMPTS)]
+            settings = {"max_tokens": 20 + 5 * i}
+            if i % 2:
+                settings.update(temperature=0.9, top_p=0.9, top_k=40, seed=i)
+            cases.append((prompt, settings, generate(prompt, **settings)["text"]))
+        for options in (["--cache-tokens", "256", "--chunk", "7"],
+                        ["--speculate", "2", "--speculate-seqs", "6", "--cache-tokens", "320"]):
+            with Server(*SEQUENCES, "--max-seqs", "4", *options) as server:
+                got = server.complete_at_once(
+                    [{"prompt": prompt, **settings} for prompt, settings, _ in cases],
+                    lambda i: i % 3, len(options))
+                for i, (_, settings, want) in enumerate(cases):
+                    self.assertEqual(got[i], want, (options, settings))
+                body = {"prompt": "the", "max_tokens": 8, "temperature": 0, "logprobs": 1,
+                        "frequency_penalty": 1, "logit_bias": {"20": 5}, "n": 2}
+                self.assertEqual(server.post(COMPLETIONS, body)[0], 200)
+                server.process.send_signal(signal.SIGTERM)
+                self.assertEqual(server.process.wait(20), 0)
+
+    def test_a_rank_with_sequences_that_dies_ends_the_server(self):
+        with Server("--ranks", "2", "--attention", "sequences", "--context", "8000",
+                    "--quiet") as server:
+            connection, response = server.open_stream(COMPLETIONS, LONG)
+            self.assertTrue(response.readline().startswith(b"data: "))
+            os.kill(ranks_of(server)[1], signal.SIGKILL)
+            self.assertIn("rank 1 failed at step ", response.read().decode())
+            connection.close()
+            self.assertEqual(server.process.wait(30), 1)
+
+    def test_attention_is_for_several_ranks(self):
+        for options, error in (
+                (["--attention", "sequences"],
+                 "--attention sequences is for a model on several ranks; give --ranks 2 or more"),
+                (["--ranks", "2", "--attention", "rows"],
+                 "--attention is rows; allowed: heads, sequences")):
+            done = subprocess.run([harness.HADAL, "serve", "--model", Server.model, *options],
+                                  capture_output=True, text=True, check=False)
+            self.assertEqual((done.returncode, done.stderr), (1, f"hadal: {error}\n"))
 
     def test_a_rank_that_dies_under_load_ends_the_server_with_its_name(self):
         with Server("--ranks", "2", "--context", "8000", "--quiet") as server:
