@@ -94,6 +94,34 @@ TEST(Chat, SpeculationChangesNoReply) {
   expect_refused(arguments, "--speculate is 17; allowed: 0 to 16");
 }
 
+// A whole talk on ranks that share the model: replies, drafts, commands and the end are those of
+// one.
+TEST(Chat, RanksShareATalk) {
+  const TempDir dir;
+  const std::string saved = dir / "talk.json", model = chat_model(dir);
+  const std::string lines = "hello\n/system Be brief.\nand more\n/set temperature 0\nmore\n/save " +
+                            saved + "\n/reset\nhello\n/exit\nnever\n";
+  const Result one = run_with(chat(model), lines);
+  ASSERT_EQ(one.status, 0) << one.err;
+  const std::string talk = read_text(saved);
+  for (const char* drafts : {"0", "2"})
+    for (const char* ranks : {"2", "4"}) {
+      Arguments arguments = chat(model);
+      arguments.insert(arguments.end(), {"--ranks", ranks, "--speculate", drafts});
+      const Result some = run_with(arguments, lines);
+      EXPECT_EQ(some.status, 0) << some.err;
+      EXPECT_EQ(some.out, one.out);
+      EXPECT_EQ(read_text(saved), talk);
+    }
+  setenv("HADAL_SABOTAGE", "die_in_collective", 1);
+  Arguments arguments = chat(model);
+  arguments.insert(arguments.end(), {"--ranks", "2"});
+  const Result dead = run_with(arguments, lines);
+  unsetenv("HADAL_SABOTAGE");
+  EXPECT_EQ(dead.status, 1);
+  EXPECT_NE(dead.err.find("hadal: rank 1 failed at step "), std::string::npos) << dead.err;
+}
+
 TEST(Chat, RefusesModelsThatCannotChat) {
   const TempDir dir;
   const std::string model = chat_model(dir);
