@@ -30,7 +30,7 @@ struct ParallelConfig {
   // Pairs of a schedule run side by side, with their transfers; messages of a pipeline between GPUs
   // travel beside the work.
   bool overlap = true;
-  int comm_sms = 20;    // of a GPU: left to the transfers of a pair
+  int comm_sms = 20;  // of a GPU: left to the transfers of a pair
   // Rows that a rank's experts have room for, as a multiple of an even share; a step that needs
   // more is done again with smaller micro-batches. 0: room for every token of all ranks.
   double row_capacity = 0.0;
