@@ -138,6 +138,8 @@ std::string sabotage() {
                                         "spike",
                                         "refcount",
                                         "lru",
+                                        "rows",
+                                        "home",
                                         "expert_group",
                                         "local_counts",
                                         "balance_by_ranks",
@@ -146,8 +148,6 @@ std::string sabotage() {
                                         "die_in_checkpoint",
                                         "late_copy",
                                         "mute_rank",
-                                        "rows",
-                                        "home",
                                         "slow_rank",
                                         "flip_bit",
                                         "other_build"});

@@ -29,7 +29,7 @@ void check_rows(const PeerSums& sums, std::span<const int64_t> bounds, const Ten
 }  // namespace
 
 int64_t peer_row_lines(const Tensor& x, std::span<const int64_t> bounds) {
-  if (x.dtype() != DType::kF32 && x.dtype() != DType::kBF16) return 0;
+  if (x.dtype() != DType::kF32 && x.dtype() != DType::kBF16 && x.dtype() != DType::kI32) return 0;
   if (reinterpret_cast<uintptr_t>(x.raw()) % 4 != 0) return 0;
   const auto size = static_cast<int64_t>(dtype_size(x.dtype()));
   int64_t lines = 1;
@@ -48,6 +48,7 @@ void peer_gather(Context& ctx, const PeerSums& sums, std::span<const int64_t> bo
 void peer_sum_scatter(Context& ctx, const PeerSums& sums, std::span<const int64_t> bounds, In x,
                       Out y) {
   check_rows(sums, bounds, x, y, "peer_sum_scatter");
+  check_float(x, "x");
   HADAL_DISPATCH(ctx, peer_sum_scatter, sums, bounds, x, y);
 }
 

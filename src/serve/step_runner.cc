@@ -85,6 +85,8 @@ StepRunner::StepRunner(Context& ctx, Decoder& decoder)
   std::iota(offsets.begin(), offsets.end(), 0);
   upload(ctx, offsets, offsets_);
   upload(ctx, rope_inv_freq(c), inv_freq_);
+  // Those that no step has drawn travel too.
+  upload(ctx, std::vector<int32_t>(static_cast<size_t>(num_homes_ * S)), all_drawn_);
   const size_t bytes = staged_bytes_ + static_cast<size_t>(table_.num_bytes());
   for (Slot& slot : slots_) {
     slot.staged = static_cast<std::byte*>(device::allocate_pinned(ctx.device, bytes));
@@ -199,21 +201,12 @@ void StepRunner::recorded_work(int64_t size) {
                                .top_k = fields_.top_k.rows(0, S),
                                .seed = fields_.seed.rows(0, S)};
   ops::sample_each(ctx_, rules, logits, fields_.where.rows(0, S), drawn_.rows(0, S));  // [S]
-  draws_to_leader(std::vector<int64_t>(static_cast<size_t>(num_homes_), S));           // [G, S]
+  gather_draws();
 }
 
-// counts [G]: draws of each home.
-void StepRunner::draws_to_leader(const std::vector<int64_t>& counts) {
-  if (num_homes_ == 1) return;
-  std::vector<Message> messages;
-  for (int home = 1; home < num_homes_; ++home) {
-    const int64_t count = counts[static_cast<size_t>(home)];
-    if (count > 0 && (home_ == 0 || home_ == home))
-      messages.push_back({.send = home_ > 0,
-                          .peer = home_ > 0 ? 0 : home,
-                          .data = all_drawn_.row(home).rows(0, count)});
-  }
-  decoder_.group().comm().transfer(ctx_, messages);
+// Those of other homes are the leader's to read.
+void StepRunner::gather_draws() {
+  if (num_homes_ > 1) decoder_.group().comm().all_gather(ctx_, drawn_, all_drawn_);  // [G, S]
 }
 
 void StepRunner::record_steps(int64_t scratch_page) {
@@ -338,9 +331,8 @@ void StepRunner::launch(const Input& input) {
   } else {
     device::record(ctx_.device, ctx_.stream, marks.begin);
     run(part);
-    draws_to_leader(part.num_draws);
+    gather_draws();
   }
-  // Those of homes are the leader's to read.
   if (home_ == 0)
     device::copy_to_pinned(ctx_.device, ctx_.stream, all_drawn_.raw(), slot.drawn,
                            static_cast<size_t>(all_drawn_.num_bytes()));

@@ -98,7 +98,7 @@ class StepRunner {
   std::map<int64_t, Graph>::const_iterator recorded(const Part& part) const;
   void run(const Part& part);
   void draw(const Input& input, const Tensor& h);
-  void draws_to_leader(const std::vector<int64_t>& counts);
+  void gather_draws();
 
   Context& ctx_;
   Decoder& decoder_;
@@ -109,7 +109,7 @@ class StepRunner {
   Fields fields_;
   size_t staged_bytes_ = 0;
   Tensor offsets_, ids_, rope_, inv_freq_;  // [S+1] i32  [S] i32  [S, Dr]  [Dr/2] f64
-  Tensor all_drawn_;                        // [G, S] i32: of all homes on the one that leads
+  Tensor all_drawn_;                        // [G, S] i32: of all homes
   Tensor drawn_;                            // [S] i32: this home's, filled-up rows included
   Tensor table_;                            // [S, P] i32   the decoder's
   std::array<Slot, 2> slots_;

@@ -5,6 +5,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/peer_rows.h"
 
+#include <numeric>
 #include <thread>
 
 #include "ops/copy.h"
@@ -84,6 +85,20 @@ TEST(PeerRows, GatherAndSumOfAnyNumbersOfRows) {
                             rounds[static_cast<size_t>(k)].gathered[static_cast<size_t>(r)],
                             rounds[static_cast<size_t>(k)].want);
     }
+}
+
+TEST(PeerRows, IntegersAreGathered) {
+  Machine machine(1);
+  Windows windows(2);
+  const std::vector<int64_t> bounds = {0, 2, 5};
+  const Tensor want = machine.tensor(DType::kI32, {5});
+  std::iota(want.data<int32_t>(), want.data<int32_t>() + 5, -2);
+  std::vector<Tensor> got = {machine.tensor(DType::kI32, {5}), machine.tensor(DType::kI32, {5})};
+  std::thread other(
+      [&] { ops::peer_gather(machine.ctx, windows.sums_of(1), bounds, want.rows(2, 3), got[1]); });
+  ops::peer_gather(machine.ctx, windows.sums_of(0), bounds, want.rows(0, 2), got[0]);
+  other.join();
+  for (const Tensor& t : got) expect_bits_equal("integers", t, want);
 }
 
 TEST(PeerRows, LinesAreThoseOfTheRankWithMost) {
