@@ -140,11 +140,9 @@ class ThreadComm final : public Comm {
     for (const Post::Message* m : expected) post_.await(*m);
   }
   void all_reduce(Context&, Acc) override { HADAL_UNREACHABLE("all_reduce"); }
-  void reduce_scatter(Context&, In, Out) override { HADAL_UNREACHABLE("reduce_scatter"); }
   void reduce_scatter_v(Context&, In, std::span<const int64_t>, Out) override {
     HADAL_UNREACHABLE("reduce_scatter_v");
   }
-  void all_gather(Context&, In, Out) override { HADAL_UNREACHABLE("all_gather"); }
   void all_gather_v(Context&, In, std::span<const int64_t>, Out) override {
     HADAL_UNREACHABLE("all_gather_v");
   }
