@@ -17,8 +17,9 @@ import re
 import sys
 
 PURE = {"model/config.h", "model/precision.h", "model/params.h", "model/param_layout.h",
-        "model/bytes.h", "parallel/mesh.h", "parallel/schedule.h", "parallel/schedule_rank.h",
-        "parallel/stages.h", "parallel/parallel_config.h", "parallel/placement.h"}
+        "model/bytes.h", "parallel/mesh.h", "parallel/schedule.h", "parallel/schedule_groups.h",
+        "parallel/schedule_rank.h", "parallel/stages.h", "parallel/parallel_config.h",
+        "parallel/placement.h"}
 MAY = {
     "core": set(),
     "ops": {"core"},

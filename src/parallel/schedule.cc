@@ -7,6 +7,7 @@
 #include <set>
 
 #include "core/check.h"
+#include "parallel/schedule_groups.h"
 #include "parallel/schedule_rank.h"
 
 namespace hadal {
@@ -125,6 +126,7 @@ Schedule make_schedule(const ScheduleShape& shape) {
     s.steps.push_back(std::move(program.steps));
     s.last_transfers.push_back(std::move(program.last_transfers));
   }
+  detail::let_groups_meet(s);
   return s;
 }
 

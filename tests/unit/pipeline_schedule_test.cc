@@ -312,9 +312,7 @@ class Beside {
 
 void check_progress(const Schedule& schedule) {
   EXPECT_NO_THROW(play(schedule, unit_times(3.0)));
-  if (schedule.kind != ScheduleKind::kInterleaved) {
-    EXPECT_TRUE(goes_on_blocking(schedule));
-  }
+  EXPECT_TRUE(goes_on_blocking(schedule));
 }
 
 // No message holds up a step that does not read it.
