@@ -32,6 +32,16 @@ TEST(OpsCuda, PeerRows) {
             gathered.push_back(s.random("gathered", type, {bounds.back().back()}));
           }
         }
+        // A kernel that is launched for the first time is loaded, which may wait for all that runs:
+        // before ranks on one device wait for each other.
+        const Tensor alone =
+            s.make(DType::kI32, {ops::peer_sums_bytes(1, kLines) / 4}, [](int64_t) { return 0.0; });
+        const Tensor one = s.random("one", type, {2});
+        const std::vector<int64_t> all = {0, 2};
+        ops::PeerSums self{.view = {.place = 0, .size = 1}, .lines = kLines};
+        self.view.window[0] = alone.raw();
+        ops::peer_sum_scatter(s.ctx, self, all, one, Tensor(one));
+        ops::peer_gather(s.ctx, self, all, one, Tensor(one));
         run_ranks(s, ranks, [&](int r, Context& ctx) {
           ops::PeerSums lines{.view = {.place = r, .size = ranks}, .lines = kLines};
           for (size_t g = 0; g < windows.size(); ++g) lines.view.window[g] = windows[g].raw();
