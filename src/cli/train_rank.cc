@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/train_rank.h"
 
+#include <algorithm>
+
 namespace hadal::cli {
 namespace {
 
@@ -17,7 +19,9 @@ TrainRank::TrainRank(const train::RunConfig& run, World* world)
                on_gpus(run, world) ? gpu_of_rank(*world)
                                    : parse_device(run.train.device, "train.device")),
       ctx_(machine_.context()) {
-  if (on_gpus(run, world)) gpus_ = std::make_unique<NcclWorld>(*world, ctx_);
+  if (on_gpus(run, world))
+    gpus_ = std::make_unique<NcclWorld>(
+        *world, ctx_, NcclOptions{.line_ctas = std::max(1, run.parallel.link_sms)});
   if (world != nullptr) team_ = std::make_unique<Team>(run.parallel, run.model, world, gpus_.get());
 }
 

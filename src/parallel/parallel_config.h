@@ -27,10 +27,13 @@ struct ParallelConfig {
   std::vector<int64_t> layers = {};  // of each stage; empty: as even as can be
   int ranks_per_node = 0;            // ranks that count as one node; 0: all
   ExchangeKind exchange = ExchangeKind::kMessages;
-  // Pairs of a schedule run side by side, with their transfers; messages of a pipeline between GPUs
-  // travel beside the work.
+  // Pairs of a schedule run side by side, with their transfers; gradients of a layer are summed,
+  // and masters gathered, beside the work.
   bool overlap = true;
   int comm_sms = 20;  // of a GPU: left to the transfers of a pair
+  // SMs of a GPU for each link of a pipeline, whose messages travel beside the work; 0: they travel
+  // in its stream.
+  int link_sms = 0;
   // Rows that a rank's experts have room for, as a multiple of an even share; a step that needs
   // more is done again with smaller micro-batches. 0: room for every token of all ranks.
   double row_capacity = 0.0;

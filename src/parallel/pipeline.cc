@@ -291,13 +291,11 @@ void Pipeline::set_schedule(int num_microbatches) {
 
 // NOTE: the first time without links. A GPU loads a kernel when it is first launched, and may wait
 // for all streams then: for a message too that another rank sends only after what is launched here.
-// But for interleaved, whose groups of messages wait for each other where none is stored on its
-// way.
 void Pipeline::run(Context& ctx, const Job& job) {
   set_schedule(job.num_microbatches);
   for (const Local& local : stages_)
     weights_left_[local.stage] = schedule_.num_microbatches / schedule_.num_directions();
-  if (links_ != nullptr && (ran_ || shape_.kind == ScheduleKind::kInterleaved))
+  if (links_ != nullptr && ran_)
     run_beside(ctx, job);
   else
     run_in_stream(ctx, job);

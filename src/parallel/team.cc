@@ -86,7 +86,7 @@ std::unique_ptr<Comm> Team::make_summing(std::vector<int> ranks, const char* nam
 // NOTE: not where each kernel is waited for: a message ends when another rank does its part.
 std::unique_ptr<PipelineLinks> Team::make_links() {
   const int P = parallel_.mesh.pp;
-  if (gpus_ == nullptr || !parallel_.overlap || P == 1 || !device::can_record(gpus_->device()))
+  if (gpus_ == nullptr || parallel_.link_sms == 0 || P == 1 || !device::can_record(gpus_->device()))
     return nullptr;
   // Every number of micro-batches has the links of this one, which fits every schedule.
   return make_links_nccl(*gpus_, group_of(parallel_.mesh, rank_, MeshAxis::kPipeline),

@@ -220,32 +220,18 @@ StepResult Learner::compute_gradients(const std::vector<std::vector<Sequence>>& 
   const auto scale_of = [&](int i) -> const stage::LossScale& {
     return drop_last && i + 1 == count ? nothing : scale;
   };
-  std::function<void(int64_t)> layer_done;
-  if (sums_.starts_layers()) layer_done = [this](int64_t layer) { sums_.start(layer); };
   if (recorded_) {
-    const auto run = [&](const Batch& batch, const stage::LossScale& its_scale,
-                         const std::function<void(int64_t)>& done) {
+    const auto one = [&](const Batch& batch, const stage::LossScale& its_scale) {
       pipeline_->run(ctx_, {.num_microbatches = 1,
                             .batch = [&](int) { return batch.views(); },
                             .scale = [&](int) -> const stage::LossScale& { return its_scale; },
                             .meter = meter_,
-                            .grads = module_grads_,
-                            .layer_done = done,
-                            .layer_done_sms = sums_.num_sms()});
+                            .grads = module_grads_});
     };
-    // The last one of several call by call, as it tells of its layers.
-    const bool last_tells = layer_done && count > 1;
-    for (int i = 0; i < count; ++i) {
-      const bool tells = last_tells && i + 1 == count;
-      const auto one = [&](const Batch& batch, const stage::LossScale& its_scale) {
-        run(batch, its_scale, tells ? layer_done : nullptr);
-      };
-      if (tells)
-        recorded_->run_unrecorded(sequences(i), depths, scale_of(i), one);
-      else
-        recorded_->run(sequences(i), depths, scale_of(i), one);
-    }
+    for (int i = 0; i < count; ++i) recorded_->run(sequences(i), depths, scale_of(i), one);
   } else {
+    std::function<void(int64_t)> layer_done;
+    if (sums_.starts_layers()) layer_done = [this](int64_t layer) { sums_.start(layer); };
     pipeline_->run(
         ctx_,
         {.num_microbatches = count,

@@ -64,13 +64,6 @@ void RecordedStep::record(const std::function<void()>& work) {
   graph_ = device::end_recording(ctx_.device, ctx_.stream);
 }
 
-void RecordedStep::run_unrecorded(const std::vector<Sequence>& sequences, int64_t num_mtp,
-                                  const stage::LossScale& scale, const Work& work) {
-  batch_ = make_batch(ctx_, config_, sequences, num_mtp, act_, std::move(batch_.memory));
-  const GraphMemory::Scope scope(temporaries_);
-  work(batch_, scale);
-}
-
 void RecordedStep::run(const std::vector<Sequence>& sequences, int64_t num_mtp,
                        const stage::LossScale& scale, const Work& work) {
   batch_ = make_batch(ctx_, config_, sequences, num_mtp, act_, std::move(batch_.memory));

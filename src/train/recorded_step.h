@@ -32,9 +32,6 @@ class RecordedStep {
   // REQUIRES: the same work every time, but for what it is given.
   void run(const std::vector<Sequence>& sequences, int64_t num_mtp, const stage::LossScale& scale,
            const Work& work);
-  // The same call by call, for work that does more; it does not count as one of the shape.
-  void run_unrecorded(const std::vector<Sequence>& sequences, int64_t num_mtp,
-                      const stage::LossScale& scale, const Work& work);
   int64_t num_launched() const { return num_launched_; }
 
   // Where the temporaries lie; for other work of the stream that should not take memory besides.

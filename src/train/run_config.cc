@@ -199,6 +199,7 @@ ParallelConfig read_parallel(const io::JsonObject& o) {
   p.exchange = parse_exchange(o.string("exchange", exchange_name(p.exchange)));
   p.overlap = o.boolean("overlap", p.overlap);
   p.comm_sms = static_cast<int>(o.integer("comm_sms", p.comm_sms));
+  p.link_sms = static_cast<int>(o.integer("link_sms", p.link_sms));
   p.row_capacity = o.number("row_capacity", p.row_capacity);
   p.heartbeat_seconds = o.number("heartbeat_seconds", p.heartbeat_seconds);
   p.timeout_seconds = o.number("timeout_seconds", p.timeout_seconds);
@@ -207,6 +208,7 @@ ParallelConfig read_parallel(const io::JsonObject& o) {
   check_integer(o.where(), "stages_per_rank", p.stages_per_rank, 1, 64);
   check_integer(o.where(), "ranks_per_node", p.ranks_per_node, 0, 512);
   check_integer(o.where(), "comm_sms", p.comm_sms, 0, 64);
+  check_integer(o.where(), "link_sms", p.link_sms, 0, 16);
   check_number(o.where(), "row_capacity", p.row_capacity, 0.0, 512.0);
   check_number(o.where(), "heartbeat_seconds", p.heartbeat_seconds, 1.0, 30.0);
   check_number(o.where(), "timeout_seconds", p.timeout_seconds, 1.0, 1e6);
@@ -314,6 +316,7 @@ io::Json to_json(const ParallelConfig& p) {
                    {"exchange", exchange_name(p.exchange)},
                    {"overlap", p.overlap},
                    {"comm_sms", p.comm_sms},
+                   {"link_sms", p.link_sms},
                    {"row_capacity", p.row_capacity},
                    {"heartbeat_seconds", p.heartbeat_seconds},
                    {"timeout_seconds", p.timeout_seconds}};

@@ -366,7 +366,8 @@ void compare_step(Rank& rank, Team& team, int step, const Reference& want, Compa
 std::string name_of(const ParallelConfig& p) {
   return concat(to_string(p.mesh), ", ", schedule_name(p.schedule),
                 p.ranks_per_node == 0 ? "" : concat(", ", p.ranks_per_node, " a node"),
-                p.exchange == ExchangeKind::kWindows ? ", windows" : "");
+                p.exchange == ExchangeKind::kWindows ? ", windows" : "",
+                p.link_sms > 0 ? ", links" : "");
 }
 
 // Every schedule of a mesh that it fits, and tokens in two hops where an expert group spans nodes.
@@ -385,7 +386,7 @@ void add_cases(const Mesh& mesh, std::vector<ParallelConfig>& list) {
   }
 }
 
-// On GPUs tokens go through windows as well.
+// On GPUs tokens go through windows as well, and messages of a pipeline over links.
 std::vector<ParallelConfig> cases(int num_ranks, bool on_gpus) {
   std::vector<ParallelConfig> list;
   for (const int tp : {1, 2})
@@ -395,7 +396,13 @@ std::vector<ParallelConfig> cases(int num_ranks, bool on_gpus) {
       for (int ep = dp; ep >= 1; --ep)
         if (dp % ep == 0) add_cases({.pp = pp, .dp = dp, .ep = ep, .tp = tp}, list);
     }
-  for (size_t i = 0; on_gpus && i < list.size(); ++i) {
+  const size_t count = list.size();
+  for (size_t i = 0; on_gpus && i < count; ++i) {
+    if (list[i].mesh.pp > 1 && list[i].ranks_per_node == 0) {
+      ParallelConfig links = list[i];
+      links.link_sms = 1;
+      list.push_back(links);
+    }
     if (list[i].mesh.ep == 1 || list[i].ranks_per_node > 0 ||
         list[i].exchange == ExchangeKind::kWindows)
       continue;
