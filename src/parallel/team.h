@@ -59,9 +59,17 @@ class Team {
   SideStream* side() const {
     return gpus_ != nullptr && parallel_.overlap ? &gpus_->side() : nullptr;
   }
-  // Where sums of gradients run beside the work; null: in its stream. They may take so many SMs.
+  // Whether a rank needs no other one for its micro-batches and goes through them one by one: a GPU
+  // can record them.
+  bool goes_one_by_one() const {
+    const Mesh& m = parallel_.mesh;
+    return m.pp == 1 && m.ep == 1 && m.tp == 1 && parallel_.schedule != ScheduleKind::kDualPipeV;
+  }
+  // Where sums of gradients run beside the work; null: in its stream, as where it is recorded. They
+  // may take so many SMs.
   SideStream* sums_side() const {
-    return gpus_ != nullptr && parallel_.overlap ? &gpus_->sums_side() : nullptr;
+    const bool beside = gpus_ != nullptr && parallel_.overlap && !goes_one_by_one();
+    return beside ? &gpus_->sums_side() : nullptr;
   }
   int num_sums_sms() const { return gpus_ == nullptr ? 0 : gpus_->options().beside_ctas; }
   // Collective over `pipeline`: where its messages travel beside the work; null: in its stream.

@@ -122,11 +122,7 @@ Learner::Learner(Context& ctx, const Config& config, DType compute, int64_t max_
               "FP8 products add in f32: train in bf16 or f32, not f64");
   drop_absent_experts(module_grads_);
   make_stages(max_tokens, options);
-  // A rank that needs no other for its micro-batches goes through them one by one, unless it pairs
-  // them.
-  const Mesh& mesh = team_->mesh();
-  const bool pairs = team_->parallel().schedule == ScheduleKind::kDualPipeV;
-  if (device::can_record(ctx.device) && mesh.pp == 1 && mesh.ep == 1 && mesh.tp == 1 && !pairs)
+  if (device::can_record(ctx.device) && team_->goes_one_by_one())
     recorded_ = std::make_unique<RecordedStep>(ctx, config_, compute);
 }
 
