@@ -11,24 +11,10 @@
 #include "ops/copy.h"
 #include "ops/ranks.h"
 #include "tests/unit/ops.h"
+#include "tests/unit/peer_lines.h"
 
 namespace hadal::test {
 namespace {
-
-constexpr int64_t kLines = 40;
-
-struct Windows {
-  explicit Windows(int ranks)
-      : of(static_cast<size_t>(ranks),
-           std::vector<uint64_t>(static_cast<size_t>(ops::peer_sums_bytes(ranks, kLines) / 8))) {}
-  ops::PeerSums sums_of(int rank) {
-    ops::PeerSums sums{.view = {.place = rank, .size = static_cast<int>(of.size())},
-                       .lines = kLines};
-    for (size_t g = 0; g < of.size(); ++g) sums.view.window[g] = of[g].data();
-    return sums;
-  }
-  std::vector<std::vector<uint64_t>> of;
-};
 
 // In round k rank r has none, or some; in some rounds but one rank has none.
 std::vector<int64_t> bounds_of(int G, int round) {
