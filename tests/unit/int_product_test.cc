@@ -165,7 +165,7 @@ class Packed {
 TEST(IntProduct, EverySetGivesTheBitsOfTheDefinition) {
   for (const IntBits bits : {IntBits::k8, IntBits::k4})
     for (const int64_t K : {5, 64, 128, 200, 520})
-      for (const int64_t M : {1, 3, 5, 12}) {
+      for (const int64_t M : {1, 3, 5, 11, 12}) {
         const IntCase c(bits, M, 29, K);
         const int64_t G = c.naive.groups;
         hadal::test::Machine machine(1);
@@ -179,7 +179,7 @@ TEST(IntProduct, EverySetGivesTheBitsOfTheDefinition) {
           std::fill(out.begin(), out.end(), 0.5f);
           set.ints->multiply({.bits = bits,
                               .rows = M,
-                              .count = G,
+                              .groups = G,
                               .q = q.data(),
                               .a_scale = a_scale.data(),
                               .sum = sum.data(),
@@ -212,7 +212,7 @@ TEST(IntProduct, NotFiniteActivationsShow) {
 
 TEST(IntProduct, GemmIsTheDefinitionAtEveryMAndThreadCount) {
   for (const IntBits bits : {IntBits::k8, IntBits::k4})
-    for (const int64_t M : {1, 4, 13, 70})
+    for (const int64_t M : {1, 4, 8, 12, 13, 70})
       for (const int threads : {1, 3}) {
         hadal::test::Machine machine(threads);
         const IntCase c(bits, M, 77, 200);

@@ -29,17 +29,18 @@ struct IntKernels {
   // scale[g * rows + r], sum[g * rows + r] of the q of a group.
   void (*quantise)(const float* x, int64_t K, int64_t rows, int64_t r, uint32_t* q, float* scale,
                    int32_t* sum);
-  // Groups of a panel: c[m][32] = fma(dot, a_scale[m] * w_scale[n], c), group after group.
-  struct Groups {
+  // All groups of a panel, for all rows of activations, which lie in blocks of kIntRows (the last
+  // of what is left): c[m][32] = fma(dot, a_scale[m] * w_scale[n], c), group after group.
+  struct Panel {
     IntBits bits;
-    int64_t rows, count;    // rows of activations; groups
-    const uint32_t* q;      // [count * 32][rows]
-    const float* a_scale;   // [count][rows]
-    const int32_t* sum;     // [count][rows]
-    const uint32_t* words;  // [count][W][32]
-    const bf16* scale;      // [count][32]
+    int64_t rows, groups;   // of activations; G
+    const uint32_t* q;      // blocks of [G * 32][rows of the block]
+    const float* a_scale;   // blocks of [G][rows of the block]
+    const int32_t* sum;     // the same
+    const uint32_t* words;  // [G][W][32]
+    const bf16* scale;      // [G][32]
   };
-  void (*multiply)(const Groups& groups, float* c, int64_t ldc);
+  void (*multiply)(const Panel& panel, float* c, int64_t ldc);
 };
 extern const IntKernels int_portable, int_avx2, int_avx512, int_vnni;
 // Of active_isa(); with VNNI where the processor has it beside AVX-512.

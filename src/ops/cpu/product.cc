@@ -353,7 +353,7 @@ class Run {
     const Result r{thread_floats(0, band.rows * ld), ld, false};
     if (start_ == Start::kOld)
       for (int64_t m = 0; m < band.rows; ++m) {
-        read_elements(element(p, band, m), p.c.dtype, r.data + m * ld, band.cols);
+        read_elements(element(p, band.m + m, band.n), p.c.dtype, r.data + m * ld, band.cols);
         std::fill(r.data + m * ld + band.cols, r.data + (m + 1) * ld, 0.0f);
       }
     return r;
@@ -361,11 +361,11 @@ class Run {
   void finish(const Product& p, const Band& band, const Result& r) const {
     if (r.in_place) return;
     for (int64_t m = 0; m < band.rows; ++m)
-      write_elements(r.data + m * r.ld, element(p, band, m), p.c.dtype, band.cols);
+      write_elements(r.data + m * r.ld, element(p, band.m + m, band.n), p.c.dtype, band.cols);
   }
-  static void* element(const Product& p, const Band& band, int64_t m) {
+  static void* element(const Product& p, int64_t m, int64_t n) {
     return static_cast<char*>(p.c.data) +
-           ((band.m + m) * p.c.row_stride + band.n) * static_cast<int64_t>(dtype_size(p.c.dtype));
+           (m * p.c.row_stride + n) * static_cast<int64_t>(dtype_size(p.c.dtype));
   }
 
   void thin_band(const Product& p, const PackedRows& a, const Band& band) const {
@@ -471,33 +471,28 @@ class Run {
   void int_band(const Product& p, const PackedRows& a, const Band& band) const {
     const IntBits bits = bits_of(p);
     const int64_t groups = int_groups(p.K), words = group_words(bits);
-    const Result r = begin(p, band);
-    if (start_ == Start::kZero)
-      for (int64_t m = 0; m < band.rows; ++m)
-        std::fill(r.data + m * r.ld,
-                  r.data + m * r.ld + ceil_div(band.cols, kPanelRows) * kPanelRows, 0.0f);
-    // A few rows go through a panel at once; of more, each group stays in L1 for all of them.
-    const int64_t step = band.rows <= thin_kernels().most_rows ? groups : 1;
+    // Sums of a panel side by side: rows of the result a power of two apart would push each other
+    // out of the caches, once a group.
+    float* sums = thread_floats(0, band.rows * kPanelRows);
     for (int64_t n = 0; n < band.cols; n += kPanelRows) {
-      const int64_t row = band.n + n;
-      const auto* panel = static_cast<const uint32_t*>(p.b.data) + row * groups * words;
-      const bf16* scale = p.int_scale + row * groups;
-      for (int64_t g = 0; g < groups; g += step)
-        for (int64_t m = 0; m < band.rows; m += kIntRows) {
-          const int64_t block = (band.m + m) / kIntRows * kIntRows;
-          const int64_t rows = std::min(kIntRows, p.M - block);
-          int_kernels().multiply({.bits = bits,
-                                  .rows = rows,
-                                  .count = step,
-                                  .q = a.q + (block * groups + g * rows) * kIntWords,
-                                  .a_scale = a.scale + block * groups + g * rows,
-                                  .sum = a.sum + block * groups + g * rows,
-                                  .words = panel + g * words * kPanelRows,
-                                  .scale = scale + g * kPanelRows},
-                                 r.data + m * r.ld + n, r.ld);
-        }
+      const int64_t column = band.n + n, cols = std::min(kPanelRows, band.cols - n);
+      std::fill(sums, sums + band.rows * kPanelRows, 0.0f);
+      if (start_ == Start::kOld)
+        for (int64_t m = 0; m < band.rows; ++m)
+          read_elements(element(p, band.m + m, column), p.c.dtype, sums + m * kPanelRows, cols);
+      int_kernels().multiply(
+          {.bits = bits,
+           .rows = band.rows,
+           .groups = groups,
+           .q = a.q + band.m * groups * kIntWords,
+           .a_scale = a.scale + band.m * groups,
+           .sum = a.sum + band.m * groups,
+           .words = static_cast<const uint32_t*>(p.b.data) + column * groups * words,
+           .scale = p.int_scale + column * groups},
+          sums, kPanelRows);
+      for (int64_t m = 0; m < band.rows; ++m)
+        write_elements(sums + m * kPanelRows, element(p, band.m + m, column), p.c.dtype, cols);
     }
-    finish(p, band, r);
   }
 
   Context& ctx_;

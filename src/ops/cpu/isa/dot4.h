@@ -48,18 +48,43 @@ inline Words dot4(Words sum, Words w, Words a) {
 }
 #endif
 
+// Two products of unsigned and signed halves added to each word.
+#if defined(__AVX512BW__)
+inline Words dot2(Words sum, Words w, Words a) {
+  return sum + reinterpret_cast<Words>(
+                   _mm512_madd_epi16(reinterpret_cast<__m512i>(w), reinterpret_cast<__m512i>(a)));
+}
+#elif defined(__AVX2__)
+inline Words dot2(Words sum, Words w, Words a) {
+  return sum + reinterpret_cast<Words>(
+                   _mm256_madd_epi16(reinterpret_cast<__m256i>(w), reinterpret_cast<__m256i>(a)));
+}
+#endif
+
 #if defined(__AVX2__) && !defined(__AVX512BW__)
+// Bytes 0 and 2 of a word, and 1 and 3, as halves with their signs.
+inline uint32_t odd_halves(uint32_t bytes) {
+  return (bytes >> 8 & 0x00ff00ffu) | (bytes >> 8 & 0x00800080u) * 0x1feu;
+}
+inline uint32_t even_halves(uint32_t bytes) { return odd_halves(bytes << 8); }
+
 // Bytes of at most 15 with signed ones: two products fit into 16 bits, and the sums of eight pairs.
 constexpr int kPairs = 8;
+inline Words add_pairs(Words pairs, Words w, Words a) {
+  return reinterpret_cast<Words>(_mm256_add_epi16(
+      reinterpret_cast<__m256i>(pairs),
+      _mm256_maddubs_epi16(reinterpret_cast<__m256i>(w), reinterpret_cast<__m256i>(a))));
+}
+inline Words sum_of_pairs(Words pairs) {
+  return reinterpret_cast<Words>(
+      _mm256_madd_epi16(reinterpret_cast<__m256i>(pairs), _mm256_set1_epi16(1)));
+}
 // sum += the products of kPairs words w with as many of a, `step` apart.
 inline Words dot_of_nibbles(Words sum, const Words* w, const uint32_t* a, int64_t step) {
-  __m256i pairs = _mm256_setzero_si256();
+  Words pairs = {};
 #pragma GCC unroll 8
-  for (int i = 0; i < kPairs; ++i)
-    pairs = _mm256_add_epi16(
-        pairs, _mm256_maddubs_epi16(reinterpret_cast<__m256i>(w[i]),
-                                    _mm256_set1_epi32(static_cast<int32_t>(a[i * step]))));
-  return sum + reinterpret_cast<Words>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  for (int i = 0; i < kPairs; ++i) pairs = add_pairs(pairs, w[i], a[i * step] + Words{});
+  return sum + sum_of_pairs(pairs);
 }
 #else
 constexpr int kPairs = 0;

@@ -4,5 +4,6 @@
 #include "ops/cpu/isa/dot4.h"
 
 #define HADAL_INT_ROWS 4
+#define HADAL_INT_WIDE_ROWS 6
 #define HADAL_TABLE int_avx2
 #include "ops/cpu/isa/int_kernel.inc.h"

@@ -11,6 +11,8 @@ namespace {
 // so that a panel is read in one run.
 template <int M>
 constexpr int kVecsOf = M <= 2 ? static_cast<int>(kPanelRows) / kLanes : 2;
+template <IntBits kBits>
+constexpr uint32_t kOffset = kBits == IntBits::k8 ? 128 : 8;  // what is added to a weight
 constexpr int64_t kThin = 4;           // rows that do not keep up with memory's rate by themselves
 constexpr int64_t kAheadWords = 2048;  // to ask for before they are read
 
@@ -59,28 +61,64 @@ inline Words load_words(const uint32_t* from) {
   return w;
 }
 
+// Rows of activations that lie in one block, and their results.
+struct Rows {
+  int64_t count;
+  const uint32_t* q;     // [G * 32][count]
+  const float* a_scale;  // [G][count]
+  const int32_t* sum;    // [G][count]
+  float* c;
+};
+
+// What the sums of M rows of a group begin with: w is kept as w + kOffset.
+template <int M, int kVecs>
+[[gnu::always_inline]] inline void begin(const Rows& rows, int64_t g, int64_t m0, uint32_t offset,
+                                         Words (*dot)[kVecs]) {
+#pragma GCC unroll 12
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v)
+      dot[m][v] = 0u - offset * static_cast<uint32_t>(rows.sum[g * rows.count + m0 + m]) + Words{};
+}
+
+// c = fma(dot, scale of the activations * scale of the weight, c), columns of vectors from v0 on.
+template <int M, int kVecs>
+[[gnu::always_inline]] inline void finish(const IntKernels::Panel& p, const Rows& rows, int64_t g,
+                                          int64_t m0, int64_t v0, const Words (*dot)[kVecs],
+                                          int64_t ldc) {
+#pragma GCC unroll 4
+  for (int v = 0; v < kVecs; ++v) {
+    const bf16* scales = p.scale + g * kPanelRows + (v0 + v) * kLanes;
+    const Vec scale = reinterpret_cast<Vec>(load_halves(scales) << 16);
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m) {
+      float* out = rows.c + (m0 + m) * ldc + (v0 + v) * kLanes;
+      Vec sum;
+      __builtin_memcpy(&sum, out, sizeof(sum));
+      const Vec real = __builtin_convertvector(reinterpret_cast<Ints>(dot[m][v]), Vec);
+      sum = multiply_add(real, (rows.a_scale[g * rows.count + m0 + m] - Vec{}) * scale, sum);
+      __builtin_memcpy(out, &sum, sizeof(sum));
+    }
+  }
+}
+
 // M rows from m0 on of one group, kVecsOf<M> vectors from v0 on of the panel's columns.
 template <IntBits kBits, int M>
-[[gnu::always_inline]] inline void block(const IntKernels::Groups& p, int64_t g, int64_t m0,
-                                         int64_t v0, float* c, int64_t ldc) {
+[[gnu::always_inline]] inline void block(const IntKernels::Panel& p, const Rows& rows, int64_t g,
+                                         int64_t m0, int64_t v0, int64_t ldc) {
   constexpr int kVecs = kVecsOf<M>;
   // Few sums are two each, of every other word, since one is done before the next can begin.
   constexpr int kSums = M * kVecs <= 4 ? 2 : 1;
-  constexpr uint32_t kOffset = kBits == IntBits::k8 ? 128 : 8;
   constexpr int64_t kCount = group_words(kBits);
   constexpr uint32_t kHalf = 0x0f0f0f0fu;
   Words dot[kSums][M][kVecs];
+  begin<M, kVecs>(rows, g, m0, kOffset<kBits>, dot[0]);
 #pragma GCC unroll 12
-  for (int m = 0; m < M; ++m) {
-    const uint32_t start = 0u - kOffset * static_cast<uint32_t>(p.sum[g * p.rows + m0 + m]);
+  for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) {
-      dot[0][m][v] = start + Words{};
-      dot[kSums - 1][m][v] = kSums == 1 ? dot[0][m][v] : Words{};
-    }
-  }
+    for (int v = 0; v < kVecs && kSums == 2; ++v) dot[kSums - 1][m][v] = Words{};
   const uint32_t* w = p.words + (g * kCount * kPanelRows + v0 * kLanes);
-  const uint32_t* q = p.q + g * kIntWords * p.rows + m0;
+  const uint32_t* q = rows.q + g * kIntWords * rows.count + m0;
   const auto add = [&](int sum, const Words* column) __attribute__((always_inline)) {
 #pragma GCC unroll 12
     for (int m = 0; m < M; ++m) {
@@ -88,7 +126,7 @@ template <IntBits kBits, int M>
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) dot[sum][m][v] = dot4(dot[sum][m][v], column[v], a);
     }
-    q += p.rows;
+    q += rows.count;
   };
   constexpr bool kByPairs = kBits == IntBits::k4 && kPairs > 0;
   if constexpr (kByPairs) {
@@ -97,7 +135,7 @@ template <IntBits kBits, int M>
     for (int v = 0; v < kVecs; ++v) {
       const uint32_t *from = w + v * kLanes, *a = q;
 #pragma GCC unroll 1
-      for (int64_t k = 0; k < kCount; k += kPairs / 2, a += kPairs * p.rows) {
+      for (int64_t k = 0; k < kCount; k += kPairs / 2, a += kPairs * rows.count) {
         Words nibbles[kPairs];
 #pragma GCC unroll 8
         for (int i = 0; i < kPairs; i += 2, from += kPanelRows) {
@@ -108,7 +146,7 @@ template <IntBits kBits, int M>
         }
 #pragma GCC unroll 12
         for (int m = 0; m < M; ++m)
-          dot[0][m][v] = dot_of_nibbles(dot[0][m][v], nibbles, a + m, p.rows);
+          dot[0][m][v] = dot_of_nibbles(dot[0][m][v], nibbles, a + m, rows.count);
       }
     }
   }
@@ -132,43 +170,60 @@ template <IntBits kBits, int M>
       add(kSums - 1, half);
     }
   }
-#pragma GCC unroll 4
-  for (int v = 0; v < kVecs; ++v) {
-    const bf16* scales = p.scale + g * kPanelRows + (v0 + v) * kLanes;
-    const Vec scale = reinterpret_cast<Vec>(load_halves(scales) << 16);
 #pragma GCC unroll 12
-    for (int m = 0; m < M; ++m) {
-      float* out = c + (m0 + m) * ldc + (v0 + v) * kLanes;
-      Vec sum;
-      __builtin_memcpy(&sum, out, sizeof(sum));
-      Words total = dot[0][m][v];
-      if (kSums == 2) total += dot[kSums - 1][m][v];
-      const Vec real = __builtin_convertvector(reinterpret_cast<Ints>(total), Vec);
-      sum = multiply_add(real, (p.a_scale[g * p.rows + m0 + m] - Vec{}) * scale, sum);
-      __builtin_memcpy(out, &sum, sizeof(sum));
-    }
-  }
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs && kSums == 2; ++v) dot[0][m][v] += dot[kSums - 1][m][v];
+  finish<M, kVecs>(p, rows, g, m0, v0, dot[0], ldc);
 }
 
 template <IntBits kBits, int M>
-void block_of(const IntKernels::Groups& p, int64_t m0, int64_t rows, float* c, int64_t ldc) {
-  if (rows == M) {
-    for (int64_t g = 0; g < p.count; ++g)
+void block_of(const IntKernels::Panel& p, const Rows& rows, int64_t m0, int64_t count, int64_t g,
+              int64_t end, int64_t ldc) {
+  if (count == M) {
+    for (; g < end; ++g)
       for (int64_t v = 0; v < kPanelRows / kLanes; v += kVecsOf<M>)
-        block<kBits, M>(p, g, m0, v, c, ldc);
+        block<kBits, M>(p, rows, g, m0, v, ldc);
     return;
   }
-  if constexpr (M > 1) block_of<kBits, M - 1>(p, m0, rows, c, ldc);
+  if constexpr (M > 1) block_of<kBits, M - 1>(p, rows, m0, count, g, end, ldc);
 }
 
-void multiply(const IntKernels::Groups& p, float* c, int64_t ldc) {
-  for (int64_t m = 0; m < p.rows; m += HADAL_INT_ROWS) {
-    const int64_t rows = p.rows - m < HADAL_INT_ROWS ? p.rows - m : HADAL_INT_ROWS;
+// Groups [g, end) of a block of rows.
+void few(const IntKernels::Panel& p, const Rows& rows, int64_t g, int64_t end, int64_t ldc) {
+  for (int64_t m = 0; m < rows.count; m += HADAL_INT_ROWS) {
+    const int64_t count = rows.count - m < HADAL_INT_ROWS ? rows.count - m : HADAL_INT_ROWS;
     if (p.bits == IntBits::k8)
-      block_of<IntBits::k8, HADAL_INT_ROWS>(p, m, rows, c, ldc);
+      block_of<IntBits::k8, HADAL_INT_ROWS>(p, rows, m, count, g, end, ldc);
     else
-      block_of<IntBits::k4, HADAL_INT_ROWS>(p, m, rows, c, ldc);
+      block_of<IntBits::k4, HADAL_INT_ROWS>(p, rows, m, count, g, end, ldc);
   }
+}
+
+#if defined(HADAL_INT_WIDE_ROWS)
+#include "ops/cpu/isa/int_wide.inc.h"
+#endif
+
+void multiply(const IntKernels::Panel& p, float* c, int64_t ldc) {
+  const auto each_block = [&](const auto& fn) {
+    for (int64_t m = 0; m < p.rows; m += kIntRows)
+      fn(Rows{p.rows - m < kIntRows ? p.rows - m : kIntRows, p.q + m * p.groups * kIntWords,
+              p.a_scale + m * p.groups, p.sum + m * p.groups, c + m * ldc});
+  };
+#if defined(HADAL_INT_WIDE_ROWS)
+  if (p.rows >= kWideRows) {
+    Wide wide;
+    for (int64_t g = 0; g < p.groups; ++g) {
+      unpack_weights(p, g, wide);
+      each_block([&](const Rows& rows) { wide_rows(p, rows, g, ldc, wide); });
+    }
+    return;
+  }
+#endif
+  // A few rows go through a panel at once; of more, each group stays in L1 for all of them.
+  const int64_t step = p.rows <= HADAL_INT_ROWS ? p.groups : 1;
+  for (int64_t g = 0; g < p.groups; g += step)
+    each_block([&](const Rows& rows) { few(p, rows, g, g + step, ldc); });
 }
 
 }  // namespace
