@@ -162,7 +162,7 @@ ToolChoice read_tool_choice(const JsonObject& o) {
   if (value == "auto") return {};
   if (value == "none") return {.kind = Choice::kNone, .name = ""};
   if (value == "required") return {.kind = Choice::kRequired, .name = ""};
-  if (value.is_object() && value.value("type", "") == "function") {
+  if (value.is_object() && value.value("type", io::Json()) == "function") {
     // Chats nest the name, responses do not.
     const io::Json function = value.contains("function") ? value["function"] : value;
     if (function.is_object() && function.contains("name") && function["name"].is_string())

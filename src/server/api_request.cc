@@ -197,7 +197,8 @@ AskedChat read_chat(const JsonObject& o, const std::string& body) {
   if (!chat["messages"].is_array() || chat["messages"].empty())
     refuse("messages", "messages is missing or empty; give [{\"role\": ..., \"content\": ...}]");
   for (Ordered& message : chat["messages"])
-    if (message.is_object() && message.value("role", "") == "developer") message["role"] = "system";
+    if (message.is_object() && message.value("role", Ordered()) == "developer")
+      message["role"] = "system";
   o.know("messages");
   AskedChat asked;
   asked.choice = read_tool_choice(o);
@@ -210,9 +211,9 @@ AskedChat read_chat(const JsonObject& o, const std::string& body) {
   bool has_name = false;
   for (size_t i = 0; i < tools.size(); ++i) {
     const Json tool = io::parse_json(tools[i], "tools");
-    if (!tool.is_object() || tool.value("type", "") != "function" || !tool.contains("function") ||
-        !tool["function"].is_object() || !tool["function"].contains("name") ||
-        !tool["function"]["name"].is_string())
+    if (!tool.is_object() || tool.value("type", Json()) != "function" ||
+        !tool.contains("function") || !tool["function"].is_object() ||
+        !tool["function"].contains("name") || !tool["function"]["name"].is_string())
       refuse("tools", concat("tools[", i,
                              "] is no {\"type\": \"function\", \"function\": "
                              "{\"name\": ...}}; only functions are supported"));
@@ -427,14 +428,21 @@ std::vector<int32_t> parse_detokenize(const ModelInfo& model, const std::string&
 
 namespace {
 
+// The text under a key of some part of `input`, or the fallback where there is none.
+std::string text_in(const Ordered& part, const char* key, const char* fallback) {
+  if (!part.contains(key)) return fallback;
+  if (!part[key].is_string()) refuse("input", concat(key, " in input must be a string"));
+  return part[key].get<std::string>();
+}
+
 // One item of `input` to the message it stands for. Items of one call may follow each other.
 void add_item(const Ordered& item, Ordered& messages) {
-  const std::string type = item.value("type", "message");
+  const std::string type = text_in(item, "type", "message");
   if (type == "function_call") {
     const Ordered call = {
         {"type", "function"},
         {"function",
-         {{"name", item.value("name", "")}, {"arguments", item.value("arguments", "")}}}};
+         {{"name", text_in(item, "name", "")}, {"arguments", text_in(item, "arguments", "")}}}};
     if (!messages.empty() && messages.back().contains("tool_calls"))
       messages.back()["tool_calls"].push_back(call);
     else
@@ -442,22 +450,22 @@ void add_item(const Ordered& item, Ordered& messages) {
     return;
   }
   if (type == "function_call_output") {
-    messages.push_back({{"role", "tool"}, {"content", item.value("output", "")}});
+    messages.push_back({{"role", "tool"}, {"content", text_in(item, "output", "")}});
     return;
   }
   if (type == "reasoning") return;  // of earlier turns: no template keeps it
   if (type != "message") refuse("input", concat("input of type ", type, " is not supported"));
-  Ordered message = {{"role", item.value("role", "user")}};
+  Ordered message = {{"role", text_in(item, "role", "user")}};
   const Ordered content = item.contains("content") ? item["content"] : Ordered();
   if (!content.is_array()) {
     message["content"] = content;
   } else {
     std::string text;
     for (const Ordered& part : content) {
-      const std::string kind = part.is_object() ? part.value("type", "") : "";
+      const std::string kind = part.is_object() ? text_in(part, "type", "") : "";
       if (kind != "input_text" && kind != "output_text" && kind != "text")
         refuse("input", concat("content of type ", kind, " is not supported; only text is"));
-      text += part.value("text", "");
+      text += text_in(part, "text", "");
     }
     message["content"] = text;
   }
@@ -469,7 +477,7 @@ Ordered chat_tools(const Ordered& tools) {
   if (!tools.is_array()) refuse("tools", "tools is no list");
   Ordered list = Ordered::array();
   for (const Ordered& tool : tools) {
-    if (!tool.is_object() || tool.value("type", "") != "function")
+    if (!tool.is_object() || tool.value("type", Ordered()) != "function")
       refuse("tools", "only tools of type function are supported");
     Ordered function = tool;
     function.erase("type");

@@ -7,7 +7,7 @@ import unittest
 import harness
 from harness import Server, generate
 
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
 PROMPTS = ["the quick brown", "over the lazy dog; some more words are here and there " * 4,
            "fox", "some more words are here\n" * 7 + "the", "x"]
 
@@ -157,6 +157,15 @@ class Answers(unittest.TestCase):
              'top_logprobs needs "logprobs": true'),
             (CHAT, {"messages": user("x"), "max_tokens": 1000000}, 400, None),
             (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, None),
+            (CHAT, {"messages": [{"role": {"name": "f"}, "content": "x"}]}, 400, None),
+            (CHAT, {"messages": user("x"), "tools": [{"type": ["function"]}]}, 400, None),
+            (CHAT, {"messages": user("x"), "tool_choice": {"type": 5}}, 400, None),
+            (RESPONSES, {"input": [{"type": {}}]}, 400, "type in input must be a string"),
+            (RESPONSES, {"input": [{"role": 5}]}, 400, "role in input must be a string"),
+            (RESPONSES, {"input": [{"content": [{"type": "text", "text": 5}]}]}, 400,
+             "text in input must be a string"),
+            (RESPONSES, {"input": "x", "tools": [{"type": 5}]}, 400,
+             "only tools of type function are supported"),
             (CHAT, {"messages": user("x"), "logit_bias": {"9": 200}}, 400,
              "logit_bias of token 9 must be a number in -100 to 100"),
             (COMPLETIONS, {"prompt": "x" * 5000}, 400, None),
