@@ -154,6 +154,8 @@ class Attend {
   }
   void score_few(int64_t row, int64_t rows, int64_t p, const MatrixView& keys, int64_t n) const {
     float wide[kTallRows * kTallDepth], tile[kTallRows * kGroup], turned[kGroup * kTallRows];
+    const auto element_bytes = static_cast<int64_t>(dtype_size(keys.dtype));
+    const auto* from = static_cast<const std::byte*>(keys.data);
     for (int64_t i = 0; i < n; i += kTallRows) {
       const int64_t count = std::min(kTallRows, n - i);
       const std::byte* next = ahead(p + i + kTallRows, 0);
@@ -161,7 +163,8 @@ class Attend {
         for (int64_t k = 0; k < W(); k += kTallDepth) {
           const int64_t depth = std::min(kTallDepth, W() - k);
           for (int64_t j = 0; j < count; ++j)
-            read_elements(keys.block(i + j, k).data, keys.dtype, wide + j * kTallDepth, depth);
+            read_elements(from + ((i + j) * keys.row_stride + k) * element_bytes, keys.dtype,
+                          wide + j * kTallDepth, depth);
           thin_kernels().tall_rows(
               {.M = count,
                .N = kGroup,

@@ -2,7 +2,6 @@
 //
 // Written in lanes of 16 so that the compiler's vectors and the order of sums agree everywhere.
 // SPDX-License-Identifier: Apache-2.0
-#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -13,30 +12,55 @@ namespace {
 
 constexpr int64_t kLanes = 16;
 
-// Cody-Waite reduction to [-ln2/2, ln2/2], then a polynomial; 0 below -87.3, inf above 88.7.
-inline float exp_lane(float x) {
+#if defined(__AVX512F__)
+constexpr int64_t kVec = 16;  // floats of a vector
+#elif defined(__AVX2__)
+constexpr int64_t kVec = 8;
+#else
+constexpr int64_t kVec = 4;
+#endif
+typedef float Floats __attribute__((vector_size(kVec * sizeof(float))));
+typedef int32_t Ints __attribute__((vector_size(kVec * sizeof(float))));
+
+// Cody-Waite reduction to [-ln2/2, ln2/2], then a polynomial; 0 below -87.3, inf above 88.7. In
+// vectors by hand: with comparisons that NaN must pass, compilers leave such a loop in scalars.
+[[gnu::always_inline]] inline Floats exp_of(Floats x) {
   constexpr float kLog2e = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  const float clamped = x < -87.33f ? -87.33f : x > 88.72f ? 88.72f : x;
-  const float shifted = clamped * kLog2e + 12582912.0f;  // rounds to an integer in the low bits
-  const float n = shifted - 12582912.0f;
-  const float r = (clamped - n * kLn2High) - n * kLn2Low;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
+  constexpr float kLowest = -87.33f, kHighest = 88.72f;
+  const Floats zero = {};
+  const Floats above = x > kHighest ? zero + kHighest : x;
+  const Floats clamped = x < kLowest ? zero + kLowest : above;
+  const Floats shifted = clamped * kLog2e + 12582912.0f;  // rounds to an integer in the low bits
+  const Floats n = shifted - 12582912.0f;
+  const Floats r = (clamped - n * kLn2High) - n * kLn2Low;
+  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
   // 2^n in two factors, since n may be 128.
-  const int32_t e = static_cast<int32_t>(n), half = e >> 1;
-  const float first = std::bit_cast<float>((half + 127) << 23);
-  const float second = std::bit_cast<float>((e - half + 127) << 23);
-  const float value = p * first * second;
-  const float low = x < -87.33f ? 0.0f : value;
-  const float high = x > 88.72f ? std::numeric_limits<float>::infinity() : low;
+  const Ints e = __builtin_convertvector(n, Ints), half = e >> 1;
+  const Floats first = reinterpret_cast<Floats>((half + 127) << 23);
+  const Floats second = reinterpret_cast<Floats>((e - half + 127) << 23);
+  const Floats value = p * first * second;
+  const Floats low = x < kLowest ? zero : value;
+  const Floats high = x > kHighest ? zero + std::numeric_limits<float>::infinity() : low;
   return x != x ? x : high;
 }
-inline double exp_lane(double x) { return std::exp(x); }
+
+// x = exp(x * scale - shift), kLanes of them.
+[[gnu::always_inline]] inline void exp_lanes(float* x, float scale, float shift) {
+  for (int64_t i = 0; i < kLanes; i += kVec) {
+    Floats v;
+    __builtin_memcpy(&v, x + i, sizeof(v));
+    v = exp_of(v * scale - shift);
+    __builtin_memcpy(x + i, &v, sizeof(v));
+  }
+}
+inline void exp_lanes(double* x, double scale, double shift) {
+  for (int64_t i = 0; i < kLanes; ++i) x[i] = std::exp(x[i] * scale - shift);
+}
 
 template <class T>
 T add_lanes(const T* lanes) {
@@ -59,24 +83,32 @@ T row_max(const T* x, int64_t n) {
   return best;
 }
 
+// n elements, fewer than kLanes.
+template <class T>
+void exp_few(T* x, int64_t n, T scale, T shift) {
+  T lanes[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = x[i];
+  exp_lanes(lanes, scale, shift);
+  for (int64_t i = 0; i < n; ++i) x[i] = lanes[i];
+}
+
 template <class T>
 void exp_row(T* x, int64_t n, T scale, T shift) {
-  for (int64_t i = 0; i < n; ++i) x[i] = exp_lane(x[i] * scale - shift);
+  const int64_t full = n / kLanes * kLanes;
+  for (int64_t i = 0; i < full; i += kLanes) exp_lanes(x + i, scale, shift);
+  exp_few(x + full, n - full, scale, shift);
 }
 
 template <class T>
 T exp_sum(T* x, int64_t n, T scale, T shift) {
   T lanes[kLanes] = {};
   const int64_t full = n / kLanes * kLanes;
-  for (int64_t i = 0; i < full; i += kLanes)
-    for (int64_t j = 0; j < kLanes; ++j) {
-      x[i + j] = exp_lane(x[i + j] * scale - shift);
-      lanes[j] += x[i + j];
-    }
-  for (int64_t i = full; i < n; ++i) {
-    x[i] = exp_lane(x[i] * scale - shift);
-    lanes[i - full] += x[i];
+  for (int64_t i = 0; i < full; i += kLanes) {
+    exp_lanes(x + i, scale, shift);
+    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += x[i + j];
   }
+  exp_few(x + full, n - full, scale, shift);
+  for (int64_t i = full; i < n; ++i) lanes[i - full] += x[i];
   return add_lanes(lanes);
 }
 

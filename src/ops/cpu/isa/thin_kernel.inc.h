@@ -306,6 +306,9 @@ void columns_of(const ThinProduct& p) {
   for (; k < p.K; ++k) columns_of<T, M, 1>(p, k);
 }
 
+// Rows and vectors of columns of a block of tall products: sums beside operands in registers.
+constexpr int kTallBlock = kLanes == 8 ? 6 : kLanes, kTallVecs = kLanes == 8 ? 2 : 1;
+
 // M rows from m0 on. Strides of a are constants, so that a few registers hold its addresses.
 template <class T, int M, int64_t kRowStride, int64_t kStride>
 void tall_block(const TallProduct& p, int64_t m0) {
@@ -313,29 +316,42 @@ void tall_block(const TallProduct& p, int64_t m0) {
   const int64_t K = p.K, N = p.N, ldc = p.ldc, stride = p.stride_bytes;
   const int64_t ahead_stride = p.ahead == nullptr ? stride : p.ahead_stride;
   const bool from_zero = p.start == Start::kZero;
-  for (int64_t n = 0; n < N; n += kLanes) {
+  for (int64_t n = 0; n < N; n += kTallVecs * kLanes) {
     float* const c = p.c + m0 * ldc + n;
-    Vec sum[M];
+    Vec sum[M][kTallVecs];
 #pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) sum[m] = from_zero ? Vec{} : load(c + m * ldc);
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+      for (int v = 0; v < kTallVecs; ++v)
+        sum[m][v] = from_zero ? Vec{} : load(c + m * ldc + v * kLanes);
     const float* a = p.a + m0 * kRowStride;
     const std::byte* from = p.data + n * kElementBytes;
     const std::byte* ahead = p.ahead == nullptr ? from : p.ahead + n * kElementBytes;
     for (int64_t k = 0; k < K; ++k, a += kStride, from += stride, ahead += ahead_stride) {
       __builtin_prefetch(ahead, 0, 2);
-      const Vec w = load_elements<T, false>(from, Vec{});
+      Vec w[kTallVecs];
+#pragma GCC unroll 2
+      for (int v = 0; v < kTallVecs; ++v)
+        w[v] = load_elements<T, false>(from + v * kLanes * kElementBytes, Vec{});
 #pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) sum[m] = multiply_add(a[m * kRowStride] - Vec{}, w, sum[m]);
+      for (int m = 0; m < M; ++m) {
+        const Vec x = a[m * kRowStride] - Vec{};
+#pragma GCC unroll 2
+        for (int v = 0; v < kTallVecs; ++v) sum[m][v] = multiply_add(x, w[v], sum[m][v]);
+      }
     }
 #pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) store(c + m * ldc, sum[m]);
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+      for (int v = 0; v < kTallVecs; ++v) store(c + m * ldc + v * kLanes, sum[m][v]);
   }
 }
-// Blocks of M rows while there are that many, then of half as many.
+// Blocks of M rows while there are that many, then one of what is left.
 template <class T, int M, int64_t kRowStride, int64_t kStride>
 void tall_of(const TallProduct& p, int64_t m) {
   for (; m + M <= p.M; m += M) tall_block<T, M, kRowStride, kStride>(p, m);
-  if constexpr (M > 1) tall_of<T, M / 2, kRowStride, kStride>(p, m);
+  if constexpr (M > 1)
+    if (m < p.M) tall_of<T, M - 1, kRowStride, kStride>(p, m);
 }
 
 // Vectors of a panel's rows whose chains run beside each other, decoded two by two: all of them for
@@ -424,9 +440,8 @@ void columns(const ThinProduct& p) { of_type(p, Order::kColumns); }
 void panels(const ThinProduct& p) { of_type(p, Order::kPanels); }
 template <int64_t kRowStride, int64_t kStride>
 void tall(const TallProduct& p) {
-  constexpr int kMost = kLanes;  // sums beside a weight in registers
-  if (p.dtype == DType::kF32) return tall_of<F32, kMost, kRowStride, kStride>(p, 0);
-  tall_of<BF16, kMost, kRowStride, kStride>(p, 0);
+  if (p.dtype == DType::kF32) return tall_of<F32, kTallBlock, kRowStride, kStride>(p, 0);
+  tall_of<BF16, kTallBlock, kRowStride, kStride>(p, 0);
 }
 
 }  // namespace
