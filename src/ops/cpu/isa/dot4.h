@@ -62,11 +62,14 @@ inline Words dot2(Words sum, Words w, Words a) {
 #endif
 
 #if defined(__AVX2__) && !defined(__AVX512BW__)
-// Bytes 0 and 2 of a word, and 1 and 3, as halves with their signs.
-inline uint32_t odd_halves(uint32_t bytes) {
-  return (bytes >> 8 & 0x00ff00ffu) | (bytes >> 8 & 0x00800080u) * 0x1feu;
+// Bytes 0 and 2 of each word, and 1 and 3, as halves with their signs.
+typedef int16_t SignedHalves __attribute__((vector_size(sizeof(Words))));
+inline Words even_halves(Words bytes) {
+  return reinterpret_cast<Words>(reinterpret_cast<SignedHalves>(bytes) << 8 >> 8);
 }
-inline uint32_t even_halves(uint32_t bytes) { return odd_halves(bytes << 8); }
+inline Words odd_halves(Words bytes) {
+  return reinterpret_cast<Words>(reinterpret_cast<SignedHalves>(bytes) >> 8);
+}
 
 // Bytes of at most 15 with signed ones: two products fit into 16 bits, and the sums of eight pairs.
 constexpr int kPairs = 8;

@@ -35,9 +35,10 @@ void unpack_weights(const IntKernels::Panel& p, int64_t g, Wide& wide) {
 }
 
 void unpack_activations(const uint32_t* q, int64_t count, uint32_t* out) {
-  for (int64_t i = 0; i < count; ++i) {
-    out[i] = even_halves(q[i]);
-    out[count + i] = odd_halves(q[i]);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Words bytes = load_words(q + i), even = even_halves(bytes), odd = odd_halves(bytes);
+    __builtin_memcpy(out + i, &even, sizeof(even));
+    __builtin_memcpy(out + count + i, &odd, sizeof(odd));
   }
 }
 
