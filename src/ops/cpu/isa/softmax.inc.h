@@ -86,6 +86,7 @@ T row_max(const T* x, int64_t n) {
 // n elements, fewer than kLanes.
 template <class T>
 void exp_few(T* x, int64_t n, T scale, T shift) {
+  if (n == 0) return;
   T lanes[kLanes] = {};
   for (int64_t i = 0; i < n; ++i) lanes[i] = x[i];
   exp_lanes(lanes, scale, shift);
