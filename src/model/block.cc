@@ -184,6 +184,18 @@ void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw) {
   attn_backward_weight(ctx, d, dw);
 }
 
+void backward(Context& ctx, const Layer& l, Saved&& saved, double balance_scale, In dy, Out dx,
+              Grads& dw) {
+  Saved s = std::move(saved);
+  Deferred d = combine_backward(ctx, l, s, dy);  // dispatch(B)
+  mlp_backward(ctx, l, s, d);                    //                 mlp(B), of shared experts first
+  mlp_backward_weight(ctx, d, dw);               // combine(B)      mlp(W)
+  dispatch_backward(ctx, l, s, balance_scale, d);
+  dispatch_backward_weight(ctx, d, dw);
+  attn_backward(ctx, l, std::move(s), d, dx);
+  attn_backward_weight(ctx, d, dw);
+}
+
 // The order of DeepSeek's trace. On the left what starts a transfer, on the right what hides it.
 Saved overlap(Context& ctx, const ForwardArgs& f, BackwardArgs&& b) {
   block::Saved saved = std::move(b.saved);

@@ -73,6 +73,10 @@ Saved forward(Context& ctx, const Layer& layer, const Packed& seq, In x, Out y);
 Deferred backward_input(Context& ctx, const Layer& layer, Saved&& saved, double balance_scale,
                         In dy, Out dx);
 void backward_weight(Context& ctx, Deferred&& deferred, Grads& dw);
+// Both, with the same bits, in an order that hides a transfer: the experts' weight gradients run
+// while gradients of their rows travel back.
+void backward(Context& ctx, const Layer& layer, Saved&& saved, double balance_scale, In dy, Out dx,
+              Grads& dw);
 
 // A layer of one micro-batch forward and a layer of another backward, both halves, so that each
 // transfer runs beside work of the other (figure 4): the bits of forward() and of backward_input()

@@ -159,9 +159,13 @@ void begin_backward(const Sink& sink, Saved& s, const BackwardArgs& args, Gradie
 void layer_backward(const Sink& sink, Saved& s, int64_t layer, double balance, Gradient& g) {
   block::Saved& saved = s.blocks[static_cast<size_t>(layer - sink.stage.first_layer)];
   ops::cast(sink.ctx, g.dx, g.dy);
-  sink.block(block::backward_input(sink.ctx, layer_of(sink.stage, layer), std::move(saved), balance,
-                                   g.dy, g.dx),
-             layer);
+  const block::Layer l = layer_of(sink.stage, layer);
+  if (sink.grads == nullptr)
+    return sink.block(block::backward_input(sink.ctx, l, std::move(saved), balance, g.dy, g.dx),
+                      layer);
+  block::backward(sink.ctx, l, std::move(saved), balance, g.dy, g.dx,
+                  sink.grads->layers[static_cast<size_t>(layer)]);
+  tell_done(sink.stage, layer);
 }
 
 // The gradient of the first layer's input: to the embedding, or to the stage before.
