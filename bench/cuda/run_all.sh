@@ -10,7 +10,7 @@ status=0
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.limit,temperature.gpu \
   --format=csv >"$out/device.txt" 2>&1
 cat "$out/device.txt"
-for name in bf16_gemm fp8_gemm fp8_wgrad mla_decode mla_attention; do
+for name in bf16_gemm fp8_gemm fp8_wgrad mla_decode decode_attention mla_attention; do
   timeout 200 "$build/${name}_bench" >"$out/$name.txt" 2>&1
   code=$?
   cat "$out/$name.txt"

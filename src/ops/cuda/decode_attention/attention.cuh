@@ -146,13 +146,16 @@ class DecodeAbsorb {
   float scale_[kAhead];
 };
 
-// How a token's context is cut.
+// How a token's context is cut. A page more in each split takes as long as twenty more splits to
+// join, whence the square root.
 struct DecodeCut {
   int length, pages, per_split, splits;
   __device__ DecodeCut(const DecodeAttentionArgs& args, int token) {
     length = __ldg(args.positions + token) + 1;
     pages = (length + DecodeC::kPage - 1) / DecodeC::kPage;
-    per_split = (pages + args.max_splits - 1) / args.max_splits;
+    per_split = max((pages + args.max_splits - 1) / args.max_splits,
+                    static_cast<int>(sqrtf(static_cast<float>(pages) / 20.0f) + 0.5f));
+    per_split = max(per_split, 1);
     splits = (pages + per_split - 1) / per_split;
   }
 };
@@ -196,8 +199,39 @@ __device__ __forceinline__ void bring_page(const DecodeAttentionArgs& args,
                 full + (p & 1));
 }
 
-// A warp for eight tokens and half of the depth (scores), a head (softmax), 32 columns (values).
-// The split's first two pages are on their way; `parity` is that of `full` for each.
+template <CacheRows kFormat>
+__device__ __forceinline__ void bring_first_pages(const DecodeAttentionArgs& args,
+                                                  const DecodeSplit& split,
+                                                  const DecodePages<kFormat>& pages,
+                                                  uint64_t* full) {
+  bring_page(args, split, pages, full, 0);
+  bring_page(args, split, pages, full, 1);
+}
+
+// The queries of a split's heads into shared memory; places past the last head hold it again.
+__device__ __forceinline__ void bring_queries(const DecodeAttentionArgs& args,
+                                              const DecodeSplit& split, __nv_bfloat16* to) {
+  using C = DecodeC;
+  constexpr int kPieces = C::kWidth / 8, kTotal = C::kHeads * kPieces;
+  constexpr int kEach = (kTotal + C::kThreads - 1) / C::kThreads;
+  const auto piece = [](int j) { return static_cast<int>(threadIdx.x) + j * C::kThreads; };
+  int4 raw[kEach];
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) {
+    const int r = min(piece(j), kTotal - 1) / kPieces, u = min(piece(j), kTotal - 1) % kPieces;
+    const int64_t row = static_cast<int64_t>(split.token) * args.heads +
+                        min(split.group * C::kHeads + r, args.heads - 1);
+    raw[j] = fresh_16(args.q_abs + row * C::kWidth + u * 8);
+  }
+#pragma unroll
+  for (int j = 0; j < kEach; ++j)
+    if (piece(j) < kTotal)
+      *reinterpret_cast<int4*>(to + piece(j) / kPieces * C::kStride + piece(j) % kPieces * 8) =
+          raw[j];
+}
+
+// A warp for sixteen tokens and a share of the depth (scores), a head (softmax), 32 columns
+// (values). The split's first two pages are on their way; `parity` is that of `full` for each.
 template <CacheRows kFormat>
 __device__ inline void decode_attend(const DecodeAttentionArgs& args, const DecodeSplit& split,
                                      const DecodePages<kFormat>& pages, uint64_t* full,
@@ -205,21 +239,14 @@ __device__ inline void decode_attend(const DecodeAttentionArgs& args, const Deco
   using C = DecodeC;
   const int num_pages = split.num_pages;
   if (num_pages == 0) return;
-  const int thread = static_cast<int>(threadIdx.x), warp = block_warp(), lane = block_lane();
-  const int head0 = split.group * C::kHeads, heads = min(C::kHeads, args.heads - head0);
+  const int warp = block_warp(), lane = block_lane();
 
   auto* const q = reinterpret_cast<__nv_bfloat16*>(shared);
   auto* const scores = reinterpret_cast<float*>(shared + C::kQueryBytes);
   auto* const probs = reinterpret_cast<__nv_bfloat16*>(shared + C::kQueryBytes + C::kScoreBytes);
   __shared__ float rescale[C::kHeads];
 
-  for (int i = thread; i < C::kHeads * (C::kWidth / 8); i += C::kThreads) {
-    const int r = i / (C::kWidth / 8), u = i % (C::kWidth / 8);
-    const int64_t row = static_cast<int64_t>(split.token) * args.heads + head0 + min(r, heads - 1);
-    *reinterpret_cast<int4*>(q + r * C::kStride + u * 8) =
-        fresh_16(args.q_abs + row * C::kWidth + u * 8);
-  }
-
+  bring_queries(args, split, q);
   const float scale = args.scale * 1.4426950408889634f;
   float top = -INFINITY, total = 0.0f;  // of the head that this warp has, in powers of two
   float out[4][4] = {};
@@ -232,34 +259,42 @@ __device__ inline void decode_attend(const DecodeAttentionArgs& args, const Deco
     __syncthreads();
     const __nv_bfloat16* const page = pages.ready(p & 1);
     {
-      constexpr int kHalf = C::kWidth / 2;
-      const int half = warp / 8, tokens0 = warp % 8 * 8;
-      float score[4] = {};
+      constexpr int kGroups = C::kPage / 16, kShare = C::kWidth / C::kDepthShares;
+      static_assert(kGroups * C::kDepthShares == C::kWarps && kShare % 16 == 0);
+      const int share = warp / kGroups, tokens0 = warp % kGroups * 16;
+      const __nv_bfloat16* const q_at = q + lane % 16 * C::kStride + share * kShare + lane / 16 * 8;
+      const __nv_bfloat16* const k_at = page + (tokens0 + lane / 16 * 8 + lane % 8) * C::kStride +
+                                        share * kShare + lane / 8 % 2 * 8;
+      float score[2][4] = {};
 #pragma unroll
-      for (int k = 0; k < kHalf; k += 32) {
-        uint32_t b[4];
-        load_matrices(b,
-                      page + (tokens0 + lane % 8) * C::kStride + half * kHalf + k + lane / 8 * 8);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          uint32_t a[4];
-          load_matrices(a, q + lane % 16 * C::kStride + half * kHalf + k + i * 16 + lane / 16 * 8);
-          mma_bf16(score, a, b[2 * i], b[2 * i + 1]);
-        }
+      for (int k = 0; k < kShare; k += 16) {
+        uint32_t a[4], b[4];
+        load_matrices(a, q_at + k);
+        load_matrices(b, k_at + k);
+        mma_bf16(score[0], a, b[0], b[1]);
+        mma_bf16(score[1], a, b[2], b[3]);
       }
-      float* const to = scores + half * C::kHeads * C::kPage + tokens0 + lane % 4 * 2;
-      *reinterpret_cast<float2*>(to + lane / 4 * C::kPage) = float2{score[0], score[1]};
-      *reinterpret_cast<float2*>(to + (lane / 4 + 8) * C::kPage) = float2{score[2], score[3]};
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float* const to = scores + (share * C::kHeads + lane / 4) * C::kScoreStride + tokens0 +
+                          i * 8 + lane % 4 * 2;
+        *reinterpret_cast<float2*>(to) = float2{score[i][0], score[i][1]};
+        *reinterpret_cast<float2*>(to + 8 * C::kScoreStride) = float2{score[i][2], score[i][3]};
+      }
     }
     __syncthreads();
     {
       const int valid = split.length - (split.first_page + p) * C::kPage;
-      const float* const of_head = scores + warp * C::kPage;
+      const float* const of_head = scores + warp * C::kScoreStride;
       float s[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int at = lane + 32 * i;
-        s[i] = at < valid ? (of_head[at] + of_head[C::kHeads * C::kPage + at]) * scale : -INFINITY;
+        float sum = 0.0f;
+#pragma unroll
+        for (int d = 0; d < C::kDepthShares; ++d)
+          sum += of_head[d * C::kHeads * C::kScoreStride + at];
+        s[i] = at < valid ? sum * scale : -INFINITY;
       }
       float best = fmaxf(s[0], s[1]);
 #pragma unroll
@@ -298,30 +333,38 @@ __device__ inline void decode_attend(const DecodeAttentionArgs& args, const Deco
     bring_page(args, split, pages, full, p + 2);
   }
 
-  float* const to = args.partial + static_cast<int64_t>(split.task) * C::kHeads * C::kLatent;
+  // By way of shared memory, where queries were, so that each warp stores whole lines.
+  auto* const staged = reinterpret_cast<float*>(shared);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const int column = warp * 32 + i * 8 + lane % 4 * 2;
-    *reinterpret_cast<float2*>(to + lane / 4 * C::kLatent + column) = float2{out[i][0], out[i][1]};
-    *reinterpret_cast<float2*>(to + (lane / 4 + 8) * C::kLatent + column) =
-        float2{out[i][2], out[i][3]};
+    float* const at = staged + lane / 4 * C::kOutStride + warp * 32 + i * 8 + lane % 4 * 2;
+    *reinterpret_cast<float2*>(at) = float2{out[i][0], out[i][1]};
+    *reinterpret_cast<float2*>(at + 8 * C::kOutStride) = float2{out[i][2], out[i][3]};
   }
+  __syncthreads();
+  const int heads = min(C::kHeads, args.heads - split.group * C::kHeads);
+  auto* const to = reinterpret_cast<float4*>(args.partial + static_cast<int64_t>(split.task) *
+                                                                C::kHeads * C::kLatent);
+  constexpr int kPieces = C::kLatent / 4;
+  for (int i = static_cast<int>(threadIdx.x); i < heads * kPieces; i += C::kThreads)
+    to[i] =
+        *reinterpret_cast<const float4*>(staged + i / kPieces * C::kOutStride + i % kPieces * 4);
   if (lane == 0) args.partial_stat[split.task * C::kHeads + warp] = float2{top, total};
 }
 
-// The joined results of the splits of a token's head: column threadIdx.x.
-__device__ inline float decode_joined(const DecodeAttentionArgs& args, int token, int head) {
+// The joined results of `splits` splits of a token's head: column threadIdx.x.
+__device__ inline float decode_joined(const DecodeAttentionArgs& args, int token, int head,
+                                      int splits) {
   using C = DecodeC;
-  constexpr int kAhead = 8;
-  const DecodeCut cut(args, token);
+  constexpr int kAhead = 16;
   const int task = (token * args.head_groups() + head / C::kHeads) * args.max_splits;
   const int64_t row = static_cast<int64_t>(task) * C::kHeads + head % C::kHeads;
   const float* const from = args.partial + row * C::kLatent + threadIdx.x;
   const float2* const stat = args.partial_stat + row;
   const int lane = block_lane();
   float top = -INFINITY, total = 0.0f, sum = 0.0f;
-  for (int s0 = 0; s0 < cut.splits; s0 += 32) {
-    const int count = min(32, cut.splits - s0);
+  for (int s0 = 0; s0 < splits; s0 += 32) {
+    const int count = min(32, splits - s0);
     float part[kAhead];
     const auto load = [&](int j0) {
 #pragma unroll
@@ -329,9 +372,9 @@ __device__ inline float decode_joined(const DecodeAttentionArgs& args, int token
         if (j0 + j < count)
           part[j] = __ldcg(from + static_cast<int64_t>(s0 + j0 + j) * C::kHeads * C::kLatent);
     };
-    load(0);
     const float2 mine =
         lane < count ? __ldcg(stat + (s0 + lane) * C::kHeads) : float2{-INFINITY, 0.0f};
+    load(0);
     float best = mine.x;
 #pragma unroll
     for (int d = 16; d > 0; d /= 2) best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, d));
@@ -356,9 +399,15 @@ __device__ inline float decode_joined(const DecodeAttentionArgs& args, int token
 template <GemvWeight kType, int kRows>
 class DecodeValues {
   static constexpr int kShare = 4, kLatent = DecodeC::kLatent;  // warps that share R
+  using Tile = TileProduct<kType, kRows, 1>;
+  static_assert(kLatent / kShare <= Tile::kLot);
 
  public:
-  __device__ DecodeValues(const DecodeAttentionArgs& args, int task) : args_(args) { find(task); }
+  __device__ DecodeValues(const DecodeAttentionArgs& args, int task) : args_(args) {
+#pragma unroll
+    for (int t = 0; t < kRows; ++t) splits_[t] = t < args.tokens ? DecodeCut(args, t).splits : 0;
+    find(task);
+  }
   // Takes a task, and asks for its first weights.
   __device__ void find(int task) {
     const int tiles = args_.v / 16;  // tasks of a head
@@ -367,15 +416,17 @@ class DecodeValues {
     if (head_ >= args_.heads || block_warp() >= kShare) return;
     constexpr int kBytes = GemvLoad<kType>::kBytes;
     const int row = head_ * (args_.nope + args_.v) + args_.nope + column_ + block_lane() / 4;
-    product_ = TileProduct<kType, kRows>(
+    product_ = Tile(
         {{expert_row<kBytes>(args_.wkv_b, 0, row), expert_row<kBytes>(args_.wkv_b, 0, row + 8)}},
         begin(), begin() + kLatent / kShare);
   }
   // `rows` is shared memory for kRows rows of R. Ends with a barrier.
   __device__ void run(__nv_bfloat16* rows, float* units, TileSums<kRows>& sums) {
     const int thread = static_cast<int>(threadIdx.x);
-    for (int t = 0; t < args_.tokens; ++t) {
-      const float value = decode_joined(args_, t, head_);
+#pragma unroll
+    for (int t = 0; t < kRows; ++t) {
+      if (t >= args_.tokens) break;
+      const float value = decode_joined(args_, t, head_, splits_[t]);
       const TileScale<kType> scale(kType == GemvWeight::kE4M3 ? largest_of_block(fabsf(value))
                                                               : 0.0f);
       const float rounded = __bfloat162float(__float2bfloat16(value));
@@ -407,7 +458,8 @@ class DecodeValues {
 
   const DecodeAttentionArgs& args_;
   int head_, column_;
-  TileProduct<kType, kRows> product_;
+  int splits_[kRows];
+  Tile product_;
 };
 
 }  // namespace hadal::cuda

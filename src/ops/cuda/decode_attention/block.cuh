@@ -85,52 +85,73 @@ __device__ __forceinline__ void bring_rows(const __nv_bfloat16* from, int64_t st
   __syncthreads();
 }
 
-// The same with RMSNorm, rounded to bf16. Ends with a barrier.
+// The same with RMSNorm, rounded to bf16. The first row and its gains are asked for when this is
+// made, so that they do not stand in line behind weights that are asked for next.
 template <GemvWeight kType>
-__device__ __forceinline__ void bring_normed(const __nv_bfloat16* from, int64_t stride, int rows,
-                                             int width, const float* gain, float eps,
-                                             __nv_bfloat16* to, float* units) {
-  const int pieces = width / 8, thread = static_cast<int>(threadIdx.x);
-  const auto gains = [&](int u, float4(&g)[2]) {
-    g[0] = __ldg(reinterpret_cast<const float4*>(gain) + 2 * u);
-    g[1] = __ldg(reinterpret_cast<const float4*>(gain) + 2 * u + 1);
-  };
-  float4 first[2] = {};  // asked for together with the row
-  if (thread < pieces) gains(thread, first);
-  for (int r = 0; r < rows; ++r) {
-    auto* const row = reinterpret_cast<int4*>(to + r * row_stride_of(width));
-    float squares = 0.0f, largest = 0.0f;
-    for (int u = thread; u < pieces; u += DecodeC::kThreads) {
-      const int4 raw = fresh_16(from + r * stride + u * 8);
-      row[u] = raw;
-      float v[8];
-      unpack_bf16(raw, v);
-      float4 g4[2] = {first[0], first[1]};
-      if (u != thread) gains(u, g4);
-      const float g[8] = {g4[0].x, g4[0].y, g4[0].z, g4[0].w, g4[1].x, g4[1].y, g4[1].z, g4[1].w};
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        squares += v[j] * v[j];
-        largest = fmaxf(largest, fabsf(v[j] * g[j]));
-      }
-    }
-    const float inverse = rsqrtf(sum_of_block(squares) / static_cast<float>(width) + eps);
-    if constexpr (kType == GemvWeight::kE4M3) largest = largest_of_block(largest * inverse);
-    const TileScale<kType> scale(largest);
-    for (int u = thread; u < pieces; u += DecodeC::kThreads) {
-      float v[8];
-      unpack_bf16(row[u], v);
-      float4 g4[2] = {first[0], first[1]};
-      if (u != thread) gains(u, g4);
-      const float g[8] = {g4[0].x, g4[0].y, g4[0].z, g4[0].w, g4[1].x, g4[1].y, g4[1].z, g4[1].w};
-#pragma unroll
-      for (int j = 0; j < 8; ++j) v[j] = __bfloat162float(__float2bfloat16(v[j] * inverse * g[j]));
-      row[u] = scale.pack(v);
-    }
-    if (thread == 0) units[r] = scale.unit;
+class NormedRows {
+ public:
+  __device__ NormedRows(const __nv_bfloat16* from, int64_t stride, int rows, int width,
+                        const float* gain, float eps)
+      : from_(from), stride_(stride), rows_(rows), width_(width), gain_(gain), eps_(eps) {
+    if (thread() >= pieces()) return;
+    first_ = piece(0, thread());
+    first_gains_ = gains(thread());
   }
-  __syncthreads();
-}
+  // Ends with a barrier.
+  __device__ void bring(__nv_bfloat16* to, float* units) const {
+    for (int r = 0; r < rows_; ++r) {
+      auto* const row = reinterpret_cast<int4*>(to + r * row_stride_of(width_));
+      float squares = 0.0f, largest = 0.0f;
+      for (int u = thread(); u < pieces(); u += DecodeC::kThreads) {
+        const int4 raw = r == 0 && u == thread() ? first_ : piece(r, u);
+        row[u] = raw;
+        float v[8];
+        unpack_bf16(raw, v);
+        const Gains g = u == thread() ? first_gains_ : gains(u);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          squares += v[j] * v[j];
+          largest = fmaxf(largest, fabsf(v[j] * g.of[j]));
+        }
+      }
+      const float inverse = rsqrtf(sum_of_block(squares) / static_cast<float>(width_) + eps_);
+      if constexpr (kType == GemvWeight::kE4M3) largest = largest_of_block(largest * inverse);
+      const TileScale<kType> scale(largest);
+      for (int u = thread(); u < pieces(); u += DecodeC::kThreads) {
+        float v[8];
+        unpack_bf16(row[u], v);
+        const Gains g = u == thread() ? first_gains_ : gains(u);
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+          v[j] = __bfloat162float(__float2bfloat16(v[j] * inverse * g.of[j]));
+        row[u] = scale.pack(v);
+      }
+      if (thread() == 0) units[r] = scale.unit;
+    }
+    __syncthreads();
+  }
+
+ private:
+  struct Gains {
+    float of[8];
+  };
+  __device__ static int thread() { return static_cast<int>(threadIdx.x); }
+  __device__ int pieces() const { return width_ / 8; }
+  __device__ int4 piece(int r, int u) const { return fresh_16(from_ + r * stride_ + u * 8); }
+  __device__ Gains gains(int u) const {
+    const float4 a = __ldg(reinterpret_cast<const float4*>(gain_) + 2 * u);
+    const float4 b = __ldg(reinterpret_cast<const float4*>(gain_) + 2 * u + 1);
+    return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
+  }
+
+  const __nv_bfloat16* from_;
+  int64_t stride_;
+  int rows_, width_;
+  const float* gain_;
+  float eps_;
+  int4 first_{};
+  Gains first_gains_{};
+};
 
 // Sixteen outputs of a product for each of the tokens: the shares of kShare warps, side by side.
 template <int kRows>
@@ -153,6 +174,7 @@ __device__ __forceinline__ void put_share(TileSums<kRows>& sums, const float (&s
 // barrier that its rows wait for.
 template <GemvWeight kType, int kRows, int kShare>
 class DecodeProduct {
+  using Tile = TileProduct<kType, kRows>;
   static constexpr int kTiles = DecodeC::kWarps / kShare;  // of a block at once
 
  public:
@@ -162,12 +184,14 @@ class DecodeProduct {
     __nv_bfloat16* to;  // [T, stride]
     int64_t stride;
   };
-  // With `adds` outputs are added to what is there; with `sums` those of other ranks as well.
+  // Asks for its first weights; ask_rest() is to follow. With `adds` outputs are added to what is
+  // there; with `sums` those of other ranks as well.
   __device__ DecodeProduct(const Output& first, const Output& second, int width, bool adds,
                            const PeerSumArgs* sums = nullptr)
       : first_(first), second_(second), width_(width), adds_(adds), sums_(sums) {
     find(static_cast<int>(blockIdx.x) * kTiles);
   }
+  __device__ void ask_rest() { product_.ask_second_lot(); }
   // Ends with a barrier.
   __device__ void run(const __nv_bfloat16* rows, const float* units, int tokens,
                       TileSums<kRows>& sums) {
@@ -191,6 +215,7 @@ class DecodeProduct {
       }
       __syncthreads();
       find(tile_ + static_cast<int>(gridDim.x) * kTiles);
+      ask_rest();
     }
   }
 
@@ -213,11 +238,11 @@ class DecodeProduct {
     if (n < weights.outputs) {
       constexpr int kBytes = GemvLoad<kType>::kBytes;
       const int r = n + block_lane() / 4;
-      product_ = TileProduct<kType, kRows>({{expert_row<kBytes>(*weights.matrix, 0, r),
-                                             expert_row<kBytes>(*weights.matrix, 0, r + 8)}},
-                                           begin(), min(begin() + share(), width_));
+      product_ = Tile({{expert_row<kBytes>(*weights.matrix, 0, r),
+                        expert_row<kBytes>(*weights.matrix, 0, r + 8)}},
+                      begin(), min(begin() + share(), width_), typename Tile::FirstLot{});
     } else {
-      product_ = TileProduct<kType, kRows>();
+      product_ = Tile();
     }
     const Output to = of((tile + mine()) * 16, &n);
     place_ = n < to.outputs ? to.to + token() * to.stride + n + row() : nullptr;
@@ -230,7 +255,7 @@ class DecodeProduct {
   const PeerSumArgs* sums_;
   __nv_bfloat16* place_;
   float old_;
-  TileProduct<kType, kRows> product_;
+  Tile product_;
 };
 
 }  // namespace hadal::cuda

@@ -45,14 +45,14 @@ class DecodePages<CacheRows::kBF16> {
   __device__ explicit DecodePages(uint8_t* shared)
       : wide_(reinterpret_cast<__nv_bfloat16*>(shared)) {}
   // The copy engine brings the first `rows` rows of a page into `slot` and counts them in at
-  // `full`.
+  // `full`. A few rows for each warp: its lanes ask one after another.
   __device__ void bring(const DecodeAttentionArgs& args, int page, int rows, int slot,
                         uint64_t* full) const {
-    constexpr int kBytes = C::kWidth * 2;
-    const int r = static_cast<int>(threadIdx.x);
-    if (r == 0) barrier_expect(full, static_cast<uint32_t>(rows * kBytes));
-    if (r >= rows) return;
-    copy_bytes(wide_ + (slot * C::kPage + r) * C::kStride, row(args, page, r), kBytes, full);
+    constexpr int kBytes = C::kWidth * 2, kRowsOfWarp = C::kPage / C::kWarps;
+    if (threadIdx.x == 0) barrier_expect(full, static_cast<uint32_t>(rows * kBytes));
+    const int r = block_warp() * kRowsOfWarp + block_lane();
+    if (block_lane() < kRowsOfWarp && r < rows)
+      copy_bytes(wide_ + (slot * C::kPage + r) * C::kStride, row(args, page, r), kBytes, full);
   }
   // Rows begin .. end - 1, which this launch wrote, and zeros in those from end on.
   __device__ void finish(const DecodeAttentionArgs& args, int page, int begin, int end,

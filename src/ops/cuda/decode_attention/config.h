@@ -29,17 +29,22 @@ struct DecodeAttentionConfig {
   static constexpr int kHeads = 16;           // of an attention task
   static constexpr int kStride = kWidth + 8;  // elements between rows in shared memory
   static constexpr int kMaxSplits = 256;
+  static constexpr int kMostStreams = 4096;  // that such kernels are launched in
 
-  // Attention: queries, scores in two halves, probabilities, and two pages; of FP8 rows these and
-  // one page widened.
+  // Attention: queries, scores in shares of the depth, probabilities, and two pages; of FP8 rows
+  // these and one page widened.
   static constexpr int kQueryBytes = kHeads * kStride * 2;
   static constexpr int kPageBytes = kPage * kStride * 2;
   static constexpr int kFp8PageBytes = kPage * static_cast<int>(kV3Fp8Row.bytes());
-  static constexpr int kScoreBytes = 2 * kHeads * kPage * 4;
+  static constexpr int kDepthShares = 4;
+  static constexpr int kScoreStride = kPage + 8;
+  static constexpr int kScoreBytes = kDepthShares * kHeads * kScoreStride * 4;
   static constexpr int kProbStride = kPage + 8;
   static constexpr int kProbBytes = kHeads * kProbStride * 2;
   static constexpr int kMostShared = (227 - 4) << 10;  // beside what the kernel has of its own
   static constexpr int kHeadBytes = kQueryBytes + kScoreBytes + kProbBytes;
+  static constexpr int kOutStride = kLatent + 8;  // floats between heads' results, in their place
+  static_assert(kHeads * kOutStride * 4 <= kHeadBytes);
   static constexpr int pages_bytes(CacheRows rows) {
     return rows == CacheRows::kFp8 ? kPageBytes + 2 * kFp8PageBytes : 2 * kPageBytes;
   }
@@ -79,8 +84,8 @@ struct DecodeAttentionArgs {
   int max_splits;            // of a token's context: tasks are T * ceil(H/kHeads) * max_splits
   PeerSumArgs sums;          // ranks that have the other heads
   // Set by the launch: where pages lie in shared memory, and whether nothing else does, so that
-  // they can be on their way from the start.
-  int pages_at, pages_early;
+  // they can be on their way from the start; the barrier of the stream.
+  int pages_at, pages_early, barrier;
 
   __host__ __device__ int head_groups() const {
     return (heads + DecodeAttentionConfig::kHeads - 1) / DecodeAttentionConfig::kHeads;

@@ -1,5 +1,5 @@
 // The attention half of a layer for a few tokens: phases of one cooperative launch, a barrier of
-// the grid between any two.
+// the grid between any two, under which each block asks for the weights of its next phase.
 //
 //   1  attention norm; query (or its down-projection) and latent
 //   1b norm and up-projection of the query, where it has a down-projection
@@ -9,16 +9,15 @@
 //   5  output projection, summed over ranks that have other heads, added to x
 //   6  FFN norm; the gate's logits
 //
-// Measured on an H100: 38 us of a layer with 16 heads at width 2048, where the launches that it
-// stands for took 66. The experts' products were phases here too and lost: a block an SM reads 1.9
-// TB/s, their own launches 2.6 (moe_of_few); the copy engine filling rings in shared memory
-// gave 1.4 to 1.7, and calling rows into the L2 ahead cost more than it gave.
+// On an H200 27 us of a layer with 16 heads at width 2048 and 600 tokens (decode_attention_bench);
+// memory alone would take 7. The experts' products were phases here too and lost: a block an SM
+// reads 1.9 TB/s, their own launches 2.6 (moe_of_few); the copy engine filling rings in shared
+// memory gave 1.4 to 1.7, and calling rows into the L2 ahead cost more than it gave.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cooperative_groups.h>
-
 #include "ops/cuda/decode_attention/attention.cuh"
+#include "ops/cuda/detail/grid_barrier.cuh"
 
 namespace hadal::cuda {
 
@@ -34,8 +33,9 @@ class DecodeGate {
   __device__ void run(__nv_bfloat16* rows, float* scales) {
     const int thread = static_cast<int>(threadIdx.x), units = args_.d / 4;
     const int stride = row_stride_of(args_.d);
-    bring_normed<GemvWeight::kBF16>(args_.x, args_.x_row_stride, args_.tokens, args_.d,
-                                    args_.ffn_norm, args_.eps, rows, scales);
+    NormedRows<GemvWeight::kBF16>(args_.x, args_.x_row_stride, args_.tokens, args_.d,
+                                  args_.ffn_norm, args_.eps)
+        .bring(rows, scales);
     if (blockIdx.x == gridDim.x - 1)
       for (int t = 0; t < args_.tokens; ++t)
         for (int i = thread; i < args_.d / 8; i += DecodeC::kThreads)
@@ -89,6 +89,9 @@ class DecodeGate {
   float4 weight_[kAhead];
 };
 
+// Words of barriers; a stream has one for itself (DecodeAttentionArgs::barrier).
+static __device__ uint32_t decode_barriers[DecodeAttentionConfig::kMostStreams];
+
 template <GemvWeight kType, int kRows, CacheRows kFormat>
 __global__ void __launch_bounds__(DecodeAttentionConfig::kThreads, 1)
     decode_attention_kernel(const __grid_constant__ DecodeAttentionArgs args,
@@ -98,12 +101,10 @@ __global__ void __launch_bounds__(DecodeAttentionConfig::kThreads, 1)
   __shared__ float units[kRows];
   __shared__ TileSums<kRows> sums;
   auto* const rows = reinterpret_cast<__nv_bfloat16*>(shared);
-  const auto grid = cooperative_groups::this_grid();
   const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
 
   if (threadIdx.x == 0) {
-    barrier_init(full, 1);
-    barrier_init(full + 1, 1);
+    for (uint64_t& b : full) barrier_init(&b, 1);
     barrier_init_fence();
   }
   __syncthreads();
@@ -115,27 +116,32 @@ __global__ void __launch_bounds__(DecodeAttentionConfig::kThreads, 1)
   Product inputs(has_rank ? Output{&args.wq_a, args.q_rank, args.q_lat, args.q_rank}
                           : Output{&args.wq, q_width, args.q, q_width},
                  {&args.wkv_a, DecodeC::kWidth, args.kv_lat, DecodeC::kWidth}, args.d, false);
-  const DecodePages<kFormat> pages(shared + args.pages_at);
-  const DecodeSplit first_split(args, block);
-  if (args.pages_early) {
-    bring_page(args, first_split, pages, full, 0);
-    bring_page(args, first_split, pages, full, 1);
-  }
-  bring_normed<kType>(args.x, args.x_row_stride, args.tokens, args.d, args.attn_norm, args.eps,
-                      rows, units);
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  GridBarrier grid(decode_barriers + args.barrier);
+  const NormedRows<kType> x(args.x, args.x_row_stride, args.tokens, args.d, args.attn_norm,
+                            args.eps);
+  inputs.ask_rest();
+  x.bring(rows, units);
   inputs.run(rows, units, args.tokens, sums);
   if (has_rank) {
+    grid.arrive();
     Product query({&args.wq_b, q_width, args.q, q_width}, {&args.wq_b, 0, args.q, q_width},
                   args.q_rank, false);
-    grid.sync();
-    bring_normed<kType>(args.q_lat, args.q_rank, args.tokens, args.q_rank, args.q_norm, args.eps,
-                        rows, units);
+    query.ask_rest();
+    grid.wait();
+    NormedRows<kType>(args.q_lat, args.q_rank, args.tokens, args.q_rank, args.q_norm, args.eps)
+        .bring(rows, units);
     query.run(rows, units, args.tokens, sums);
   }
 
   using Absorb = DecodeAbsorb<kType, kRows>;
+  grid.arrive();
   Absorb absorb(args, block);
-  grid.sync();
+  const DecodePages<kFormat> pages(shared + args.pages_at);
+  const DecodeSplit first_split(args, block);
+  if (args.pages_early) bring_first_pages(args, first_split, pages, full);
+  grid.wait();
   for (int t = blocks - 1 - block; t < args.tokens; t += blocks)
     decode_latent<kFormat>(args, no_page, t);
   for (int i = block; i < args.heads * Absorb::kChunks;) {
@@ -145,21 +151,22 @@ __global__ void __launch_bounds__(DecodeAttentionConfig::kThreads, 1)
   }
 
   async_proxy_fence();  // rows lay where pages may come
-  grid.sync();
+  grid.arrive();
+  grid.wait();
   uint32_t parity[2] = {0, 0};
   for (int i = block; i < args.tokens * args.head_groups() * args.max_splits; i += blocks) {
     const DecodeSplit split = i == block ? first_split : DecodeSplit(args, i);
     if (i != block || !args.pages_early) {
       async_proxy_fence();  // rows of the last task's last page were written by hand
       __syncthreads();
-      bring_page(args, split, pages, full, 0);
-      bring_page(args, split, pages, full, 1);
+      bring_first_pages(args, split, pages, full);
     }
     decode_attend<kFormat>(args, split, pages, full, parity, shared);
   }
 
+  grid.arrive();
   DecodeValues<kType, kRows> values(args, block);
-  grid.sync();
+  grid.wait();
   const int value_tasks = args.heads * (args.v / 16);
   for (int i = block; i < value_tasks;) {
     values.run(rows, units, sums);
@@ -169,15 +176,18 @@ __global__ void __launch_bounds__(DecodeAttentionConfig::kThreads, 1)
 
   const int out_width = args.heads * args.v;
   using Final = DecodeProduct<kType, kRows, 16>;
+  grid.arrive();
   Final output({&args.wo, args.d, args.x, args.x_row_stride}, {&args.wo, 0, args.x, 0}, out_width,
                true, &args.sums);
-  grid.sync();
+  output.ask_rest();
+  grid.wait();
   bring_rows<kType>(args.out, out_width, args.tokens, out_width, rows, units);
   output.run(rows, units, args.tokens, sums);
 
   const uint32_t sum_number = args.sums.size > 0 ? peer_sum_number(args.sums) : 0;
+  grid.arrive();
   DecodeGate<kRows> gate(args);
-  grid.sync();
+  grid.wait();
   if (args.sums.size > 0 && block == 0 && threadIdx.x == 0) peer_sum_is_made(args.sums, sum_number);
   gate.run(rows, units);
 }

@@ -1,6 +1,8 @@
 // Launches decode attention.
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <map>
+#include <mutex>
 
 #include "core/check.h"
 #include "ops/cuda/decode_attention/kernel.cuh"
@@ -24,6 +26,19 @@ int64_t early_pages_at(const DecodeAttentionArgs& args) {
   return (std::max<int64_t>(rows_bytes(args), DecodeAttentionConfig::kHeadBytes) + 127) / 128 * 128;
 }
 
+// Which of the barriers is the stream's: kernels of two streams may run side by side, those of one
+// do not. A stream that takes a destroyed one's handle takes its barrier too.
+int barrier_of(cudaStream_t stream) {
+  static std::mutex mutex;
+  static std::map<cudaStream_t, int> known;
+  const std::lock_guard lock(mutex);
+  const int next = static_cast<int>(known.size());
+  const int barrier = known.try_emplace(stream, next).first->second;
+  HADAL_CHECK(barrier < DecodeAttentionConfig::kMostStreams, "decode_attention runs in up to ",
+              DecodeAttentionConfig::kMostStreams, " streams of a process; this is one more");
+  return barrier;
+}
+
 template <GemvWeight kType, int kRows, CacheRows kFormat>
 void launch(const DecodeAttentionArgs& args, const ops::cuda::FaultSite& no_page, int num_sms,
             cudaStream_t stream) {
@@ -32,16 +47,18 @@ void launch(const DecodeAttentionArgs& args, const ops::cuda::FaultSite& no_page
       rows_bytes(args), args.pages_at + DecodeAttentionConfig::pages_bytes(args.rows)));
   HADAL_CHECK_CUDA(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeCooperative;
-  attribute.val.cooperative = 1;
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeCooperative;
+  attributes[0].val.cooperative = 1;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(num_sms));
   config.blockDim = dim3(DecodeAttentionConfig::kThreads);
   config.dynamicSmemBytes = static_cast<size_t>(shared);
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = 2;
   HADAL_CHECK_CUDA(cudaLaunchKernelEx(&config, kernel, args, no_page));
 }
 
@@ -84,6 +101,7 @@ void decode_attention_sm90(DecodeAttentionArgs args, const ops::cuda::FaultSite&
               " splits; got ", args.tokens, " and ", args.max_splits);
   args.pages_early = early_pages_at(args) + C::pages_bytes(args.rows) <= C::kMostShared;
   args.pages_at = args.pages_early ? static_cast<int>(early_pages_at(args)) : C::kHeadBytes;
+  args.barrier = barrier_of(stream);
   switch (args.type) {
     case GemvWeight::kBF16:
       return choose_format<GemvWeight::kBF16>(args, no_page, num_sms, stream);

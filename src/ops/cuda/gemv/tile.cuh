@@ -47,7 +47,8 @@ struct TileRows {
   ExpertRow row[2];
 };
 
-template <GemvWeight kType, int kTokens = 1>
+// kLots: how many lots of weights are on their way, 64 registers for two.
+template <GemvWeight kType, int kTokens = 1, int kLots = 2>
 class TileProduct {
   static_assert(kTokens == 1 || kTokens == 2 || kTokens == 4);
   static constexpr bool kIsE4M3 = kType == GemvWeight::kE4M3;
@@ -60,11 +61,19 @@ class TileProduct {
   static constexpr int kLot = kChunks * kChunk;
 
   __device__ TileProduct() {}
-  // begin: a multiple of 128; end: of 16. Asks for the first two lots.
+  // begin: a multiple of 128; end: of 16. Asks for the first lots.
   __device__ TileProduct(const TileRows& rows, int begin, int end)
+      : TileProduct(rows, begin, end, FirstLot{}) {
+    ask_second_lot();
+  }
+  // Asks for the first lot alone: ask_second_lot() is to follow.
+  struct FirstLot {};
+  __device__ TileProduct(const TileRows& rows, int begin, int end, FirstLot)
       : rows_(rows), begin_(begin), end_(end) {
     load(lot_[0], begin);
-    load(lot_[1], begin + kLot);
+  }
+  __device__ void ask_second_lot() {
+    if constexpr (kLots > 1) load(lot_[1], begin_ + kLot);
   }
 
   // sum[0], sum[1]: of the first row with tokens 2 q and 2 q + 1, q = lane % 4, modulo kTokens;
@@ -75,13 +84,13 @@ class TileProduct {
     float d[4] = {};
 #pragma unroll
     for (float& e : sum) e = 0.0f;
-    for (int k = begin_; k < end_; k += 2 * kLot) {
+    for (int k = begin_; k < end_; k += kLots * kLot) {
 #pragma unroll
-      for (int which = 0; which < 2; ++which) {
+      for (int which = 0; which < kLots; ++which) {
         const int at = k + which * kLot;
         if (at >= end_) break;
         multiply(lot_[which], x + (at - begin_) * 2, end_ - at, sum, d);
-        load(lot_[which], at + 2 * kLot);
+        load(lot_[which], at + kLots * kLot);
       }
     }
   }
@@ -161,7 +170,7 @@ class TileProduct {
 
   TileRows rows_;
   int begin_ = 0, end_ = 0;
-  Lot lot_[2];
+  Lot lot_[kLots];
 };
 
 // Bytes of shared memory for `elements` of a row, zeros to the next lot's end included.
