@@ -17,4 +17,18 @@ void sample(Context& ctx, const SampleRule& rule, In logits, In positions, Out t
   HADAL_DISPATCH(ctx, sample, rule, logits, positions, tokens);
 }
 
+void top_logits(Context& ctx, In logits, Out ids, Out values) {
+  const auto [T, V] = HADAL_SHAPE(logits, 2);
+  const auto [rows, K] = HADAL_SHAPE(ids, 2);
+  HADAL_CHECK(rows == T && K <= V, "ids is ", ids.str(), "; the largest of ", logits.str(),
+              " are [", T, ", at most ", V, "]");
+  check_float(logits, "logits");
+  check_dtype(ids, DType::kI32, "ids");
+  check_same_shape(values, "values", ids, "ids");
+  check_stat(values, "values", logits, "logits");
+  check_dense(ids, "ids");
+  check_dense(values, "values");
+  HADAL_DISPATCH(ctx, top_logits, logits, ids, values);
+}
+
 }  // namespace hadal::ops

@@ -8,11 +8,11 @@
 #include <chrono>
 #include <numeric>
 
-#include "core/timer.h"
 #include "core/transfer.h"
 #include "model/bytes.h"
 #include "ops/copy.h"
 #include "ops/sample.h"
+#include "serve/forward.h"
 #include "serve/live.h"
 
 namespace hadal::serve {
@@ -30,18 +30,6 @@ int64_t num_scratch_pages(const Context& ctx, const Engine::Options& options) {
 }  // namespace
 
 // What a step computed.
-struct Engine::Forward {
-  Block memory;
-  Tensor h;                     // [T, D]
-  std::vector<int64_t> offset;  // of each run: its first row of h
-  std::vector<int32_t> rows;    // [R] rows of h
-  Block logits_memory;
-  Tensor logits;               // [R, V]
-  std::vector<int64_t> first;  // of each run: its first row of logits, or -1
-  Timer timer;
-  double now = 0.0;
-};
-
 Engine::Engine(Context& ctx, Decoder& decoder, std::optional<io::Tokenizer> tokenizer,
                const Options& options, Deliver deliver)
     : ctx_(ctx),
@@ -373,117 +361,6 @@ Engine::Rows Engine::take_rows(const Tensor& h, const std::vector<int32_t>& rows
   return result;
 }
 
-// Log probabilities of the prompt's tokens behind this run's rows; returns the row after them.
-int64_t Engine::score_prompt(Live& live, const StepPlan::Run& run, const Forward& f, int64_t row) {
-  const Sequence& s = *live.sequence;
-  for (int64_t p = run.start; p < run.start + run.count && p + 1 < s.num_prompt; ++p) {
-    if (p < live.num_scored) continue;
-    const HostRead host(ctx_, f.logits.row(row++));
-    live.out.prompt_logprobs.push_back(logprob_of(host.tensor(),
-                                                  s.tokens[static_cast<size_t>(p) + 1],
-                                                  live.request.params.num_prompt_logprobs));
-    ++live.num_scored;
-  }
-  return row;
-}
-
-std::vector<int32_t> Engine::sample(const ops::SampleRule& rule, const Tensor& logits,
-                                    const std::vector<int32_t>& positions) {
-  Tensor where, tokens;
-  const auto R = static_cast<int64_t>(positions.size());
-  const Block where_memory = ctx_.memory.take_tensor(DType::kI32, {R}, &where);
-  const Block tokens_memory = ctx_.memory.take_tensor(DType::kI32, {R}, &tokens);
-  upload(ctx_, positions, where);
-  ops::sample(ctx_, rule, logits, where, tokens);  // [R]
-  return download<int32_t>(ctx_, tokens);
-}
-
-void Engine::draw(const StepPlan& plan, Forward& f) {
-  // Greedy rows that nothing changes are drawn at once, the others sequence by sequence.
-  const auto is_greedy = [&](const StepPlan::Run& run) {
-    const Live& live = *live_.at(run.id);
-    return live.sampler.is_plain() && live.sampler.rule().temperature == 0.0;
-  };
-  std::vector<int32_t> drawn;
-  if (!f.rows.empty() && std::all_of(plan.runs.begin(), plan.runs.end(), is_greedy))
-    drawn = sample({}, f.logits, std::vector<int32_t>(f.rows.size(), 0));
-  for (size_t i = 0; i < plan.runs.size(); ++i) {
-    Live& live = *live_.at(plan.runs[i].id);
-    if (!live.ready) continue;
-    try {
-      draw_one(live, f, f.first[i], drawn);
-    } catch (const Error& e) {
-      live.finish = Finish::kError;
-      live.out.error = e.what();
-    }
-    count_token_time(live, f.now + f.timer.seconds());
-  }
-}
-
-void Engine::count_token_time(Live& live, double now) {
-  if (live.first_token < 0) {
-    live.first_token = now;
-    counters_.prompt_tokens += live.out.num_prompt;
-    counters_.first_token.add(now - live.arrival);
-    counters_.prefill.add(now - live.sequence->admitted);
-  } else {
-    counters_.between_tokens.add(now - live.last_token);
-  }
-  live.last_token = now;
-}
-
-// Draws until a draft is wrong.
-void Engine::draw_one(Live& live, Forward& f, int64_t row, const std::vector<int32_t>& all_drawn) {
-  Sequence& s = *live.sequence;
-  const SamplingParams& params = live.request.params;
-  const auto n = static_cast<int32_t>(s.num_tokens());
-  const auto num_rows = static_cast<int64_t>(s.drafts.size()) + 1;
-  const bool plain = live.sampler.is_plain();
-  std::vector<int32_t> drawn;
-  if (!all_drawn.empty()) {
-    drawn.assign(all_drawn.begin() + row, all_drawn.begin() + row + num_rows);
-  } else if (plain) {
-    std::vector<int32_t> positions(static_cast<size_t>(num_rows));
-    std::iota(positions.begin(), positions.end(), n);
-    drawn = sample(live.sampler.rule(), f.logits.rows(row, num_rows), positions);
-  }
-  for (int64_t d = 0; d < num_rows; ++d) {
-    const Tensor logits = f.logits.row(row + d);  // [V]
-    int32_t token = 0;
-    std::optional<TokenLogprob> scored;
-    if (plain) {
-      token = drawn[static_cast<size_t>(d)];
-      if (params.num_logprobs >= 0)
-        scored = logprob_of(HostRead(ctx_, logits).tensor(), token, params.num_logprobs);
-    } else {
-      // A copy, so that log probabilities are the model's own.
-      std::vector<std::byte> copy(static_cast<size_t>(logits.num_bytes()));
-      download(ctx_, logits, copy.data());
-      const Tensor host(copy.data(), logits.dtype(), logits.shape());
-      live.sampler.process(host, s.tokens);
-      Tensor changed;
-      const Block memory = ctx_.memory.take_tensor(logits.dtype(), {1, logits.dim(0)}, &changed);
-      upload(ctx_, host.raw(), changed);
-      token = sample(live.sampler.rule(), changed, {n + static_cast<int32_t>(d)})[0];
-      if (params.num_logprobs >= 0)
-        scored = logprob_of(HostRead(ctx_, logits).tensor(), token, params.num_logprobs);
-    }
-    const bool is_draft = d + 1 < num_rows;
-    const bool right = is_draft && s.drafts[static_cast<size_t>(d)] == token;
-    if (is_draft) ++counters_.num_drafted;
-    if (right) ++counters_.num_accepted;
-    const size_t num_out = live.out.tokens.size();
-    add_token(live, token);
-    if (scored && live.out.tokens.size() > num_out) live.out.logprobs.push_back(*scored);
-    if (live.finish || !right) {
-      if (right && live.out.tokens.size() > num_out) ++live.done;
-      break;
-    }
-    ++live.done;
-  }
-  s.drafts.clear();
-}
-
 // A token that was drawn on the host's word: part of the sequence unless it ends it.
 void Engine::add_token(Live& live, int32_t token) {
   const std::vector<int32_t>& stop_ids = live.request.params.stop_ids;
@@ -570,12 +447,14 @@ void Engine::draft(const StepPlan& plan, Forward& f) {
         stat_dtype(decoder_.act()),
         {static_cast<int64_t>(next.size()), decoder_.config().vocab_size}, &logits);
     decoder_.logits(last.tensor, logits);
-    for (size_t i = 0; i < next.size(); ++i) {
-      Sequence& s = *next[i].live->sequence;
-      const auto position = static_cast<int32_t>(s.num_tokens() + d);
-      s.drafts.push_back(sample(next[i].live->sampler.rule(),
-                                logits.rows(static_cast<int64_t>(i), 1), {position})[0]);
+    std::vector<ops::SampleRule> rules;
+    std::vector<int32_t> positions;
+    for (const Item& item : next) {
+      rules.push_back(item.live->sampler.rule());
+      positions.push_back(static_cast<int32_t>(item.live->sequence->num_tokens() + d));
     }
+    const std::vector<int32_t> drawn = sample(rules, logits, positions);
+    for (size_t i = 0; i < next.size(); ++i) next[i].live->sequence->drafts.push_back(drawn[i]);
     std::erase_if(next, [&](const Item& item) { return item.num_drafts <= d + 1; });
     // NOTE: the states of those that go on; `last` has a row for each that drafted.
     std::vector<int32_t> going;

@@ -19,6 +19,7 @@
 #include <mutex>
 #include <optional>
 
+#include "core/pinned_buffer.h"
 #include "io/tokenizer.h"
 #include "model/decoder.h"
 #include "ops/sample.h"
@@ -78,6 +79,7 @@ class Engine {
  private:
   struct Live;
   struct Forward;
+  struct Draw;
   // A step under way: which of its draws is whose; row -1: none.
   struct Flight {
     struct Item {
@@ -105,10 +107,14 @@ class Engine {
   // All but its ids.
   void add_sequence(PagedTokens& tokens, const Sequence& s, int64_t start, int64_t count) const;
   Rows take_rows(const Tensor& h, const std::vector<int32_t>& rows);
-  std::vector<int32_t> sample(const ops::SampleRule& rule, const Tensor& logits,
+  // A token from each row of logits [n, V], by its rule.
+  std::vector<int32_t> sample(const std::vector<ops::SampleRule>& rules, const Tensor& logits,
                               const std::vector<int32_t>& positions);
-  void draw(const StepPlan& plan, Forward& f);
-  void draw_one(Live& live, Forward& f, int64_t row, const std::vector<int32_t>& drawn);
+  void draw(const StepPlan& plan, const Forward& f);
+  void draw_plain(const Forward& f, std::vector<Draw>& draws);
+  void draw_changed(const Forward& f, const std::vector<Draw*>& draws);
+  void score(const Forward& f, const std::vector<Draw*>& draws);
+  bool accept(Draw& draw);
   void add_token(Live& live, int32_t token);
   void deliver_token(Live& live, int32_t token);
   void deliver_step(Live& live);
@@ -128,7 +134,8 @@ class Engine {
   std::map<uint64_t, std::unique_ptr<Live>> live_;
   std::unique_ptr<StepRunner> runner_;  // where steps overlap
   std::optional<Flight> flight_;
-  std::vector<Output> outputs_;  // of this step
+  std::vector<Output> outputs_;               // of this step
+  PinnedBuffer changed_logits_{ctx_.device};  // of draw_changed()
   EngineStats counters_;
   std::exception_ptr broken_;  // what ends the engine
 

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 
 namespace hadal::serve {
 
@@ -66,8 +65,16 @@ void Sampler::process_row(T* logits, const std::vector<int32_t>& tokens) {
     for (const auto& [id, count] : generated_)
       logits[id] = static_cast<T>(static_cast<double>(logits[id]) - params_.presence_penalty -
                                   params_.frequency_penalty * static_cast<double>(count));
-  if (!is_held() && params_.min_p == 0.0) return;
-  const T best = *std::max_element(logits, logits + vocab_size_);
+  // A row that nothing can be drawn from is found here, so that it fails alone.
+  T best = kNever;
+  bool has_nan = false;
+  for (int64_t v = 0; v < vocab_size_; ++v) {
+    best = logits[v] > best ? logits[v] : best;
+    has_nan = has_nan || std::isnan(logits[v]);
+  }
+  HADAL_CHECK(!has_nan && best < -kNever,
+              "the logits have NaN or infinity after logit_bias and penalties: nothing can be ",
+              "drawn from them");
   HADAL_CHECK(best > kNever, "no token may come next: the form that was asked for, bad_words and ",
               "min_tokens exclude each other");
   if (params_.min_p > 0.0 && params_.temperature > 0.0) {
@@ -84,35 +91,6 @@ void Sampler::process(const Tensor& logits, const std::vector<int32_t>& tokens) 
     process_row(logits.data<double>(), tokens);
   else
     process_row(logits.data<float>(), tokens);
-}
-
-namespace {
-
-template <class T>
-TokenLogprob logprob_of_row(const T* logits, int64_t V, int32_t token, int64_t num_top) {
-  const auto best = static_cast<double>(*std::max_element(logits, logits + V));
-  double sum = 0;
-  for (int64_t v = 0; v < V; ++v) sum += std::exp(static_cast<double>(logits[v]) - best);
-  const double lse = best + std::log(sum);
-  TokenLogprob result{token, static_cast<double>(logits[token]) - lse, {}};
-  if (num_top == 0) return result;
-  std::vector<int32_t> ids(static_cast<size_t>(V));
-  std::iota(ids.begin(), ids.end(), 0);
-  const auto end = ids.begin() + std::min(num_top, V);
-  std::partial_sort(ids.begin(), end, ids.end(), [&](int32_t a, int32_t b) {
-    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-  });
-  for (auto id = ids.begin(); id != end; ++id)
-    result.top.emplace_back(*id, static_cast<double>(logits[*id]) - lse);
-  return result;
-}
-
-}  // namespace
-
-TokenLogprob logprob_of(const Tensor& logits, int32_t token, int64_t num_top) {
-  const int64_t V = logits.dim(logits.rank() - 1);
-  return logits.dtype() == DType::kF64 ? logprob_of_row(logits.data<double>(), V, token, num_top)
-                                       : logprob_of_row(logits.data<float>(), V, token, num_top);
 }
 
 }  // namespace hadal::serve

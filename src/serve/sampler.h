@@ -48,7 +48,4 @@ class Sampler {
   bool grammar_begun_ = false;
 };
 
-// Log probabilities of logits [V]: of `token`, and of the num_top most probable ones.
-TokenLogprob logprob_of(const Tensor& logits, int32_t token, int64_t num_top);
-
 }  // namespace hadal::serve

@@ -43,6 +43,21 @@ TEST(OpsCuda, SampleTies) {
     });
 }
 
+TEST(OpsCuda, TopLogits) {
+  for (DType type : kTypes)
+    for (int64_t V : {20, 1000, 20000})
+      for (int64_t values : {3, 1000000})  // many equal ones; hardly any
+        expect_twins(concat("top_logits ", dtype_name(type), " ", V, " of ", values), [&](Side& s) {
+          const int64_t T = 5, K = 20;
+          const Tensor logits = s.make(type, {T, V}, [&](int64_t i) {
+            return 0.01 * static_cast<double>(i * 7919 % values % 3001);
+          });
+          const Tensor ids = s.out(DType::kI32, {T, K}), top = s.out(stat_dtype(type), {T, K});
+          ops::top_logits(s.ctx, logits, Tensor(ids), Tensor(top));
+          return std::vector<Tensor>{ids, top};
+        });
+}
+
 TEST(OpsCuda, SampleEach) {
   expect_twins("sample_each", [&](Side& s) {
     const int64_t T = 24, V = 5000;

@@ -506,14 +506,24 @@ TEST_P(EngineTest, AnErrorEndsOneRequest) {
   Run run(*this, {.options = {}});
   Request bad = request(1, {5, 9, 200});
   bad.params.logit_bias = {{3, std::nan("")}};
-  ASSERT_EQ(run.engine.submit({bad}), Engine::Answer::kAccepted);
-  ASSERT_EQ(run.engine.submit({request(2, {5, 9, 200})}), Engine::Answer::kAccepted);
+  Request held = request(3, {5, 9, 200});
+  for (int32_t id = 0; id < checkpoint_.config.vocab_size; ++id)
+    held.params.bad_words.push_back({id});
+  Request penalised = request(4, {5, 9, 200});
+  penalised.params.presence_penalty = 0.0001;
+  for (const Request& r : {bad, request(2, {5, 9, 200}), held, penalised})
+    ASSERT_EQ(run.engine.submit({r}), Engine::Answer::kAccepted);
   run.finish_all();
   EXPECT_EQ(run.results[1].finish, Finish::kError);
   EXPECT_EQ(run.results[1].error,
-            "row 0 of the logits has NaN or no finite largest element: nothing can be drawn from "
-            "it");
-  EXPECT_EQ(run.results[2].tokens, alone(request(2, {5, 9, 200})));
+            "the logits have NaN or infinity after logit_bias and penalties: nothing can be drawn "
+            "from them");
+  EXPECT_EQ(run.results[3].finish, Finish::kError);
+  EXPECT_EQ(run.results[3].error,
+            "no token may come next: the form that was asked for, bad_words and min_tokens exclude "
+            "each other");
+  for (uint64_t id : {2, 4})
+    EXPECT_EQ(run.results[id].tokens, alone(request(2, {5, 9, 200}))) << id;
 }
 
 TEST_P(EngineTest, BadRequestsAreSentences) {

@@ -170,5 +170,33 @@ TEST(Sample, NamesTheWrongArgument) {
   }
 }
 
+TEST(Sample, TopLogitsAreASortedListsFirst) {
+  Machine machine(2);
+  const int64_t T = 4, V = 500, K = 20;
+  for (DType dtype : {DType::kF32, DType::kF64, DType::kBF16}) {
+    const Tensor logits = machine.put(ref::random("logits", {T, V}, 0, 2), dtype);
+    if (dtype != DType::kBF16) store_element(logits.raw(), dtype, V + 7, std::nan(""));
+    Tensor ids = machine.tensor(DType::kI32, {T, K}),
+           values = machine.tensor(stat_dtype(dtype), {T, K});
+    ops::top_logits(machine.ctx, logits, ids, values);
+    for (int64_t t = 0; t < T; ++t) {
+      std::vector<std::pair<double, int64_t>> sorted;
+      for (int64_t v = 0; v < V; ++v) {
+        const double value = load_element(logits.raw(), dtype, t * V + v);
+        sorted.emplace_back(std::isnan(value) ? INFINITY : -value, v);
+      }
+      std::sort(sorted.begin(), sorted.end());
+      for (int64_t k = 0; k < K; ++k) {
+        const auto& [value, id] = sorted[static_cast<size_t>(k)];
+        EXPECT_EQ(ids.data<int32_t>()[t * K + k], id) << dtype_name(dtype) << " " << t << " " << k;
+        EXPECT_EQ(load_element(values.raw(), values.dtype(), t * K + k), -value);
+      }
+    }
+  }
+  Tensor ids = machine.tensor(DType::kI32, {1, 6}), values = machine.tensor(DType::kF32, {1, 6});
+  EXPECT_ERROR(ops::top_logits(machine.ctx, machine.tensor(DType::kF32, {1, 5}), ids, values),
+               "ids is i32 [1, 6]; the largest of f32 [1, 5] are [1, at most 5]");
+}
+
 }  // namespace
 }  // namespace hadal::test

@@ -5,7 +5,10 @@
 // Probabilities in f64 whatever the logits' type. top_p counts probability among the tokens that
 // top_k keeps.
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cmath>
+#include <limits>
+#include <numeric>
 
 #include "core/rng.h"
 #include "ops/cpu/rows.h"
@@ -125,6 +128,31 @@ void sample_rows(Context& ctx, const RuleOf& rule_of, In logits, In positions, O
 void sample(Context& ctx, const SampleRule& rule, In logits, In positions, Out tokens) {
   sample_rows(
       ctx, [&](int64_t) { return rule; }, logits, positions, tokens);
+}
+
+void top_logits(Context& ctx, In logits, Out ids, Out values) {
+  const int64_t T = logits.dim(0), V = logits.dim(1), K = ids.dim(1);
+  with_arithmetic({logits.dtype()}, [&]<class R>(R) {
+    const ScratchRows<R> scratch(ctx, 1, V);
+    const ScratchRows<int32_t> order(ctx, 1, V);
+    for_rows(ctx, T, 4 * V, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t t = begin; t < end; ++t) {
+        const R* row = read_row(logits, t * logits.stride(0), V, scratch.row(thread, 0));
+        const auto value = [&](int32_t v) {
+          return std::isnan(row[v]) ? -std::numeric_limits<R>::infinity() : row[v];
+        };
+        int32_t* const first = order.row(thread, 0);
+        std::iota(first, first + V, 0);
+        std::partial_sort(first, first + K, first + V, [&](int32_t a, int32_t b) {
+          return value(a) > value(b) || (value(a) == value(b) && a < b);
+        });
+        for (int64_t k = 0; k < K; ++k) {
+          ids.data<int32_t>()[t * K + k] = first[k];
+          values.data<R>()[t * K + k] = value(first[k]);
+        }
+      }
+    });
+  });
 }
 
 void sample_each(Context& ctx, const SampleRules& rules, In logits, In positions, Out tokens) {

@@ -40,11 +40,12 @@ __device__ bool comes_before(const Ranked& a, const Ranked& b) {
   return a.value > b.value || (a.value == b.value && a.id < b.id);
 }
 
-// The first of the candidates of the first kThreads threads, for every thread of the block.
+// The first of the candidates of the first kCount threads, for every thread of the block.
+template <int kCount = kThreads>
 __device__ Ranked first_of_block(Ranked mine, Ranked* shared) {
-  if (threadIdx.x < kThreads) shared[threadIdx.x] = mine;
+  if (threadIdx.x < kCount) shared[threadIdx.x] = mine;
   __syncthreads();
-  for (int half = kThreads / 2; half > 0; half /= 2) {
+  for (int half = kCount / 2; half > 0; half /= 2) {
     if (threadIdx.x < half && comes_before(shared[threadIdx.x + half], shared[threadIdx.x]))
       shared[threadIdx.x] = shared[threadIdx.x + half];
     __syncthreads();
@@ -308,6 +309,29 @@ __global__ void __launch_bounds__(kDrawThreads)
   if (threadIdx.x == 0) tokens[t] = static_cast<int32_t>(token);
 }
 
+// A block for each row reads it once for each of the K.
+template <class R>
+__global__ void __launch_bounds__(kDrawThreads)
+    top_logits_kernel(int64_t V, int64_t K, View logits, Array<int32_t> ids, Array<R> values) {
+  __shared__ Ranked shared[kDrawThreads];
+  const int64_t t = blockIdx.x, row = t * logits.stride0;
+  Ranked last{0, -1};
+  for (int64_t k = 0; k < K; ++k) {
+    Ranked best{0, -1};
+    for (int64_t v = threadIdx.x; v < V; v += kDrawThreads) {
+      const auto value = static_cast<double>(logits.get<R>(row + v));
+      const Ranked candidate{isnan(value) ? -INFINITY : value, v};
+      const bool left = k == 0 || comes_before(last, candidate);
+      if (left && comes_before(candidate, best)) best = candidate;
+    }
+    last = first_of_block<kDrawThreads>(best, shared);
+    if (threadIdx.x == 0) {
+      ids.row(t)[k] = static_cast<int32_t>(last.id);
+      values.row(t)[k] = static_cast<R>(last.value);
+    }
+  }
+}
+
 __global__ void fill_kernel(int64_t T, Array<const int32_t> given, Array<const int32_t> drawn,
                             Array<int32_t> ids) {
   const int64_t t = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -342,6 +366,16 @@ void sample(Context& ctx, const SampleRule& rule, In logits, In positions, Out t
   Rules rules;
   rules.all = rule;
   sample_rows(ctx, rules, logits, positions, tokens);
+}
+
+void top_logits(Context& ctx, In logits, Out ids, Out values) {
+  const int64_t T = logits.dim(0), V = logits.dim(1), K = ids.dim(1);
+  if (T == 0 || K == 0) return;
+  with_arithmetic({logits.dtype()}, [&]<class R>(R) {
+    top_logits_kernel<R><<<static_cast<unsigned>(T), kDrawThreads, 0, stream_of(ctx)>>>(
+        V, K, View(logits), Array<int32_t>(ids), Array<R>(values));
+  });
+  check_launch(ctx, "top_logits", logits);
 }
 
 void sample_each(Context& ctx, const SampleRules& each, In logits, In positions, Out tokens) {
