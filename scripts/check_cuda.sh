@@ -7,7 +7,7 @@
 # Build first: cmake --preset cuda && cmake --build --preset cuda --target hadal ops_cuda_test
 # SPDX-License-Identifier: Apache-2.0
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 
 build=${1:-build/cuda}
 hadal=$build/hadal
@@ -99,7 +99,7 @@ train_as_cpu() {
     parts=$(distance cpu cpu_parts $steps)
     echo "$steps steps, largest relative difference of the loss: CUDA $cuda, CPU with portable kernels" \
       "$portable, with micro-batches of one sequence $parts" | tee -a "$work/as_cpu"
-    awk -v a="$cuda" -v b="$portable" -v c="$parts" -v least=$([ $steps -eq 30 ] && echo 1e-4 || echo 0) \
+    awk -v a="$cuda" -v b="$portable" -v c="$parts" -v least="$([ "$steps" -eq 30 ] && echo 1e-4 || echo 0)" \
       'BEGIN { if (c > b) b = c; exit !(a < least || a <= 2 * b) }' || return 1
   done
 }
