@@ -68,9 +68,11 @@ AtomicFile::~AtomicFile() {
 }
 
 void AtomicFile::fail(const char* what) {
+  const bool is_gone = errno == ENOENT;
   const std::string reason = errno_text();
-  HADAL_FAIL("cannot ", what, " ", path_, ": ", reason,
-             "; nothing was replaced: free space on that disk and try again");
+  HADAL_FAIL("cannot ", what, " ", path_, ": ", reason, "; nothing was replaced: ",
+             is_gone ? "its directory was removed meanwhile; make it" : "free space on that disk",
+             " and try again");
 }
 
 bool write_all(int fd, const char* data, size_t bytes) {

@@ -13,6 +13,8 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <optional>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -63,15 +65,31 @@ class PassOn {
   struct sigaction before_[std::size(kPassedOn)];
 };
 
+std::string failure_of(const World& world, int rank) {
+  return concat("rank ", rank, " failed at ", world.place_of(rank), ": ", world.error_of(rank));
+}
+
+// Why this rank is to stop, if another one has failed, whether it has noticed or not; else nothing.
+std::string reason_to_stop(const World& world, int rank) {
+  if (world.state_of(rank) == RankState::kStopped) return world.error_of(rank);
+  const std::optional<int> failed = world.failed_rank();
+  return failed ? failure_of(world, *failed) : "";
+}
+
 // The life of a rank; what ended it goes to the others and on.
 void live(World& world, int rank, const std::function<void(int)>& body) {
   try {
     world.enter(rank);
     try {
       body(rank);
+    } catch (const PeerFailure&) {
+      throw;
     } catch (const Error&) {
-      // NOTE: what a stopped rank still did may have gone wrong in any way.
-      if (world.state_of(rank) != RankState::kStopped) throw;
+      // NOTE: once a rank has failed the others may run into anything: into what they did when they
+      // were stopped, or into what one that stopped before them took away, such as a directory.
+      const std::string why = reason_to_stop(world, rank);
+      if (why.empty()) throw;
+      throw PeerFailure(why, __FILE__, __LINE__, nullptr);
     }
     if (world.state_of(rank) == RankState::kStopped)
       throw PeerFailure(world.error_of(rank), __FILE__, __LINE__, nullptr);
@@ -127,7 +145,7 @@ std::string verdict(const World& world, const std::vector<int>& order, int leade
   const auto dead = first([](RankState s) { return s == RankState::kDead; });
   // A hung rank is killed by us: what the others say about it comes first.
   if (stopped >= 0 && (dead < 0 || order.front() == stopped)) return world.error_of(stopped);
-  return concat("rank ", dead, " failed at ", world.place_of(dead), ": ", world.error_of(dead));
+  return failure_of(world, dead);
 }
 
 }  // namespace

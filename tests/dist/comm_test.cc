@@ -250,6 +250,18 @@ TEST(Comm, AFailingRankStopsTheOthersAndIsQuoted) {
             "rank 2 at step 7: the disk is full");
 }
 
+// Rank 0 stops and takes something away that rank 2 then misses, before it has noticed the death.
+TEST(Comm, WhatGoesWrongBehindADeathIsNotTheReason) {
+  EXPECT_EQ(failure(3,
+                    [](Context&, Comm& comm, World& world) {
+                      world.at_step(4);
+                      if (comm.rank() == 1) kill(getpid(), SIGKILL);
+                      while (!world.failed_rank()) usleep(1000);
+                      HADAL_FAIL("rank ", comm.rank(), " misses a directory");
+                    }),
+            "rank 1 failed at step 4: it was killed by signal 9 (Killed)");
+}
+
 TEST(Comm, AStoppedRankCountsAsHung) {
   EXPECT_EQ(failure(2,
                     [](Context& ctx, Comm& comm, World& world) {

@@ -65,6 +65,17 @@ TEST(Atomic, MissingDirectory) {
                    "write there");
 }
 
+TEST(Atomic, DirectoryThatIsRemovedMeanwhile) {
+  const TempDir dir;
+  std::filesystem::create_directory(dir / "b");
+  AtomicFile file(dir / "b/a");
+  file.write("x");
+  std::filesystem::remove_all(dir / "b");
+  EXPECT_ERROR(file.commit(), "cannot replace " + dir / "b/a" +
+                                  ": No such file or directory; nothing was replaced: its "
+                                  "directory was removed meanwhile; make it and try again");
+}
+
 TEST(Atomic, ReadFileHasALimit) {
   const TempDir dir;
   write_file_atomic(dir / "a", "12345");
