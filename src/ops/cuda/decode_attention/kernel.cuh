@@ -9,7 +9,7 @@
 //   5  output projection, summed over ranks that have other heads, added to x
 //   6  FFN norm; the gate's logits
 //
-// On an H200 27 us of a layer with 16 heads at width 2048 and 600 tokens (decode_attention_bench);
+// On an H200 28 us of a layer with 16 heads at width 2048 and 600 tokens (decode_attention_bench);
 // memory alone would take 7. The experts' products were phases here too and lost: a block an SM
 // reads 1.9 TB/s, their own launches 2.6 (moe_of_few); the copy engine filling rings in shared
 // memory gave 1.4 to 1.7, and calling rows into the L2 ahead cost more than it gave.
