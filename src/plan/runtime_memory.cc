@@ -94,43 +94,53 @@ class Blocks {
     return sum;
   }
 
+  // When the gradients of the MLP's weights are made: before attention's backward
+  // (block::backward), or behind all of the layer's, as in an MTP module.
+  enum class MlpWeights { kBeforeAttention, kLast };
+
   // What its backward takes beyond that, at most: while the MLP or the experts run, or while
   // attention does, when what the MLP had saved is gone.
-  double backward(bool is_moe, int64_t tokens) const {
+  double backward(bool is_moe, int64_t tokens, MlpWeights when) const {
     const int64_t F = is_moe ? c.moe_intermediate_size : c.intermediate_size;
-    double kept = block(ByteCount()
-                            .add(act, {tokens, D})
-                            .add(act, {tokens, D})
-                            .add(act, {tokens, D})
-                            .add(act, {tokens, D})
-                            .add(kStat, {D})
-                            .add(kStat, {D})
-                            .total());
+    const double kept = block(ByteCount()
+                                  .add(act, {tokens, D})
+                                  .add(act, {tokens, D})
+                                  .add(act, {tokens, D})
+                                  .add(act, {tokens, D})
+                                  .add(kStat, {D})
+                                  .add(kStat, {D})
+                                  .total());
+    const auto at_attention = [&](double deferred) {
+      return when == MlpWeights::kLast ? deferred : 0.0;
+    };
     if (!is_moe) {
-      kept += block(mlp::deferred_bytes(F, tokens, act));
-      return std::max(kept + tensor({tokens, F}) + panels(tokens, F),
-                      kept + attention(tokens) - block(mlp::saved_bytes(F, tokens, act)));
+      const double deferred = block(mlp::deferred_bytes(F, tokens, act));
+      return kept + std::max(deferred + tensor({tokens, F}) + panels(tokens, F),
+                             at_attention(deferred) + attention(tokens) -
+                                 block(mlp::saved_bytes(F, tokens, act)));
     }
     const int64_t pages = row_pages(tokens);
     ByteCount rows;
     rows.add(act, {pages, kPageRows, D}).add(kStat, {pages * kPageRows});
-    kept += block(ByteCount()
-                      .add(act, {pages, kPageRows, D})
-                      .add(act, {pages, kPageRows, F})
-                      .add(act, {pages, kPageRows, 2 * F})
-                      .total());
+    double deferred = block(ByteCount()
+                                .add(act, {pages, kPageRows, D})
+                                .add(act, {pages, kPageRows, F})
+                                .add(act, {pages, kPageRows, 2 * F})
+                                .total());
+    double shared_saved = 0.0;
     if (const int64_t shared = c.shared_intermediate_size(); shared > 0) {
       rows.add(act, {tokens, D});
-      kept += block(mlp::deferred_bytes(shared, tokens, act)) -
-              block(mlp::saved_bytes(shared, tokens, act));
+      deferred += block(mlp::deferred_bytes(shared, tokens, act));
+      shared_saved = block(mlp::saved_bytes(shared, tokens, act));
     }
     const double while_experts =
-        kept + block(rows.total()) +
+        deferred + block(rows.total()) +
         std::max(tensor({pages, kPageRows, F}) + panels(tokens * c.num_experts_per_tok, D),
                  trip(tokens));
-    const double while_attention = kept + block(gate::deferred_bytes(c, tokens, act)) -
+    const double while_attention = at_attention(deferred) +
+                                   block(gate::deferred_bytes(c, tokens, act)) -
                                    block(gate::saved_bytes(c, tokens, S, act)) + attention(tokens);
-    return std::max(while_experts, while_attention);
+    return kept - shared_saved + std::max(while_experts, while_attention);
   }
 
   // A product on the CPU puts its rows into panels first (ops/cpu/product.cc).
@@ -181,7 +191,7 @@ class Blocks {
     double layer = 0.0, heads = 0.0;
     if (r.num_mtp > 0) {
       const int64_t Tk = tokens_of(r.num_mtp);
-      layer = backward(true, Tk) + 3.0 * tensor({Tk, D}) + tensor({Tk, 2 * D}) +
+      layer = backward(true, Tk, MlpWeights::kLast) + 3.0 * tensor({Tk, D}) + tensor({Tk, 2 * D}) +
               block(ByteCount()
                         .add(act, {Tk, 2 * D})
                         .add(act, {Tk, D})
@@ -191,7 +201,8 @@ class Blocks {
                         .add(kStat, {D})
                         .total());
     } else {
-      layer = backward(c.is_moe_layer(r.first_layer + r.num_layers - 1), T);
+      layer = backward(c.is_moe_layer(r.first_layer + r.num_layers - 1), T,
+                       MlpWeights::kBeforeAttention);
     }
     if (r.has_head) {
       // Logits of a chunk where all of them are not kept, and their gradients where in another
