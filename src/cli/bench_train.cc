@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "cli/bench.h"
 #include "cli/bench_rank.h"
@@ -62,6 +63,25 @@ double flops_per_token(const Config& c, int64_t length) {
   const double attention = layers * static_cast<double>(c.num_attention_heads) * widths * 0.5 *
                            static_cast<double>(length + 1);
   return 6.0 * (weights + attention);
+}
+
+// Rows of the busiest of `ranks` that share a layer's experts over the mean rank's, mean of layers:
+// where all wait for one, what their experts take is this much longer.
+double load_of_busiest(const std::vector<std::vector<int64_t>>& counts, int ranks) {
+  double sum = 0.0;
+  for (const std::vector<int64_t>& layer : counts) {
+    const size_t experts = layer.size() / static_cast<size_t>(ranks);
+    int64_t all = 0, most = 0;
+    for (size_t first = 0; first < layer.size(); first += experts) {
+      const auto begin = layer.begin() + static_cast<std::ptrdiff_t>(first);
+      const int64_t rows =
+          std::accumulate(begin, begin + static_cast<std::ptrdiff_t>(experts), int64_t{0});
+      all += rows;
+      most = std::max(most, rows);
+    }
+    sum += static_cast<double>(most * ranks) / static_cast<double>(all);
+  }
+  return sum / static_cast<double>(counts.size());
 }
 
 // Weights that mean nothing: pieces of one pattern of normal numbers, whose rows repeat nowhere
@@ -197,6 +217,8 @@ class Bench {
                 {"tflop_per_s_of_rank", 1e-12 * flops * tokens / median / ranks},
                 {"splits", splits_},
                 {"peak_memory_gb", 1e-9 * static_cast<double>(ctx_.memory.peak_bytes())}});
+    if (const int ep = run_.parallel.mesh.ep; ep > 1)
+      row["load_of_busiest_rank"] = load_of_busiest(counts_, ep);
     if (run_.parallel.mesh.pp > 1) row["pipeline"] = pipeline();
     if (team_.is_first()) fmt::print("{}\n", row.dump());
   }
@@ -226,7 +248,11 @@ class Bench {
             {"sent_GB", 1e-9 * bytes},
             {"transfers_s", 1e-9 * bytes / options_.pace}};
   }
-  void step() { splits_ += learner_.step(batches_, {.lr = 1e-4}, ++steps_).splits; }
+  void step() {
+    train::StepResult result = learner_.step(batches_, {.lr = 1e-4}, ++steps_);
+    splits_ += result.splits;
+    counts_ = std::move(result.counts);
+  }
   void meet() {
     device::synchronize(ctx_.device, ctx_.stream);
     team_.world().barrier();
@@ -295,6 +321,8 @@ class Bench {
   Team& team_;
   std::vector<std::vector<Sequence>> batches_;
   int64_t steps_ = 0, splits_ = 0;
+  std::vector<std::vector<int64_t>>
+      counts_;  // of the last step: tokens of each MoE layer's experts
 };
 
 void run(const Options& o) {

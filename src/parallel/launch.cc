@@ -20,6 +20,7 @@
 
 #include "core/check.h"
 #include "core/env.h"
+#include "core/process_end.h"
 
 namespace hadal {
 namespace {
@@ -112,6 +113,7 @@ void live(World& world, int rank, const std::function<void(int)>& body) {
   int status = 1;
   try {
     live(world, rank, body);
+    run_process_end();
     status = 0;
   } catch (const std::exception&) {  // the world knows
   }

@@ -1,11 +1,15 @@
 // Time of each op on the GPU.
 // SPDX-License-Identifier: Apache-2.0
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <map>
 #include <string>
 #include <vector>
 
+#include "core/check.h"
+#include "core/process_end.h"
 #include "ops/cuda/profile.h"
 
 namespace hadal::ops::cuda {
@@ -13,15 +17,21 @@ namespace {
 
 class Profile {
  public:
-  ~Profile() {
+  void print() {
     flush();
     std::vector<std::pair<std::string, Total>> rows(totals_.begin(), totals_.end());
     std::sort(rows.begin(), rows.end(),
               [](const auto& a, const auto& b) { return a.second.ms > b.second.ms; });
-    std::fprintf(stderr, "%10s %9s %10s  op\n", "ms", "launches", "us each");
-    for (const auto& [op, total] : rows)
-      std::fprintf(stderr, "%10.3f %9ld %10.2f  %s\n", total.ms, total.count,
-                   1e3 * total.ms / static_cast<double>(total.count), op.c_str());
+    std::string table = concat("process ", getpid(), "\n");
+    char line[256];
+    std::snprintf(line, sizeof line, "%10s %9s %10s  op\n", "ms", "launches", "us each");
+    table += line;
+    for (const auto& [op, total] : rows) {
+      std::snprintf(line, sizeof line, "%10.3f %9ld %10.2f  %s\n", total.ms, total.count,
+                    1e3 * total.ms / static_cast<double>(total.count), op.c_str());
+      table += line;
+    }
+    std::fputs(table.c_str(), stderr);  // at once: ranks print theirs at the same time
   }
 
   void mark(const char* op, cudaStream_t stream) {
@@ -65,10 +75,20 @@ class Profile {
   std::map<std::string, Total> totals_;
 };
 
+Profile& the_profile() {
+  static Profile profile;
+  return profile;
+}
+
 }  // namespace
 
 void profile_launch(const char* op, cudaStream_t stream) {
-  static Profile profile;
+  Profile& profile = the_profile();  // before what follows, so that it is still there at exit
+  static const bool asked = [] {
+    at_process_end([] { the_profile().print(); });
+    return true;
+  }();
+  static_cast<void>(asked);
   profile.mark(op, stream);
 }
 
