@@ -31,7 +31,9 @@ TrainingPlan plan(const Config& c, int64_t T, DType act) {
   };
   for (int64_t l = 0; l < c.num_hidden_layers; ++l) add(c.is_moe_layer(l));
   for (int64_t k = 0; k < c.num_nextn_predict_layers; ++k) add(true);
-  p.saved += static_cast<size_t>(1 + c.num_nextn_predict_layers) * head::saved_bytes(c, T, act);
+  const DeviceKind device = act == DType::kBF16 ? DeviceKind::kCuda : DeviceKind::kCpu;
+  p.saved +=
+      static_cast<size_t>(1 + c.num_nextn_predict_layers) * head::saved_bytes(c, T, act, device);
   return p;
 }
 

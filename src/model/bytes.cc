@@ -26,8 +26,9 @@ ByteCount& ByteCount::add_tile_rows(int64_t T, int64_t K) {
       .add(DType::kF32, {num_tiles(K), num_tiles(T) * kRows});
 }
 
-int64_t loss_chunk_tokens(const Config& c) {
-  return std::max<int64_t>(1, kLossChunkElements / c.vocab_size);
+int64_t loss_chunk_tokens(const Config& c, DeviceKind device) {
+  const int64_t elements = int64_t{1} << (device == DeviceKind::kCpu ? 24 : 30);
+  return std::max<int64_t>(1, elements / c.vocab_size);
 }
 
 namespace mla {
@@ -180,10 +181,10 @@ size_t deferred_bytes(const Config& c, int64_t T, bool is_moe, DType act) {
 
 namespace head {
 
-size_t saved_bytes(const Config& c, int64_t T, DType act) {
+size_t saved_bytes(const Config& c, int64_t T, DType act, DeviceKind device) {
   ByteCount n;
   n.add(stat_dtype(act), {T}).add(stat_dtype(act), {T});  // lse, loss
-  if (T <= loss_chunk_tokens(c)) n.add(stat_dtype(act), {T, c.vocab_size});
+  if (T <= loss_chunk_tokens(c, device)) n.add(stat_dtype(act), {T, c.vocab_size});
   return n.total();
 }
 

@@ -6,6 +6,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "core/device.h"
 #include "core/memory.h"
 #include "model/config.h"
 
@@ -26,9 +27,10 @@ class ByteCount {
   size_t total_ = 0;
 };
 
-// Tokens of a chunk of the loss: all logits at once never exceed kLossChunkElements.
-inline constexpr int64_t kLossChunkElements = int64_t{1} << 24;
-int64_t loss_chunk_tokens(const Config& config);
+// Tokens of a chunk of the loss. Where those of a micro-batch are one chunk its logits are kept for
+// the backward pass; else they are computed again, twice. A GPU has room for more of them, and its
+// products of few rows are slow: 4 GiB of logits there, 64 MiB on the CPU.
+int64_t loss_chunk_tokens(const Config& config, DeviceKind device);
 
 // Tokens of a micro-batch: all of them, and those of this rank (model/tensor_group.h).
 struct TokenCount {
@@ -62,7 +64,7 @@ size_t saved_bytes(const Config& config, int64_t T, int64_t num_seqs, bool is_mo
 size_t deferred_bytes(const Config& config, int64_t T, bool is_moe, DType act);
 }  // namespace block
 namespace head {
-size_t saved_bytes(const Config& config, int64_t T, DType act);
+size_t saved_bytes(const Config& config, int64_t T, DType act, DeviceKind device);
 }  // namespace head
 
 // Latent cache of one token in one layer, of a decoder that computes in act; and over all layers,

@@ -18,18 +18,22 @@ namespace {
 
 // Calls fn(begin, count) for each chunk of T tokens.
 template <class Fn>
-void for_each_chunk(const Config& c, int64_t T, Fn fn) {
-  const int64_t chunk = loss_chunk_tokens(c);
+void for_each_chunk(const Context& ctx, const Config& c, int64_t T, Fn fn) {
+  const int64_t chunk = loss_chunk_tokens(c, ctx.device.kind);
   for (int64_t begin = 0; begin < T; begin += chunk) fn(begin, std::min(chunk, T - begin));
 }
 
-bool is_one_chunk(const Config& c, int64_t T) { return T <= loss_chunk_tokens(c); }
+Shape chunk_shape(const Context& ctx, const Config& c, int64_t T) {
+  return {std::min(T, loss_chunk_tokens(c, ctx.device.kind)), c.vocab_size};
+}
+bool is_one_chunk(const Context& ctx, const Config& c, int64_t T) {
+  return T <= loss_chunk_tokens(c, ctx.device.kind);
+}
 
 // Room for the logits or their gradient of one chunk.
 struct Chunk {
   Chunk(Context& ctx, const Config& c, int64_t T, DType dtype)
-      : memory(ctx.memory.take_tensor(dtype, {std::min(T, loss_chunk_tokens(c)), c.vocab_size},
-                                      &rows)) {}
+      : memory(ctx.memory.take_tensor(dtype, chunk_shape(ctx, c, T), &rows)) {}
   Tensor rows;  // [chunk, V]
   Block memory;
 };
@@ -42,15 +46,15 @@ Saved forward(Context& ctx, const Config& c, const Operand& w, In h, In targets)
   const DType stat = stat_dtype(h.dtype());
   Saved s;
   s.targets = targets;
-  s.memory = ctx.memory.take(saved_bytes(c, T, h.dtype()));
+  s.memory = ctx.memory.take(saved_bytes(c, T, h.dtype(), ctx.device.kind));
   s.lse = s.memory.tensor(stat, {T});
   s.loss = s.memory.tensor(stat, {T});
   std::optional<Chunk> scratch;
-  if (is_one_chunk(c, T))
+  if (is_one_chunk(ctx, c, T))
     s.logits = s.memory.tensor(stat, {T, c.vocab_size});
   else
     scratch.emplace(ctx, c, T, stat);
-  for_each_chunk(c, T, [&](int64_t begin, int64_t count) {
+  for_each_chunk(ctx, c, T, [&](int64_t begin, int64_t count) {
     const Tensor logits = (scratch ? scratch->rows : s.logits).rows(0, count);
     ops::gemm_nt(ctx, h.rows(begin, count), w, Tensor(logits));  // [count, V]
     ops::cross_entropy_forward(ctx, logits, targets.rows(begin, count), s.lse.rows(begin, count),
@@ -78,12 +82,10 @@ Deferred backward_input(Context& ctx, const Config& c, const Operand& w, Saved&&
   const DType act = h.dtype(), stat = s.lse.dtype();
   Deferred d;
   Tensor dlogits;  // stays empty where the gradient takes the place of the logits
-  if (act != stat)
-    d.dlogits_memory =
-        ctx.memory.take_tensor(act, {std::min(T, loss_chunk_tokens(c)), c.vocab_size}, &dlogits);
+  if (act != stat) d.dlogits_memory = ctx.memory.take_tensor(act, chunk_shape(ctx, c, T), &dlogits);
   std::optional<Chunk> scratch;
   if (s.logits.empty()) scratch.emplace(ctx, c, T, stat);
-  for_each_chunk(c, T, [&](int64_t begin, int64_t count) {
+  for_each_chunk(ctx, c, T, [&](int64_t begin, int64_t count) {
     const Tensor logits = (scratch ? scratch->rows : s.logits).rows(0, count);
     if (scratch) ops::gemm_nt(ctx, h.rows(begin, count), w, Tensor(logits));  // [count, V]
     const Tensor dchunk = chunk_dlogits(ctx, logits, s.targets.rows(begin, count),
@@ -109,7 +111,7 @@ void backward_weight(Context& ctx, const Config& c, const Operand& w, Deferred&&
   std::optional<Chunk> scratch, converted;
   if (d.dlogits.empty()) scratch.emplace(ctx, c, T, stat);
   if (d.dlogits.empty() && act != stat) converted.emplace(ctx, c, T, act);
-  for_each_chunk(c, T, [&](int64_t begin, int64_t count) {
+  for_each_chunk(ctx, c, T, [&](int64_t begin, int64_t count) {
     Tensor dchunk = d.dlogits;
     if (scratch) {
       const Tensor logits = scratch->rows.rows(0, count);

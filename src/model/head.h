@@ -2,7 +2,7 @@
 //
 //   T tokens   D model width   V vocabulary
 //
-// Tokens go through in chunks of loss_chunk_tokens(config), so all logits of a long batch never
+// Tokens go through in chunks of loss_chunk_tokens(), so all logits of a long batch never
 // exist at once: when the batch is one chunk its logits are kept for backward, else they are
 // recomputed. Shared by the main model and every MTP module (report, 2.2). REQUIRES: h stays
 // unchanged until backward_weight.

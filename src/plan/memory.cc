@@ -234,7 +234,8 @@ std::vector<RankMemory> plan_memory(const TrainPlan& p, const std::vector<StageR
     activations_of(schedule.steps[static_cast<size_t>(r)], saved, deferred, m);
     m.workspace = std::max(dense.workspace, moe.workspace);
     if (has_head) {
-      const double chunk = std::min(T, static_cast<double>(loss_chunk_tokens(p.model)));
+      const double chunk =
+          std::min(T, static_cast<double>(loss_chunk_tokens(p.model, device_of(p.recipe))));
       m.workspace = std::max(
           m.workspace, 2.0 * chunk * static_cast<double>(p.model.vocab_size) * 4.0 / p.mesh.tp);
     }

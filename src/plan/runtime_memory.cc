@@ -182,7 +182,7 @@ class Blocks {
   double heads_of(const StageRange& r) const {
     double sum = 0.0;
     for (int64_t k = 0; k <= (r.has_head ? r.num_mtp : -1); ++k)
-      sum += block(head::saved_bytes(c, tokens_of(k), act));
+      sum += block(head::saved_bytes(c, tokens_of(k), act, device_of(plan.recipe)));
     return sum;
   }
   // What backward of a stage takes beside what is saved: gradients of states, then either all
@@ -207,7 +207,7 @@ class Blocks {
     if (r.has_head) {
       // Logits of a chunk where all of them are not kept, and their gradients where in another
       // type.
-      const int64_t chunk = std::min(T, loss_chunk_tokens(c));
+      const int64_t chunk = std::min(T, loss_chunk_tokens(c, device_of(plan.recipe)));
       heads = heads_of(r) + panels(chunk, c.vocab_size);
       if (chunk < T) heads += block(tensor_bytes(kStat, {chunk, c.vocab_size}));
       if (act != kStat) heads += tensor({chunk, c.vocab_size});

@@ -31,7 +31,8 @@ struct Lister {
         E(c.n_routed_experts),
         El(E / s.plan->mesh.ep),
         K(c.num_experts_per_tok),
-        R(s.routed_rows / K * K) {}
+        R(s.routed_rows / K * K),
+        device(device_of(s.plan->recipe)) {}
 
   void nt(int64_t m, int64_t n, int64_t k) { add("gemm_nt", {m, n, k}); }      // [m,n] = [m,k]
   void nn(int64_t m, int64_t n, int64_t k) { add("gemm_nn", {m, n, k}); }      // [m,n] = [m,k]
@@ -44,6 +45,7 @@ struct Lister {
 
   const Config& c;
   const int64_t S, T, D, H, Dr, Dq, Dkv, Do, Rq, Rkv, E, El, K, R;
+  const DeviceKind device;
   OpList list;
 };
 
@@ -216,7 +218,8 @@ void moe_weight(Lister& l) {
 // head.cc, with the norm before it; in chunks where all logits are not kept at once.
 struct Chunks {
   explicit Chunks(const Lister& l)
-      : tokens(std::min(l.T, loss_chunk_tokens(l.c))), count((l.T + tokens - 1) / tokens) {}
+      : tokens(std::min(l.T, loss_chunk_tokens(l.c, l.device))),
+        count((l.T + tokens - 1) / tokens) {}
   int64_t tokens, count;
 };
 

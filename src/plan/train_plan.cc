@@ -110,6 +110,10 @@ DType activation_dtype(Recipe recipe) {
   return recipe == Recipe::kF32 ? DType::kF32 : DType::kBF16;
 }
 
+DeviceKind device_of(Recipe recipe) {
+  return recipe == Recipe::kF32 ? DeviceKind::kCpu : DeviceKind::kCuda;
+}
+
 TrainPlan read_train_plan(const std::string& path, const std::vector<std::string>& assignments,
                           Rates rates) {
   io::Json root = io::read_json(path);

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/device.h"
 #include "core/dtype.h"
 #include "model/config.h"
 #include "parallel/mesh.h"
@@ -27,6 +28,8 @@ enum class Recompute : uint8_t { kNone, kUpProjections, kFull };
 const char* recipe_name(Recipe recipe);        // "fp8", "bf16", "f32"
 const char* recompute_name(Recompute choice);  // "none", "up_projections", "full"
 DType activation_dtype(Recipe recipe);         // of the residual stream
+// What a recipe runs on: this project's f32 on a CPU, the others on a GPU.
+DeviceKind device_of(Recipe recipe);
 
 // Numbers that are fitted to a measured step because nothing that is known gives them; 1, 1 and 0
 // where nothing is fitted.

@@ -54,7 +54,7 @@ TEST(HeadGrad, ChunksGiveTheSameBits) {
   Config c = tiny_config();
   c.vocab_size = 5003;
   c.hidden_size = 3;
-  const int64_t chunk = loss_chunk_tokens(c), T = chunk + 7;
+  const int64_t chunk = loss_chunk_tokens(c, DeviceKind::kCpu), T = chunk + 7;
   Machine machine(2);
   Context& ctx = machine.ctx;
   const Array<double> table = ref::random("head", {c.vocab_size, c.hidden_size}, 0.0, 1.0);
