@@ -78,7 +78,7 @@ void mlp_forward(Context& ctx, const Layer& l, Saved& s) {
 }
 
 void combine_forward(Context& ctx, const Layer& l, Saved& s, Out y) {
-  if (l.is_moe) moe::combine_forward(ctx, l.exchange, s.moe, s.y_mlp);
+  if (l.is_moe) moe::combine_forward(ctx, l.config, l.w.moe, l.exchange, s.moe, s.y_mlp);
   ops::add(ctx, s.h, s.y_mlp, y);  // [T, D]
   s.scratch = Block();
 }

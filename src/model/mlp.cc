@@ -15,10 +15,9 @@
 
 namespace hadal::mlp {
 
-Saved forward(Context& ctx, const Weights& w, In x, Out y, const Precision& precision,
-              const ops::TileRows& x_tiles) {
-  const auto [T, D] = HADAL_SHAPE(x, 2);
-  const int64_t F = w.w1.data.dim(0);
+Saved up_forward(Context& ctx, const Weights& w, In x, const Precision& precision,
+                 const ops::TileRows& x_tiles, Hidden* hidden) {
+  const int64_t T = x.dim(0), F = w.w1.data.dim(0);
   const DType act = x.dtype();
   const bool fp8 = linear::is_fp8(w.w1);
   Saved s;
@@ -33,16 +32,26 @@ Saved forward(Context& ctx, const Weights& w, In x, Out y, const Precision& prec
                        gate_up.cols(F, F));  // [T, F] each
   if (precision.e4m3_swiglu) s.gate_up_e4m3 = linear::tile_rows(s.memory, T, 2 * F);
   if (fp8) {
-    Block memory = ctx.memory.take(ByteCount().add_tile_rows(T, F).total());
-    const ops::TileRows hidden = linear::tile_rows(memory, T, F);
-    ops::swiglu_forward_tiles(ctx, gate_up, s.gate_up_e4m3, hidden);  // [T, F]
-    linear::forward(ctx, linear::Rows(hidden), w.w2, y);              // [T, D]
-    return s;
+    hidden->memory = ctx.memory.take(ByteCount().add_tile_rows(T, F).total());
+    hidden->in_fp8 = linear::tile_rows(hidden->memory, T, F);
+    ops::swiglu_forward_tiles(ctx, gate_up, s.gate_up_e4m3, hidden->in_fp8);  // [T, F]
+  } else {
+    hidden->memory = ctx.memory.take_tensor(act, {T, F}, &hidden->plain);
+    ops::swiglu_forward(ctx, gate_up, hidden->plain);  // [T, F]
   }
-  Tensor hidden;
-  const Block memory = ctx.memory.take_tensor(act, {T, F}, &hidden);
-  ops::swiglu_forward(ctx, gate_up, hidden);                        // [T, F]
-  linear::forward(ctx, linear::Rows(ctx, hidden, false), w.w2, y);  // [T, D]
+  return s;
+}
+
+void down_forward(Context& ctx, const Weights& w, const Hidden& hidden, Out y) {
+  linear::forward(ctx, linear::Rows::of(ctx, hidden.plain, linear::is_fp8(w.w2), hidden.in_fp8),
+                  w.w2, y);  // [T, D]
+}
+
+Saved forward(Context& ctx, const Weights& w, In x, Out y, const Precision& precision,
+              const ops::TileRows& x_tiles) {
+  Hidden hidden;
+  Saved s = up_forward(ctx, w, x, precision, x_tiles, &hidden);  // [T, F]
+  down_forward(ctx, w, hidden, y);                               // [T, D]
   return s;
 }
 

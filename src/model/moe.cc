@@ -33,25 +33,26 @@ Saved dispatch_forward(Context& ctx, const Config& c, const Weights& w, Exchange
 
 void mlp_forward(Context& ctx, const Config& c, const Weights& w, Exchange& exchange, In x,
                  Saved& s, const ops::TileRows& x_tiles) {
-  const auto [T, D] = HADAL_SHAPE(x, 2);
-  const Shape rows_shape{s.ticket.num_pages, ops::kPageRows, D};
-  ByteCount bytes;
-  bytes.add(x.dtype(), rows_shape);
-  if (c.n_shared_experts > 0) bytes.add(x.dtype(), {T, D});
-  s.memory = ctx.memory.take(bytes.total());
-  s.y_rows.slab = s.memory.tensor(x.dtype(), rows_shape);
-  if (c.n_shared_experts > 0) {
-    s.y_shared = s.memory.tensor(x.dtype(), {T, D});
-    s.shared = mlp::forward(ctx, w.shared, x, s.y_shared, c.precision, x_tiles);  // [T, D]
-  }
+  const Shape rows_shape{s.ticket.num_pages, ops::kPageRows, x.dim(1)};
+  s.memory = ctx.memory.take_tensor(x.dtype(), rows_shape, &s.y_rows.slab);
+  if (c.n_shared_experts > 0)
+    s.shared = mlp::up_forward(ctx, w.shared, x, c.precision, x_tiles, &s.hidden);  // [T, F]
   exchange.dispatch_finish(ctx, s.ticket, &s.experts.rows);
   experts::forward(ctx, c, w.experts, rows_of(s.ticket), s.experts, s.y_rows);  // [rows, D]
   exchange.combine_start(ctx, s.ticket, s.y_rows);
 }
 
-void combine_forward(Context& ctx, Exchange& exchange, Saved& s, Out y) {
-  exchange.combine_finish(ctx, s.ticket, s.y_rows, y);             // [T, D]
-  if (!s.y_shared.empty()) ops::add_acc(ctx, s.y_shared, Acc(y));  // [T, D]
+void combine_forward(Context& ctx, const Config& c, const Weights& w, Exchange& exchange, Saved& s,
+                     Out y) {
+  Tensor y_shared;
+  Block memory;
+  if (c.n_shared_experts > 0) {
+    memory = ctx.memory.take_tensor(y.dtype(), y.shape(), &y_shared);
+    mlp::down_forward(ctx, w.shared, s.hidden, y_shared);  // [T, D]
+    s.hidden = {};
+  }
+  exchange.combine_finish(ctx, s.ticket, s.y_rows, y);         // [T, D]
+  if (!y_shared.empty()) ops::add_acc(ctx, y_shared, Acc(y));  // [T, D]
   s.memory = Block();
 }
 
@@ -59,7 +60,7 @@ Saved forward(Context& ctx, const Config& c, const Weights& w, Exchange& exchang
               const Packed& seq, In x, Out y) {
   Saved s = dispatch_forward(ctx, c, w, exchange, seq, x);
   mlp_forward(ctx, c, w, exchange, x, s);
-  combine_forward(ctx, exchange, s, y);
+  combine_forward(ctx, c, w, exchange, s, y);
   return s;
 }
 
@@ -93,8 +94,8 @@ void decode(Context& ctx, const Config& c, const Weights& w, Exchange& exchange,
     mlp_forward(ctx, c, w, exchange, rows, s);
     Tensor out;
     const Block memory = ctx.memory.take_tensor(rows.dtype(), rows.shape(), &out);
-    combine_forward(ctx, exchange, s, out);  // [T, D]
-    ops::add_acc(ctx, out, part);            // [T, D]
+    combine_forward(ctx, c, w, exchange, s, out);  // [T, D]
+    ops::add_acc(ctx, out, part);                  // [T, D]
   };
   if (group.sums_in_ops()) ops::moe_of_few_pays(ctx, weights, x, &pays);
   if (pays) return add_part(x, y);

@@ -3,10 +3,10 @@
 //
 //   T tokens   D model width   K choices of a token
 //
-// y = sum_k weight_k * Expert_k(x) + SharedExpert(x) (report, 2.1.2). The shared expert runs while
-// the dispatch is under way; combine may finish behind other work. forward(), backward_input() call
-// the stages in order; a schedule that overlaps micro-batches calls them apart. REQUIRES: the x and
-// dy given to the backward stages stay unchanged until backward_weight.
+// y = sum_k weight_k * Expert_k(x) + SharedExpert(x) (report, 2.1.2). The shared expert's first
+// half runs while the dispatch is under way, its second half beside the combine. forward(),
+// backward_input() call the stages in order; a schedule that overlaps micro-batches calls them
+// apart. REQUIRES: the x and dy given to the backward stages stay unchanged until backward_weight.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -25,9 +25,9 @@ struct [[nodiscard]] Saved {
   Ticket ticket;
   experts::Saved experts;
   mlp::Saved shared;      // empty where there is no shared expert
-  Block memory;           // between mlp_forward and combine_forward
+  Block memory;           // between mlp_forward and combine_forward, as are
   ops::PagedRows y_rows;  // [P, kPageRows, D]
-  Tensor y_shared;        // [T, D]
+  mlp::Hidden hidden;     // [T, F] of the shared expert
 };
 struct [[nodiscard]] Deferred {
   Ticket ticket;
@@ -49,7 +49,8 @@ Saved dispatch_forward(Context& ctx, const Config& config, const Weights& w, Exc
                        const Packed& seq, In x, const TensorGroup& group = {});
 void mlp_forward(Context& ctx, const Config& config, const Weights& w, Exchange& exchange, In x,
                  Saved& saved, const ops::TileRows& x_tiles = {});
-void combine_forward(Context& ctx, Exchange& exchange, Saved& saved, Out y);
+void combine_forward(Context& ctx, const Config& config, const Weights& w, Exchange& exchange,
+                     Saved& saved, Out y);
 
 Deferred combine_backward(Context& ctx, const Config& config, Exchange& exchange, Saved& saved,
                           In dy);
