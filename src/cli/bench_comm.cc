@@ -271,14 +271,16 @@ void bench_exchange(Bench& bench, const Config& c, int64_t T, World& world, Nccl
   std::vector<int> all(static_cast<size_t>(world.size()));
   std::iota(all.begin(), all.end(), 0);
   const PeerWindows windows(world, all, gpus->device(), static_cast<size_t>(layout.bytes));
-  for (const int sms : {20, 8}) {
+  for (const int sms : {20, 8, 0}) {
     WindowExchange exchange(bench.ctx(),
                             {.view = windows.view(),
                              .num_experts = c.n_routed_experts,
                              .sms = sms,
                              .stop = gpus->stop_flag()},
                             layout, trips.pool());
-    trips.measure(exchange, fmt::format(", windows, {} SMs", sms), false);
+    trips.measure(exchange,
+                  sms > 0 ? fmt::format(", windows, {} SMs", sms) : ", windows, copy engine",
+                  false);
   }
   device::synchronize(bench.ctx().device, bench.ctx().stream);
 }

@@ -22,8 +22,8 @@ void check_view(const PeerView& view, int64_t offset, const char* op) {
 }  // namespace
 
 void peer_route(Context& ctx, const PeerView& view, int64_t ids_offset, int64_t weights_offset,
-                int64_t slots, int64_t experts_of_rank, In ids, In weights, Out place_of_rank,
-                Out place_of_choice, Acc sent) {
+                int64_t slots, PeerSlots order, int64_t experts_of_rank, In ids, In weights,
+                Out place_of_rank, Out place_of_choice, Acc sent) {
   check_view(view, ids_offset, "peer_route");
   check_view(view, weights_offset, "peer_route");
   const auto [T, K] = HADAL_SHAPE(ids, 2);
@@ -42,8 +42,8 @@ void peer_route(Context& ctx, const PeerView& view, int64_t ids_offset, int64_t 
   check_dtype(sent, DType::kI64, "sent");
   check_dense(place_of_rank, "place_of_rank");
   check_dense(place_of_choice, "place_of_choice");
-  HADAL_DISPATCH(ctx, peer_route, view, ids_offset, weights_offset, slots, experts_of_rank, ids,
-                 weights, place_of_rank, place_of_choice, sent);
+  HADAL_DISPATCH(ctx, peer_route, view, ids_offset, weights_offset, slots, order, experts_of_rank,
+                 ids, weights, place_of_rank, place_of_choice, sent);
 }
 
 void peer_arrivals(Context& ctx, In ids, Out place) {
@@ -68,6 +68,17 @@ void peer_put(Context& ctx, const PeerView& view, int64_t offset, int64_t slots,
   check_dense(x, "x");
   check_dense(place, "place");
   HADAL_DISPATCH(ctx, peer_put, view, offset, slots, blocks, x, place);
+}
+
+void peer_copy(Context& ctx, const PeerView& view, int64_t offset, int64_t slots, int64_t rows,
+               int64_t apart, In x) {
+  check_view(view, offset, "peer_copy");
+  HADAL_CHECK(x.rank() == 2 && rows >= 0 && rows <= slots && apart >= 0 &&
+                  apart * (view.size - 1) + rows <= x.dim(0),
+              "peer_copy: ", rows, " rows, ", apart, " apart, of ", x.str(), " for ", slots,
+              " slots of each of ", view.size, " ranks");
+  check_dense(x, "x");
+  HADAL_DISPATCH(ctx, peer_copy, view, offset, slots, rows, apart, x);
 }
 
 void peer_post(Context& ctx, const PeerView& view, int64_t offset) {

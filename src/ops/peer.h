@@ -30,17 +30,22 @@ struct PeerView {
 // Bytes of marks: of each rank, and of this one.
 inline constexpr int64_t kMarksBytes = (kMaxPeers + 1) * 8;
 
-// Where tokens go: once to each rank g that has one of a token's experts, [g*E, (g+1)*E), into the
-// next slot of this rank there, in token order. The choices go there at once: every slot of this
-// rank gets K ids, as experts of its rank, and K weights; -1 and 0 for choices that go elsewhere,
-// and in slots without a token. Choices of a token are ascending; -1 is one that is left out.
+// Which slot of this rank a token has on the ranks that it goes to.
+enum class PeerSlots : uint8_t {
+  kNext,     // the next one there, in token order: for rows that are put one by one
+  kOfToken,  // that of its number, everywhere: for rows that are copied whole, wanted or not
+};
+// Where tokens go: once to each rank g that has one of a token's experts, [g*E, (g+1)*E). The
+// choices go there at once: every slot of this rank gets K ids, as experts of its rank, and K
+// weights; -1 and 0 for choices that go elsewhere, and in slots without a token. Choices of a token
+// are ascending; -1 is one that is left out.
 //   ids [T, K] i32, weights [T, K] ->
 //   place_of_rank [T, min(K, G)] i32   place for each of a token's ranks, ascending; -1
 //   place_of_choice [T, K] i32         place that carries a choice; -1
 //   sent [G] i64                       += tokens to each rank
 HADAL_OP(peer_route, Context& ctx, const PeerView& view, int64_t ids_offset, int64_t weights_offset,
-         int64_t slots, int64_t experts_of_rank, In ids, In weights, Out place_of_rank,
-         Out place_of_choice, Acc sent)
+         int64_t slots, PeerSlots order, int64_t experts_of_rank, In ids, In weights,
+         Out place_of_rank, Out place_of_choice, Acc sent)
 // place[n] = n where ids[n] has a choice, -1 elsewhere: where the row of who came goes back to.
 //   ids [N, K] i32 -> place [N, 1] i32
 HADAL_OP(peer_arrivals, Context& ctx, In ids, Out place)
@@ -48,6 +53,11 @@ HADAL_OP(peer_arrivals, Context& ctx, In ids, Out place)
 // On a GPU `blocks` blocks do it, of an SM each.     x [T, W], place [T, C] i32
 HADAL_OP(peer_put, Context& ctx, const PeerView& view, int64_t offset, int64_t slots, int blocks,
          In x, In place)
+// Rows of x to slots 0, 1, ... of this rank in the part at byte `offset` of every other rank's
+// window: to rank g `rows` rows from row g*apart on. On a GPU the copy engine does it, and no SM.
+//   x [N, W]
+HADAL_OP(peer_copy, Context& ctx, const PeerView& view, int64_t offset, int64_t slots, int64_t rows,
+         int64_t apart, In x)
 // Marks in every window that what this stream has put is there.
 HADAL_OP(peer_post, Context& ctx, const PeerView& view, int64_t offset)
 // Waits until every rank has posted as often as this one; or until *stop, which the host may set at

@@ -30,7 +30,9 @@ struct ParallelConfig {
   // Pairs of a schedule run side by side, with their transfers; gradients of a layer are summed,
   // and masters gathered, beside the work.
   bool overlap = true;
-  int comm_sms = 20;  // of a GPU: left to the transfers of a pair
+  // SMs of a GPU for the transfers of experts' tokens: left to them by the work of a pair, and what
+  // puts rows into windows; 0 with windows: the copy engine, which takes none.
+  int comm_sms = 20;
   // SMs of a GPU for each link of a pipeline, whose messages travel beside the work; 0: they travel
   // in its stream.
   int link_sms = 0;

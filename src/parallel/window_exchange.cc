@@ -62,6 +62,7 @@ struct WindowExchange::Trip final : Route {
   Tensor place_of_rank;    // [T, C] i32   place for each of a token's ranks, ascending; -1
   Tensor place_of_choice;  // [T, K] i32   place that carries a choice; -1
   Tensor arrivals;         // [N, 1] i32   where the sum of who came goes back to; -1: nobody came
+  Block leaving;           // what is being copied
 };
 
 WindowExchange::WindowExchange(Context& ctx, const Group& group, const WindowLayout& layout,
@@ -98,6 +99,30 @@ void WindowExchange::put_tokens(Context& side, const WindowLayout::Lane& lane, I
   put(side, lane.rows, wire, place);
 }
 
+// Into this rank's own window first, from where the others get it.
+void WindowExchange::copy_tokens(Context& ctx, const WindowLayout::Lane& lane, In x, bool fp8,
+                                 Ticket& t) const {
+  const int64_t T = x.dim(0), R = layout_.slots, me = group_.view.place;
+  const Tensor all = came(lane, x.dtype(), layout_.width, fp8);
+  const Tensor own = all.rows(me * R, T);
+  if (fp8)
+    ops::pack_wire_rows(ctx, x, everywhere_.rows(0, T), Out(Tensor(own)));  // [T, B]
+  else
+    ops::cast(ctx, x, Out(Tensor(own)));  // [T, D]
+  Context side = fork(ctx);
+  ops::peer_copy(side, group_.view, lane.rows, R, T, 0, own);
+  meet(side, lane, t);
+}
+
+template <class Sum>
+void WindowExchange::for_each_origin(const Ticket& t, int64_t part, In leaving,
+                                     const Sum& sum) const {
+  const int64_t R = layout_.slots, me = group_.view.place;
+  const Tensor own = here(part, leaving.dtype(), {num_places_, leaving.dim(1)}).rows(me * R, R);
+  for (int64_t g = 0; g < group_.view.size; ++g)
+    sum(t.row_of_choice.rows(g * R, R), g == me ? own : Tensor(leaving.rows(g * R, R)));
+}
+
 void WindowExchange::meet(Context& side, const WindowLayout::Lane& lane, Ticket& t) const {
   ops::peer_post(side, group_.view, lane.marks);
   ops::peer_await(side, group_.view, lane.marks, group_.stop);
@@ -126,7 +151,9 @@ Ticket WindowExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_w
   const int64_t G = group_.view.size, E = experts_of_rank_, N = num_places_;
   const int64_t C = std::min<int64_t>(K, G);
   HADAL_CHECK(T <= layout_.slots, "internal error: ", T, " tokens for windows of ", layout_.slots);
-  Context side = fork(ctx);
+  // NOTE: beside a product that fills a GPU a kernel would wait for the product's end. So with
+  // copies, which are no kernels, all that comes before them is in the stream of the work.
+  Context side = copies() ? ctx : fork(ctx);
   auto trip = std::make_unique<Trip>();
   trip->memory = side.memory.take(ByteCount()
                                       .add(DType::kI32, {T, C})
@@ -137,14 +164,19 @@ Ticket WindowExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_w
   trip->place_of_choice = trip->memory.tensor(DType::kI32, {T, K});
   trip->arrivals = trip->memory.tensor(DType::kI32, {N, 1});
   ops::peer_route(side, group_.view, layout_.dispatch.ids, layout_.dispatch.weights, layout_.slots,
-                  E, topk_idx, topk_weight, trip->place_of_rank, trip->place_of_choice, sent_);
-  put_tokens(side, layout_.dispatch, x, trip->place_of_rank, pool_.is_fp8());
+                  copies() ? ops::PeerSlots::kOfToken : ops::PeerSlots::kNext, E, topk_idx,
+                  topk_weight, trip->place_of_rank, trip->place_of_choice, sent_);
   Ticket t;
   t.num_pages = ops::max_pages(N * std::min(K, E), E);
-  ops::peer_post(side, group_.view, layout_.dispatch.marks);
-  ops::peer_await(side, group_.view, layout_.dispatch.marks, group_.stop);
-  ops::peer_arrivals(side, here(layout_.dispatch.ids, DType::kI32, {N, K}), trip->arrivals);
-  if (group_.side != nullptr) t.ready = group_.side->mark();
+  if (copies()) {
+    copy_tokens(ctx, layout_.dispatch, x, pool_.is_fp8(), t);
+  } else {
+    put_tokens(side, layout_.dispatch, x, trip->place_of_rank, pool_.is_fp8());
+    ops::peer_post(side, group_.view, layout_.dispatch.marks);
+    ops::peer_await(side, group_.view, layout_.dispatch.marks, group_.stop);
+    ops::peer_arrivals(side, here(layout_.dispatch.ids, DType::kI32, {N, K}), trip->arrivals);
+    if (group_.side != nullptr) t.ready = group_.side->mark();
+  }
   t.route = std::move(trip);
   tokens_ += T;
   ++dispatches_;
@@ -165,28 +197,43 @@ void WindowExchange::dispatch_finish(Context& ctx, Ticket& t, RowLease* rows) {
 }
 
 void WindowExchange::combine_start(Context& ctx, Ticket& t, const ops::PagedRows& rows) {
-  Context side = fork(ctx);
+  auto& trip = static_cast<Trip&>(*t.route);
+  const DType act = rows.slab.dtype();
   Tensor sum;  // [N, D]
-  const Block memory =
-      side.memory.take_tensor(rows.slab.dtype(), {num_places_, rows.slab.dim(2)}, &sum);
+  if (copies()) {
+    trip.leaving = ctx.memory.take_tensor(act, {num_places_, rows.slab.dim(2)}, &sum);
+    for_each_origin(t, layout_.combine.rows, sum, [&](In row_of_choice, const Tensor& of_tokens) {
+      ops::combine_rows(ctx, rows, row_of_choice, Tensor(of_tokens));
+    });
+    Context side = fork(ctx);
+    ops::peer_copy(side, group_.view, layout_.combine.rows, layout_.slots, layout_.slots,
+                   layout_.slots, sum);
+    return meet(side, layout_.combine, t);
+  }
+  Context side = fork(ctx);
+  const Block memory = side.memory.take_tensor(act, {num_places_, rows.slab.dim(2)}, &sum);
   ops::combine_rows(side, rows, t.row_of_choice, sum);
-  put(side, layout_.combine.rows, sum, static_cast<Trip&>(*t.route).arrivals);
+  put(side, layout_.combine.rows, sum, trip.arrivals);
   meet(side, layout_.combine, t);
 }
 
 void WindowExchange::combine_finish(Context& ctx, Ticket& t, const ops::PagedRows&, Out y) {
+  auto& trip = static_cast<Trip&>(*t.route);
   join(ctx, t);
-  ops::combine_rows(ctx, sums(layout_.combine, y.dtype(), y.dim(1)),
-                    static_cast<Trip&>(*t.route).place_of_rank, y);  // [T, D]
+  trip.leaving = Block();
+  ops::combine_rows(ctx, sums(layout_.combine, y.dtype(), y.dim(1)), trip.place_of_rank,
+                    y);  // [T, D]
 }
 
 void WindowExchange::combine_backward_start(Context& ctx, Ticket& t, In dy,
                                             const ops::PagedRows& drows) {
-  Context side = fork(ctx);
-  put_tokens(side, layout_.combine_backward, dy, static_cast<Trip&>(*t.route).place_of_rank,
-             !drows.scale.empty());
-  meet(side, layout_.combine_backward, t);
+  const WindowLayout::Lane& lane = layout_.combine_backward;
+  const bool fp8 = !drows.scale.empty();
   ++backwards_;
+  if (copies()) return copy_tokens(ctx, lane, dy, fp8, t);
+  Context side = fork(ctx);
+  put_tokens(side, lane, dy, static_cast<Trip&>(*t.route).place_of_rank, fp8);
+  meet(side, lane, t);
 }
 
 void WindowExchange::combine_backward_finish(Context& ctx, Ticket& t, const ops::PagedRows& drows) {
@@ -199,24 +246,43 @@ void WindowExchange::combine_backward_finish(Context& ctx, Ticket& t, const ops:
 
 void WindowExchange::dispatch_backward_start(Context& ctx, Ticket& t, const ops::PagedRows& drows,
                                              In drow_weight) {
-  Context side = fork(ctx);
-  const auto& trip = static_cast<Trip&>(*t.route);
+  auto& trip = static_cast<Trip&>(*t.route);
   const int64_t D = drows.slab.dim(2), K = t.row_of_choice.dim(1), N = num_places_;
+  const WindowLayout::Lane& lane = layout_.dispatch_backward;
   Tensor sum, weights;  // [N, D]  [N, K]
+  if (copies()) {
+    const DType act = drows.slab.dtype(), stat = drow_weight.dtype();
+    trip.leaving = ctx.memory.take(ByteCount().add(act, {N, D}).add(stat, {N, K}).total());
+    sum = trip.leaving.tensor(act, {N, D});
+    weights = trip.leaving.tensor(stat, {N, K});
+    for_each_origin(t, lane.rows, sum, [&](In row_of_choice, const Tensor& of_tokens) {
+      ops::combine_rows(ctx, drows, row_of_choice, Tensor(of_tokens));
+    });
+    for_each_origin(t, lane.weights, weights, [&](In row_of_choice, const Tensor& of_tokens) {
+      ops::gather_choices(ctx, drow_weight, row_of_choice, Tensor(of_tokens));
+    });
+    Context side = fork(ctx);
+    const int64_t R = layout_.slots;
+    ops::peer_copy(side, group_.view, lane.rows, R, R, R, sum);
+    ops::peer_copy(side, group_.view, lane.weights, R, R, R, weights);
+    return meet(side, lane, t);
+  }
+  Context side = fork(ctx);
   const Block sum_memory = side.memory.take_tensor(drows.slab.dtype(), {N, D}, &sum);
   const Block weight_memory = side.memory.take_tensor(drow_weight.dtype(), {N, K}, &weights);
   ops::combine_rows(side, drows, t.row_of_choice, sum);
   ops::gather_choices(side, drow_weight, t.row_of_choice, weights);
-  put(side, layout_.dispatch_backward.rows, sum, trip.arrivals);
-  put(side, layout_.dispatch_backward.weights, weights, trip.arrivals);
-  meet(side, layout_.dispatch_backward, t);
+  put(side, lane.rows, sum, trip.arrivals);
+  put(side, lane.weights, weights, trip.arrivals);
+  meet(side, lane, t);
 }
 
 void WindowExchange::dispatch_backward_finish(Context& ctx, Ticket& t, const ops::PagedRows&, In,
                                               Out dx, Out dtopk_weight) {
-  join(ctx, t);
-  const auto& trip = static_cast<Trip&>(*t.route);
+  auto& trip = static_cast<Trip&>(*t.route);
   const int64_t K = dtopk_weight.dim(1);
+  join(ctx, t);
+  trip.leaving = Block();
   ops::combine_rows(ctx, sums(layout_.dispatch_backward, dx.dtype(), dx.dim(1)), trip.place_of_rank,
                     dx);  // [T, D]
   ops::hop_values(ctx,
@@ -228,8 +294,11 @@ void WindowExchange::dispatch_backward_finish(Context& ctx, Ticket& t, const ops
 ExchangeCounters WindowExchange::counters(Context& ctx) {
   const std::vector<int64_t> sent = download<int64_t>(ctx, sent_);
   const int64_t all = std::accumulate(sent.begin(), sent.end(), int64_t{0});
-  const int64_t away = all - sent[static_cast<size_t>(group_.view.place)];
-  const int64_t once = away * (layout_.row_bytes + sum_bytes_);
+  const int64_t others = group_.view.size - 1;
+  const int64_t there =
+      copies() ? tokens_ * others : all - sent[static_cast<size_t>(group_.view.place)];
+  const int64_t back = copies() ? dispatches_ * layout_.slots * others : there;
+  const int64_t once = there * layout_.row_bytes + back * sum_bytes_;
   return {
       .tokens = tokens_,
       .rank_visits = all,

@@ -9,6 +9,10 @@
 // empty has no choices. So the sizes are those of the worst case: P pages of a ticket are enough
 // for every token of every rank.
 //
+// Rows are put one by one, by SMs that the work beside then lacks; or, with no SM, the copy engine
+// takes all tokens to all ranks, and sums for all of them back. Then token t is in slot t on each
+// rank, and what nobody chose there travels for nothing: of 8 choices among 4 ranks a tenth.
+//
 // Each of the four transfers has a lane of its own in the windows, which is used again by the next
 // layer. That is safe because whoever is about to write it has awaited a post that its reader made
 // after reading: dispatch of a layer follows the combine of the one before, for which all ranks
@@ -48,7 +52,7 @@ class WindowExchange final : public CountedExchange {
     ops::PeerView view;
     int64_t num_experts;         // of the layer, all ranks'
     SideStream* side = nullptr;  // none: transfers are in the stream of the work
-    int sms = 20;                // of a GPU, that put rows
+    int sms = 20;                // of a GPU, that put rows; 0: the copy engine takes them
     const int* stop = nullptr;   // ends waits for ranks that have failed; null: never
   };
   // REQUIRES: windows, side stream and pool outlive it, and it the tickets; all ranks' windows are
@@ -76,8 +80,14 @@ class WindowExchange final : public CountedExchange {
   void join(Context& ctx, Ticket& ticket) const {
     if (group_.side != nullptr) group_.side->join(ctx, ticket.ready);
   }
+  bool copies() const { return group_.sms == 0; }
   void put(Context& side, int64_t part, In x, In place) const;
   void put_tokens(Context& side, const WindowLayout::Lane& lane, In x, In place, bool fp8) const;
+  void copy_tokens(Context& ctx, const WindowLayout::Lane& lane, In x, bool fp8,
+                   Ticket& ticket) const;
+  // Of who came from rank g: this rank's own are where they are read, the others' in `leaving`.
+  template <class Sum>  // sum(row_of_choice of them, Out)
+  void for_each_origin(const Ticket& ticket, int64_t part, In leaving, const Sum& sum) const;
   // Tells the others, and waits for them.
   void meet(Context& side, const WindowLayout::Lane& lane, Ticket& ticket) const;
   Tensor here(int64_t part, DType dtype, const Shape& shape) const;  // of this rank's window

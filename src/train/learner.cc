@@ -147,7 +147,7 @@ void Learner::make_stages(int64_t max_tokens, const LearnerOptions& options) {
         WindowExchange::Group{.view = windows_->view(),
                               .num_experts = config_.n_routed_experts,
                               .side = team_->side(),
-                              .sms = std::max(1, team.parallel().comm_sms),
+                              .sms = team.parallel().comm_sms,
                               .stop = team_->stop_flag()},
         layout, rows_);
   }

@@ -198,6 +198,7 @@ ParallelConfig read_parallel(const io::JsonObject& o) {
   p.ranks_per_node = static_cast<int>(o.integer("ranks_per_node", p.ranks_per_node));
   p.exchange = parse_exchange(o.string("exchange", exchange_name(p.exchange)));
   p.overlap = o.boolean("overlap", p.overlap);
+  if (p.exchange == ExchangeKind::kWindows) p.comm_sms = 0;
   p.comm_sms = static_cast<int>(o.integer("comm_sms", p.comm_sms));
   p.link_sms = static_cast<int>(o.integer("link_sms", p.link_sms));
   p.row_capacity = o.number("row_capacity", p.row_capacity);

@@ -366,7 +366,9 @@ void compare_step(Rank& rank, Team& team, int step, const Reference& want, Compa
 std::string name_of(const ParallelConfig& p) {
   return concat(to_string(p.mesh), ", ", schedule_name(p.schedule),
                 p.ranks_per_node == 0 ? "" : concat(", ", p.ranks_per_node, " a node"),
-                p.exchange == ExchangeKind::kWindows ? ", windows" : "",
+                p.exchange == ExchangeKind::kMessages ? ""
+                : p.comm_sms == 0                     ? ", windows, copied"
+                                                      : ", windows",
                 p.link_sms > 0 ? ", links" : "");
 }
 
@@ -386,7 +388,8 @@ void add_cases(const Mesh& mesh, std::vector<ParallelConfig>& list) {
   }
 }
 
-// On GPUs tokens go through windows as well, and messages of a pipeline over links.
+// On GPUs tokens go through windows as well, put by SMs or by the copy engine in turns, and
+// messages of a pipeline over links.
 std::vector<ParallelConfig> cases(int num_ranks, bool on_gpus) {
   std::vector<ParallelConfig> list;
   for (const int tp : {1, 2})
@@ -397,6 +400,7 @@ std::vector<ParallelConfig> cases(int num_ranks, bool on_gpus) {
         if (dp % ep == 0) add_cases({.pp = pp, .dp = dp, .ep = ep, .tp = tp}, list);
     }
   const size_t count = list.size();
+  bool copied = true;
   for (size_t i = 0; on_gpus && i < count; ++i) {
     if (list[i].mesh.pp > 1 && list[i].ranks_per_node == 0) {
       ParallelConfig links = list[i];
@@ -408,6 +412,8 @@ std::vector<ParallelConfig> cases(int num_ranks, bool on_gpus) {
       continue;
     ParallelConfig windows = list[i];
     windows.exchange = ExchangeKind::kWindows;
+    if (copied) windows.comm_sms = 0;
+    copied = !copied;
     list.push_back(windows);
   }
   return list;

@@ -57,8 +57,9 @@ double value(int rank, int layer, int64_t t, int64_t d) {
 // One rank's thread.
 class Rank {
  public:
-  Rank(int place, int size, DType act, const WindowLayout& layout)
-      : place_(place), act_(act), config_(small_config()), local_(kExperts / size) {
+  // sms: of the exchange; 0: rows are copied whole.
+  Rank(int place, int size, int sms, DType act, const WindowLayout& layout)
+      : place_(place), sms_(sms), act_(act), config_(small_config()), local_(kExperts / size) {
     view_.place = place;
     view_.size = size;
     device::WindowHandle handle;
@@ -76,7 +77,8 @@ class Rank {
     ctx_ = &machine.ctx;
     const int64_t rows = view_.size * layout.slots * std::min(kChoices, local_);
     RowPool pool(*ctx_, config_, act_, 2 * ops::max_pages(rows, local_));
-    WindowExchange exchange(*ctx_, {.view = view_, .num_experts = kExperts}, layout, pool);
+    WindowExchange exchange(*ctx_, {.view = view_, .num_experts = kExperts, .sms = sms_}, layout,
+                            pool);
     int64_t tokens = 0;
     for (int layer = 0; layer < layers; ++layer) {
       one_layer(exchange, layer);
@@ -173,7 +175,7 @@ class Rank {
     memory_.clear();
   }
 
-  int place_;
+  int place_, sms_;
   DType act_;
   Config config_;
   int64_t local_;
@@ -186,36 +188,39 @@ class Rank {
 
 TEST(WindowExchange, EveryTokenReachesItsExpertsAndComesBack) {
   constexpr int kLayers = 6;
-  for (const DType act : {DType::kF64, DType::kF32})
-    for (const int size : {1, 2, 4}) {
-      const WindowLayout layout(size, kMostTokens, kChoices, kWidth, act, false);
-      EXPECT_EQ(layout.slots, 256);
-      std::vector<std::unique_ptr<Rank>> ranks;
-      for (int r = 0; r < size; ++r) ranks.push_back(std::make_unique<Rank>(r, size, act, layout));
-      for (int r = 0; r < size; ++r)
-        for (int g = 0; g < size; ++g)
-          ranks[static_cast<size_t>(r)]->know(g, ranks[static_cast<size_t>(g)]->window());
-      std::vector<std::thread> threads;
-      for (auto& rank : ranks)
-        threads.emplace_back([&rank, &layout] { rank->run(layout, kLayers); });
-      for (std::thread& thread : threads) thread.join();
-      int64_t visits = 0, want = 0;
-      for (int r = 0; r < size; ++r) {
-        visits += ranks[static_cast<size_t>(r)]->counters().rank_visits;
-        for (int layer = 0; layer < kLayers; ++layer) {
-          const int64_t T = num_tokens(r, layer);
-          const std::vector<int32_t> experts = choices(r, layer, T);
-          for (int64_t t = 0; t < T; ++t) {
-            std::vector<int64_t> visited;
-            for (int64_t k = 0; k < kChoices; ++k)
-              visited.push_back(experts[static_cast<size_t>(t * kChoices + k)] / (kExperts / size));
-            visited.erase(std::unique(visited.begin(), visited.end()), visited.end());
-            want += static_cast<int64_t>(visited.size());
+  for (const int sms : {20, 0})
+    for (const DType act : {DType::kF64, DType::kF32})
+      for (const int size : {1, 2, 4}) {
+        const WindowLayout layout(size, kMostTokens, kChoices, kWidth, act, false);
+        EXPECT_EQ(layout.slots, 256);
+        std::vector<std::unique_ptr<Rank>> ranks;
+        for (int r = 0; r < size; ++r)
+          ranks.push_back(std::make_unique<Rank>(r, size, sms, act, layout));
+        for (int r = 0; r < size; ++r)
+          for (int g = 0; g < size; ++g)
+            ranks[static_cast<size_t>(r)]->know(g, ranks[static_cast<size_t>(g)]->window());
+        std::vector<std::thread> threads;
+        for (auto& rank : ranks)
+          threads.emplace_back([&rank, &layout] { rank->run(layout, kLayers); });
+        for (std::thread& thread : threads) thread.join();
+        int64_t visits = 0, want = 0;
+        for (int r = 0; r < size; ++r) {
+          visits += ranks[static_cast<size_t>(r)]->counters().rank_visits;
+          for (int layer = 0; layer < kLayers; ++layer) {
+            const int64_t T = num_tokens(r, layer);
+            const std::vector<int32_t> experts = choices(r, layer, T);
+            for (int64_t t = 0; t < T; ++t) {
+              std::vector<int64_t> visited;
+              for (int64_t k = 0; k < kChoices; ++k)
+                visited.push_back(experts[static_cast<size_t>(t * kChoices + k)] /
+                                  (kExperts / size));
+              visited.erase(std::unique(visited.begin(), visited.end()), visited.end());
+              want += static_cast<int64_t>(visited.size());
+            }
           }
         }
+        EXPECT_EQ(visits, want);
       }
-      EXPECT_EQ(visits, want);
-    }
 }
 
 // A rank that never posts: the wait ends when the host says so.

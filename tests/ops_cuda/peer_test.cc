@@ -52,40 +52,61 @@ TEST(OpsCuda, PeerRowsAndMarks) {
     });
 }
 
+// To every other rank the same rows, or each its own.
+TEST(OpsCuda, PeerCopies) {
+  for (const int64_t apart : {0, 200})
+    expect_twins(concat("peer copy ", apart), [&](Side& s) {
+      constexpr int64_t kWidth = 24, kRows = 200;
+      std::vector<Tensor> all = windows(s, kWidth * 2);
+      for (int me = 0; me < kRanks; ++me) {
+        const Tensor x = s.random(concat("x", me), DType::kBF16, {kRanks * kRows, kWidth});
+        ops::peer_copy(s.ctx, view_of(all, me), kPart, kSlots, kRows, apart, x);
+        ops::peer_post(s.ctx, view_of(all, me), kMarks);
+      }
+      for (int me = 0; me < kRanks; ++me) ops::peer_await(s.ctx, view_of(all, me), kMarks, nullptr);
+      return all;
+    });
+}
+
 TEST(OpsCuda, PeerRoutesAndArrivals) {
   constexpr int64_t E = 5, kIds = 256;
   for (const DType stat : {DType::kF32, DType::kF64})
-    for (const int64_t K : {1, 3, 4, 8})
-      for (const int64_t T : {0, 1, 37, 256}) {
-        const int64_t weights_at = kIds + (kRanks * kSlots * K * 4 + 255) / 256 * 256;
-        expect_twins(concat("peer route ", dtype_name(stat), " ", K, " ", T), [&](Side& s) {
-          std::vector<Tensor> all;
-          for (int64_t g = 0; g < kRanks; ++g)
-            all.push_back(s.make(DType::kI32, {(weights_at + kRanks * kSlots * K * 8) / 4},
-                                 [](int64_t) { return 7.0; }));
-          const Rng rng(3, 3);
-          // Ascending; the last of some are left out.
-          const Tensor ids = s.make(DType::kI32, {T, K}, [&](int64_t i) {
-            const auto draw = static_cast<int64_t>(rng.u64(static_cast<uint64_t>(i / K)) % 97);
-            const int64_t first = draw % (kRanks * E - K + 1);
-            return i % K == K - 1 && draw % 5 == 0 ? -1.0 : static_cast<double>(first + i % K);
-          });
-          const Tensor weights = s.random("weights", stat, {T, K});
-          const Tensor of_rank = s.out(DType::kI32, {T, std::min(K, kRanks)}),
-                       of_choice = s.out(DType::kI32, {T, K});
-          const Tensor sent =
-              s.make(DType::kI64, {kRanks}, [](int64_t i) { return static_cast<double>(5 * i); });
-          ops::peer_route(s.ctx, view_of(all, 1), kIds, weights_at, kSlots, E, ids, weights,
-                          Tensor(of_rank), Tensor(of_choice), Tensor(sent));
-          const Tensor came = s.make(DType::kI32, {T, K}, [](int64_t i) {
-            return i / 4 % 3 == 0 ? -1.0 : i % 5 == 0 ? 2.0 : -1.0;
-          });
-          const Tensor arrivals = s.out(DType::kI32, {T, 1});
-          ops::peer_arrivals(s.ctx, came, Tensor(arrivals));
-          all.insert(all.end(), {of_rank, of_choice, sent, arrivals});
-          return all;
-        });
-      }
+    for (const ops::PeerSlots order : {ops::PeerSlots::kNext, ops::PeerSlots::kOfToken})
+      for (const int64_t K : {1, 3, 4, 8})
+        for (const int64_t T : {0, 1, 37, 256}) {
+          const int64_t weights_at = kIds + (kRanks * kSlots * K * 4 + 255) / 256 * 256;
+          expect_twins(
+              concat("peer route ", dtype_name(stat), " ", K, " ", T, " ", static_cast<int>(order)),
+              [&](Side& s) {
+                std::vector<Tensor> all;
+                for (int64_t g = 0; g < kRanks; ++g)
+                  all.push_back(s.make(DType::kI32, {(weights_at + kRanks * kSlots * K * 8) / 4},
+                                       [](int64_t) { return 7.0; }));
+                const Rng rng(3, 3);
+                // Ascending; the last of some are left out.
+                const Tensor ids = s.make(DType::kI32, {T, K}, [&](int64_t i) {
+                  const auto draw =
+                      static_cast<int64_t>(rng.u64(static_cast<uint64_t>(i / K)) % 97);
+                  const int64_t first = draw % (kRanks * E - K + 1);
+                  return i % K == K - 1 && draw % 5 == 0 ? -1.0
+                                                         : static_cast<double>(first + i % K);
+                });
+                const Tensor weights = s.random("weights", stat, {T, K});
+                const Tensor of_rank = s.out(DType::kI32, {T, std::min(K, kRanks)}),
+                             of_choice = s.out(DType::kI32, {T, K});
+                const Tensor sent = s.make(DType::kI64, {kRanks},
+                                           [](int64_t i) { return static_cast<double>(5 * i); });
+                ops::peer_route(s.ctx, view_of(all, 1), kIds, weights_at, kSlots, order, E, ids,
+                                weights, Tensor(of_rank), Tensor(of_choice), Tensor(sent));
+                const Tensor came = s.make(DType::kI32, {T, K}, [](int64_t i) {
+                  return i / 4 % 3 == 0 ? -1.0 : i % 5 == 0 ? 2.0 : -1.0;
+                });
+                const Tensor arrivals = s.out(DType::kI32, {T, 1});
+                ops::peer_arrivals(s.ctx, came, Tensor(arrivals));
+                all.insert(all.end(), {of_rank, of_choice, sent, arrivals});
+                return all;
+              });
+        }
 }
 
 // Several sums after one another, of one word and of more than a block, an odd one among them.

@@ -29,8 +29,8 @@ bool is_stopped(const int* stop) {
 
 template <class R>
 void route(const PeerView& view, int64_t ids_offset, int64_t weights_offset, int64_t slots,
-           int64_t E, const Tensor& ids, const Tensor& weights, const Tensor& place_of_rank,
-           const Tensor& place_of_choice, const Tensor& sent) {
+           PeerSlots order, int64_t E, const Tensor& ids, const Tensor& weights,
+           const Tensor& place_of_rank, const Tensor& place_of_choice, const Tensor& sent) {
   const int64_t T = ids.dim(0), K = ids.dim(1), G = view.size, C = place_of_rank.dim(1);
   std::vector<int64_t> used(static_cast<size_t>(G));  // slots of this rank
   const auto ids_at = [&](int64_t g, int64_t slot) {
@@ -43,6 +43,8 @@ void route(const PeerView& view, int64_t ids_offset, int64_t weights_offset, int
     std::fill_n(ids_at(g, slot), K, -1);
     std::fill_n(weights_at(g, slot), K, R(0));
   };
+  for (int64_t g = 0; g < G; ++g)
+    for (int64_t slot = 0; slot < slots; ++slot) empty(g, slot);
   for (int64_t t = 0; t < T; ++t) {
     const int32_t* const choice = ids.data<int32_t>() + t * ids.stride(0);
     const R* const weight = weights.data<R>() + t * weights.stride(0);
@@ -57,8 +59,8 @@ void route(const PeerView& view, int64_t ids_offset, int64_t weights_offset, int
       HADAL_CHECK(choice[k] >= 0 && g < G, "choice ", k, " of token ", t, " is expert ", choice[k],
                   ", which no rank has");
       if (g != last) {
-        slot = used[static_cast<size_t>(g)]++;
-        empty(g, slot);
+        const int64_t next = used[static_cast<size_t>(g)]++;
+        slot = order == PeerSlots::kNext ? next : t;
         of_rank[ranks++] = static_cast<int32_t>(g * slots + slot);
         last = g;
       }
@@ -67,19 +69,17 @@ void route(const PeerView& view, int64_t ids_offset, int64_t weights_offset, int
       weights_at(g, slot)[k] = weight[k];
     }
   }
-  for (int64_t g = 0; g < G; ++g) {
+  for (int64_t g = 0; g < G; ++g)
     sent.data<int64_t>()[g * sent.stride(0)] += used[static_cast<size_t>(g)];
-    for (int64_t slot = used[static_cast<size_t>(g)]; slot < slots; ++slot) empty(g, slot);
-  }
 }
 
 }  // namespace
 
 void peer_route(Context&, const PeerView& view, int64_t ids_offset, int64_t weights_offset,
-                int64_t slots, int64_t experts_of_rank, In ids, In weights, Out place_of_rank,
-                Out place_of_choice, Acc sent) {
+                int64_t slots, PeerSlots order, int64_t experts_of_rank, In ids, In weights,
+                Out place_of_rank, Out place_of_choice, Acc sent) {
   const auto run = weights.dtype() == DType::kF64 ? route<double> : route<float>;
-  run(view, ids_offset, weights_offset, slots, experts_of_rank, ids, weights, place_of_rank,
+  run(view, ids_offset, weights_offset, slots, order, experts_of_rank, ids, weights, place_of_rank,
       place_of_choice, sent);
 }
 
@@ -105,6 +105,17 @@ void peer_put(Context&, const PeerView& view, int64_t offset, int64_t slots, int
       std::memcpy(part(view, p / slots, offset) + (view.place * slots + p % slots) * bytes,
                   static_cast<const std::byte*>(x.raw()) + t * bytes, static_cast<size_t>(bytes));
     }
+}
+
+void peer_copy(Context&, const PeerView& view, int64_t offset, int64_t slots, int64_t rows,
+               int64_t apart, In x) {
+  if (x.num_bytes() == 0) return;
+  const int64_t bytes = x.num_bytes() / x.dim(0);
+  for (int64_t g = 0; g < view.size; ++g)
+    if (g != view.place)
+      std::memcpy(part(view, g, offset) + view.place * slots * bytes,
+                  static_cast<const std::byte*>(x.raw()) + g * apart * bytes,
+                  static_cast<size_t>(rows * bytes));
 }
 
 void peer_post(Context&, const PeerView& view, int64_t offset) {

@@ -3,6 +3,7 @@
 //
 //   G ranks   N places   T tokens   K choices of a token   C places of a row   E experts of a rank
 // SPDX-License-Identifier: Apache-2.0
+#include "core/pinned.h"
 #include "ops/cuda/detail/element.cuh"
 #include "ops/cuda/detail/pair_launch.cuh"
 #include "ops/cuda/detail/peer_sum.cuh"
@@ -121,6 +122,51 @@ __global__ void __launch_bounds__(kRouteThreads)
       weight = R(0);
     });
   if (threadIdx.x == 0) sent[g * sent_stride] += next;
+}
+
+// The same where token t has slot t everywhere. A choice a thread; then the ranks of a token.
+template <class R>
+__global__ void __launch_bounds__(kThreads)
+    route_of_token_kernel(int64_t T, int K, int C, int64_t E, int64_t slots, int me, int G,
+                          Windows ids_of, Windows weights_of, Array<const int32_t> ids,
+                          Array<const R> weights, int32_t* place_of_rank, int32_t* place_of_choice,
+                          int64_t* sent, int64_t sent_stride, FaultSite fault) {
+  __shared__ int visits[kMaxPeers];
+  if (threadIdx.x < kMaxPeers) visits[threadIdx.x] = 0;
+  __syncthreads();
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t i = first; i < slots * K; i += step) {
+    const int64_t t = i / K, k = i % K;
+    const int32_t expert = t < T ? ids.row(t)[k] : -1;
+    const bool goes = expert >= 0 && expert < G * E;
+    if (!goes && expert != -1)
+      fault.raise(static_cast<double>(k), static_cast<double>(t), static_cast<double>(expert));
+    const int to = goes ? static_cast<int>(expert / E) : -1;
+    const R weight = goes ? weights.row(t)[k] : R(0);
+    if (t < T) place_of_choice[i] = goes ? static_cast<int32_t>(to * slots + t) : -1;
+    for (int g = 0; g < G; ++g) {
+      reinterpret_cast<int32_t*>(ids_of.of[g])[me * slots * K + i] =
+          to == g ? static_cast<int32_t>(expert % E) : -1;
+      reinterpret_cast<R*>(weights_of.of[g])[me * slots * K + i] = to == g ? weight : R(0);
+    }
+  }
+  for (int64_t t = first; t < T; t += step) {
+    int ranks = 0;
+    int64_t last = -1;
+    for (int k = 0; k < K; ++k) {
+      const int32_t expert = ids.row(t)[k];
+      if (expert < 0 || expert >= G * E || expert / E == last || ranks == C) continue;
+      last = expert / E;
+      place_of_rank[t * C + ranks++] = static_cast<int32_t>(last * slots + t);
+      atomicAdd(&visits[last], 1);
+    }
+    for (; ranks < C; ++ranks) place_of_rank[t * C + ranks] = -1;
+  }
+  __syncthreads();
+  if (static_cast<int>(threadIdx.x) < G && visits[threadIdx.x] > 0)
+    atomicAdd(reinterpret_cast<unsigned long long*>(sent + threadIdx.x * sent_stride),
+              static_cast<unsigned long long>(visits[threadIdx.x]));
 }
 
 __global__ void arrivals_kernel(int64_t N, int64_t K, const int32_t* ids, int32_t* place) {
@@ -313,15 +359,25 @@ void peer_sum(Context& ctx, const PeerSums& sums, Acc x) {
 }
 
 void peer_route(Context& ctx, const PeerView& view, int64_t ids_offset, int64_t weights_offset,
-                int64_t slots, int64_t experts_of_rank, In ids, In weights, Out place_of_rank,
-                Out place_of_choice, Acc sent) {
+                int64_t slots, PeerSlots order, int64_t experts_of_rank, In ids, In weights,
+                Out place_of_rank, Out place_of_choice, Acc sent) {
+  const int K = static_cast<int>(ids.dim(1)), C = static_cast<int>(place_of_rank.dim(1));
+  const Windows ids_of = windows_at(view, ids_offset),
+                weights_of = windows_at(view, weights_offset);
   with_arithmetic({weights.dtype()}, [&]<class R>(R) {
-    route_kernel<R><<<static_cast<unsigned>(view.size), kRouteThreads, 0, stream_of(ctx)>>>(
-        ids.dim(0), static_cast<int>(ids.dim(1)), static_cast<int>(place_of_rank.dim(1)),
-        experts_of_rank, slots, view.place, windows_at(view, ids_offset),
-        windows_at(view, weights_offset), Array<const int32_t>(ids), Array<const R>(weights),
-        place_of_rank.data<int32_t>(), place_of_choice.data<int32_t>(), sent.data<int64_t>(),
-        sent.stride(0), FaultSite(ctx, kNoRank));
+    const Array<const int32_t> choices(ids);
+    const Array<const R> factors(weights);
+    const FaultSite fault(ctx, kNoRank);
+    if (order == PeerSlots::kOfToken)
+      route_of_token_kernel<R><<<blocks_for(slots * K, kThreads), kThreads, 0, stream_of(ctx)>>>(
+          ids.dim(0), K, C, experts_of_rank, slots, view.place, view.size, ids_of, weights_of,
+          choices, factors, place_of_rank.data<int32_t>(), place_of_choice.data<int32_t>(),
+          sent.data<int64_t>(), sent.stride(0), fault);
+    else
+      route_kernel<R><<<static_cast<unsigned>(view.size), kRouteThreads, 0, stream_of(ctx)>>>(
+          ids.dim(0), K, C, experts_of_rank, slots, view.place, ids_of, weights_of, choices,
+          factors, place_of_rank.data<int32_t>(), place_of_choice.data<int32_t>(),
+          sent.data<int64_t>(), sent.stride(0), fault);
   });
   check_launch(ctx, "peer_route", ids);
 }
@@ -353,6 +409,21 @@ void peer_put(Context& ctx, const PeerView& view, int64_t offset, int64_t slots,
   else
     put(uint8_t{});
   check_launch(ctx, "peer_put", x);
+}
+
+// The rank after this one first, so that each has one at a time that sends to it.
+void peer_copy(Context& ctx, const PeerView& view, int64_t offset, int64_t slots, int64_t rows,
+               int64_t apart, In x) {
+  if (x.num_bytes() == 0 || rows == 0) return;
+  const int64_t bytes = x.num_bytes() / x.dim(0);
+  const Windows windows = windows_at(view, offset);
+  for (int i = 1; i < view.size; ++i) {
+    const int g = (view.place + i) % view.size;
+    device::copy_on_device(
+        ctx.device, ctx.stream, static_cast<const char*>(x.raw()) + g * apart * bytes,
+        windows.of[g] + view.place * slots * bytes, static_cast<size_t>(rows * bytes));
+  }
+  check_launch(ctx, "peer_copy", x);
 }
 
 void peer_post(Context& ctx, const PeerView& view, int64_t offset) {
