@@ -32,12 +32,13 @@ using nlohmann::json;
 struct Options {
   std::string config = "configs/small.json", timeline;
   std::vector<std::string> assignments;
-  int64_t samples = 10;
+  int64_t samples = 10, warm_up = 2;
   double pace = 0.0;  // GB/s of a link; 0: transfers are what they are
   std::string command() const {
     std::string text = "hadal bench train --config " + config;
     for (const std::string& a : assignments) text += " --set " + a;
     if (pace > 0.0) text += fmt::format(" --pace {}", pace);
+    if (warm_up != 2) text += fmt::format(" --warm-up {}", warm_up);
     return text + fmt::format(" --samples {}", samples);
   }
 };
@@ -193,6 +194,7 @@ class Bench {
                 {"tokens_per_step", tokens},
                 {"gflop_per_token", flops / 1e9}});
     if (world_ == nullptr && ctx_.device.kind == DeviceKind::kCpu) {
+      for (int64_t i = 2; i < options_.warm_up; ++i) step();  // sample() warms up too
       const Sampled s = sample(ctx_, options_.samples, [&] { step(); });
       row["tokens_per_s"] = tokens / quantile(s.wall, 0.5);
       row.update(s.to_json({.flops = tokens * flops, .bytes = 0.0}));
@@ -233,7 +235,7 @@ class Bench {
           ctx_, std::move(exchange), train::trained_model(run_),
           t.micro_batch_sequences * t.sequence_length / run_.parallel.mesh.tp);
       paced->link = {.bytes_per_second = 1e9 * options_.pace,
-                     .sms = std::max(1, run_.parallel.comm_sms),
+                     .sms = run_.parallel.comm_sms,
                      .side = rank_.team()->side()};
       paced_ = paced.get();
       return paced;
@@ -257,15 +259,15 @@ class Bench {
     device::synchronize(ctx_.device, ctx_.stream);
     team_.world().barrier();
   }
-  // Of whole steps, from when all ranks are ready until all are done; the first two warm up.
+  // Of whole steps, from when all ranks are ready until all are done.
   std::vector<double> timed() {
     std::vector<double> seconds;
-    for (int64_t i = 0; i < options_.samples + 2; ++i) {
+    for (int64_t i = 0; i < options_.samples + options_.warm_up; ++i) {
       meet();
       const Timer timer;
       step();
       meet();
-      if (i >= 2) seconds.push_back(timer.seconds());
+      if (i >= options_.warm_up) seconds.push_back(timer.seconds());
     }
     return seconds;
   }
@@ -328,6 +330,8 @@ class Bench {
 void run(const Options& o) {
   HADAL_CHECK(o.samples >= 1 && o.samples <= 10000, "--samples is ", o.samples,
               "; allowed: 1 to 10000");
+  HADAL_CHECK(o.warm_up >= 2 && o.warm_up <= 10000, "--warm-up is ", o.warm_up,
+              "; allowed: 2 to 10000");
   const train::RunConfig run = train::read_run_config(o.config, o.assignments);
   HADAL_CHECK(
       o.timeline.empty() || run.parallel.mesh.pp > 1,
@@ -337,6 +341,8 @@ void run(const Options& o) {
   HADAL_CHECK(o.pace == 0.0 || run.parallel.mesh.ep > 1,
               "--pace is of transfers between experts, and parallel.ep is 1: leave it out, or set "
               "parallel.ep");
+  HADAL_CHECK(o.pace == 0.0 || run.parallel.comm_sms > 0,
+              "--pace copies with parallel.comm_sms SMs, and that is 0: set it, to 20 say");
   const int num_ranks = run.parallel.mesh.num_ranks();
   if (num_ranks == 1) return Bench(o, run, nullptr).run();
   World world({.num_ranks = num_ranks});
@@ -352,6 +358,11 @@ void add_bench_train_command(CLI::App& bench) {
       ->capture_default_str();
   command->add_option("--set", o->assignments, "override a value: parallel.pp=4");
   command->add_option("--samples", o->samples, "steps that are timed")->capture_default_str();
+  command
+      ->add_option("--warm-up", o->warm_up,
+                   "steps before those; with enough of them the gate's bias spreads the rows "
+                   "evenly over the ranks, as in training")
+      ->capture_default_str();
   command->add_option("--pace", o->pace,
                       "GB/s of a link: each transfer of experts' tokens is followed by a copy of "
                       "what a rank of 64 sends, at that rate");

@@ -348,6 +348,8 @@ TEST_F(Parallel, BenchTimesEveryStepOfAPipeline) {
   EXPECT_EQ(row["micro_batches"], 4);
   EXPECT_EQ(row["tokens_per_step"], 8 * 16);
   EXPECT_GT(row["tokens_per_s_of_rank"], 0.0);
+  EXPECT_GE(row["load_of_busiest_rank"], 1.0);
+  EXPECT_LE(row["load_of_busiest_rank"], 2.0);  // of two
   const auto& pipeline = row["pipeline"];
   EXPECT_GE(pipeline["makespan_ms"], pipeline["largest_bubble_ms"].get<double>());
   EXPECT_GT(pipeline["overlap_ms"], 0.0);
@@ -357,6 +359,8 @@ TEST_F(Parallel, BenchTimesEveryStepOfAPipeline) {
   const Result flat = run(bench("dp=2", {}));
   ASSERT_EQ(flat.status, 0) << flat.err;
   EXPECT_FALSE(nlohmann::json::parse(flat.out).contains("pipeline"));
+  EXPECT_FALSE(nlohmann::json::parse(flat.out).contains("load_of_busiest_rank"));
+  expect_refused(bench("dp=2", {"--warm-up", "1"}), "--warm-up is 1; allowed: 2 to 10000");
   expect_refused(bench("dp=2", {"--timeline", picture}),
                  "--timeline is of a pipeline, and parallel.pp is 1: leave it out, or set "
                  "parallel.pp");
@@ -382,6 +386,11 @@ TEST_F(Parallel, BenchPacesTheExchange) {
   EXPECT_NE(none.err.find("--pace is of transfers between experts, and parallel.ep is 1"),
             std::string::npos)
       << none.err;
+  const Result no_sms = bench("dp=2 ep=2 comm_sms=0");
+  EXPECT_EQ(no_sms.status, 1);
+  EXPECT_NE(no_sms.err.find("--pace copies with parallel.comm_sms SMs, and that is 0: set it"),
+            std::string::npos)
+      << no_sms.err;
 }
 
 }  // namespace
