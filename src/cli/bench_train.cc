@@ -218,9 +218,11 @@ class Bench {
                 {"tokens_per_s_of_rank", tokens / median / ranks},
                 {"tflop_per_s_of_rank", 1e-12 * flops * tokens / median / ranks},
                 {"splits", splits_},
+                {"loss", last_.main},
+                {"grad_norm", last_.grad_norm},
                 {"peak_memory_gb", 1e-9 * static_cast<double>(ctx_.memory.peak_bytes())}});
     if (const int ep = run_.parallel.mesh.ep; ep > 1)
-      row["load_of_busiest_rank"] = load_of_busiest(counts_, ep);
+      row["load_of_busiest_rank"] = load_of_busiest(last_.counts, ep);
     if (run_.parallel.mesh.pp > 1) row["pipeline"] = pipeline();
     if (team_.is_first()) fmt::print("{}\n", row.dump());
   }
@@ -251,9 +253,8 @@ class Bench {
             {"transfers_s", 1e-9 * bytes / options_.pace}};
   }
   void step() {
-    train::StepResult result = learner_.step(batches_, {.lr = 1e-4}, ++steps_);
-    splits_ += result.splits;
-    counts_ = std::move(result.counts);
+    last_ = learner_.step(batches_, {.lr = 1e-4}, ++steps_);
+    splits_ += last_.splits;
   }
   void meet() {
     device::synchronize(ctx_.device, ctx_.stream);
@@ -323,8 +324,7 @@ class Bench {
   Team& team_;
   std::vector<std::vector<Sequence>> batches_;
   int64_t steps_ = 0, splits_ = 0;
-  std::vector<std::vector<int64_t>>
-      counts_;  // of the last step: tokens of each MoE layer's experts
+  train::StepResult last_;
 };
 
 void run(const Options& o) {

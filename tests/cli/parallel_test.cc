@@ -348,6 +348,8 @@ TEST_F(Parallel, BenchTimesEveryStepOfAPipeline) {
   EXPECT_EQ(row["micro_batches"], 4);
   EXPECT_EQ(row["tokens_per_step"], 8 * 16);
   EXPECT_GT(row["tokens_per_s_of_rank"], 0.0);
+  EXPECT_GT(row["loss"], 1.0);
+  EXPECT_GT(row["grad_norm"], 0.0);
   EXPECT_GE(row["load_of_busiest_rank"], 1.0);
   EXPECT_LE(row["load_of_busiest_rank"], 2.0);  // of two
   const auto& pipeline = row["pipeline"];
