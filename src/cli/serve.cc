@@ -242,11 +242,8 @@ class Server {
   }
   // While there is no work, nobody waits for the other ranks and so learns that one is gone.
   void watch_ranks() {
-    if (const auto rank = world_->failed_rank())
-      return engine_.abort(std::make_exception_ptr(
-          PeerFailure(concat("rank ", *rank, " failed at ", world_->place_of(*rank), ": ",
-                             world_->error_of(*rank)),
-                      __FILE__, __LINE__, nullptr)));
+    if (const std::string why = world_->failure(); !why.empty())
+      return engine_.abort(std::make_exception_ptr(PeerFailure(why, __FILE__, __LINE__, nullptr)));
     http_.after(kWatchSeconds, [this] { watch_ranks(); });
   }
 

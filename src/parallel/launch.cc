@@ -13,7 +13,6 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
-#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -66,15 +65,10 @@ class PassOn {
   struct sigaction before_[std::size(kPassedOn)];
 };
 
-std::string failure_of(const World& world, int rank) {
-  return concat("rank ", rank, " failed at ", world.place_of(rank), ": ", world.error_of(rank));
-}
-
 // Why this rank is to stop, if another one has failed, whether it has noticed or not; else nothing.
 std::string reason_to_stop(const World& world, int rank) {
   if (world.state_of(rank) == RankState::kStopped) return world.error_of(rank);
-  const std::optional<int> failed = world.failed_rank();
-  return failed ? failure_of(world, *failed) : "";
+  return world.failure();
 }
 
 // The life of a rank; what ended it goes to the others and on.
@@ -147,7 +141,7 @@ std::string verdict(const World& world, const std::vector<int>& order, int leade
   const auto dead = first([](RankState s) { return s == RankState::kDead; });
   // A hung rank is killed by us: what the others say about it comes first.
   if (stopped >= 0 && (dead < 0 || order.front() == stopped)) return world.error_of(stopped);
-  return failure_of(world, dead);
+  return world.failure_of(dead);
 }
 
 }  // namespace

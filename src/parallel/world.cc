@@ -312,9 +312,13 @@ std::optional<int> World::failed_rank() const {
 }
 
 // The first rank that failed, as a sentence; else nothing.
+std::string World::failure_of(int rank) const {
+  return concat("rank ", rank, " failed at ", place_of(rank), ": ", error_of(rank));
+}
+
 std::string World::failure() const {
-  const std::optional<int> r = failed_rank();
-  return r ? concat("rank ", *r, " failed at ", place_of(*r), ": ", error_of(*r)) : "";
+  const std::optional<int> rank = failed_rank();
+  return rank ? failure_of(*rank) : "";
 }
 
 // `seconds` passed in vain for a rank: a sentence once that was too long; else nothing.

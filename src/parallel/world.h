@@ -86,6 +86,10 @@ class World {
   void exchange(std::span<Parcel> parcels, Patience patience = Patience::kTimeout);
   // The rank that has failed, if one has; for those who wait for none.
   std::optional<int> failed_rank() const;
+  // "rank 2 failed at step 4, in all_to_all: ...", of a rank that has.
+  std::string failure_of(int rank) const;
+  // The same of failed_rank(); "" where none has.
+  std::string failure() const;
 
   // From now on the heart looks at the others too. When one of them fails, this rank counts as
   // stopped because of it (error_of says why), and on_failure runs on the heart's thread; a process
@@ -132,7 +136,6 @@ class World {
   void receive_part(const Parcel& parcel, Progress& progress, const Get& get) const;
   bool push(const Parcel& parcel, Progress& progress) const;
   bool pull(const Parcel& parcel, Progress& progress) const;
-  std::string failure() const;
   std::string trouble_with(int peer, Seen& seen, double seconds, Patience patience) const;
   void check_peers(std::span<const Parcel> parcels, const std::vector<bool>& done, double seconds,
                    Patience patience);
