@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -30,6 +31,7 @@ server::StubServer& stub() {
   return *server;
 }
 
+// NOTE: libFuzzer's alarm, which watches over -timeout, interrupts calls; they are made again.
 class Client {
  public:
   Client() : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
@@ -37,7 +39,9 @@ class Client {
     address.sin_family = AF_INET;
     address.sin_port = htons(static_cast<uint16_t>(stub().port()));
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    fuzz::expect(connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0,
+    const bool connected =
+        connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
+    fuzz::expect(connected || (errno == EINTR && is_connected_later()),
                  "the server takes connections");
   }
   Client(const Client&) = delete;
@@ -48,6 +52,7 @@ class Client {
   void send(std::string_view bytes) {
     while (!bytes.empty()) {
       const ssize_t n = ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+      if (n < 0 && errno == EINTR) continue;
       if (n <= 0) return;
       bytes.remove_prefix(static_cast<size_t>(n));
     }
@@ -56,9 +61,11 @@ class Client {
   bool read(int milliseconds) {
     for (;;) {
       pollfd readable{.fd = fd_, .events = POLLIN, .revents = 0};
-      if (poll(&readable, 1, milliseconds) == 0) return false;
+      const int ready = poll(&readable, 1, milliseconds);
+      if (ready == 0) return false;
       char bytes[4096];
-      const ssize_t n = recv(fd_, bytes, sizeof(bytes), 0);
+      const ssize_t n = ready < 0 ? -1 : recv(fd_, bytes, sizeof(bytes), 0);
+      if (n < 0 && errno == EINTR) continue;
       if (n <= 0) return true;
       received_.append(bytes, static_cast<size_t>(n));
     }
@@ -67,6 +74,16 @@ class Client {
   std::string_view received() const { return received_; }
 
  private:
+  // A call that was interrupted, whose connection is made all the same.
+  bool is_connected_later() const {
+    pollfd writable{.fd = fd_, .events = POLLOUT, .revents = 0};
+    while (poll(&writable, 1, -1) < 0 && errno == EINTR) {
+    }
+    int error = 0;
+    socklen_t size = sizeof(error);
+    return getsockopt(fd_, SOL_SOCKET, SO_ERROR, &error, &size) == 0 && error == 0;
+  }
+
   int fd_;
   std::string received_;
 };
