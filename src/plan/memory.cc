@@ -109,6 +109,17 @@ void activations_of(const std::vector<ScheduleStep>& steps, const std::vector<do
   }
 }
 
+// Logits in f32, of all heads where they are kept for the backward pass (model/head.h), else of one
+// chunk; and the gradient of one head's in the type of the activations.
+double logit_bytes(const TrainPlan& p, const StageRange& stage) {
+  if (!stage.has_head) return 0.0;
+  const int64_t T = p.micro_batch_tokens(),
+                chunk = std::min(T, loss_chunk_tokens(p.model, device_of(p.recipe)));
+  const double kept = chunk == T ? 1.0 + static_cast<double>(stage.num_mtp) : 1.0;
+  const auto act = static_cast<double>(dtype_size(activation_dtype(p.recipe)));
+  return static_cast<double>(chunk * p.model.vocab_size) * (4.0 * kept + act) / p.mesh.tp;
+}
+
 }  // namespace
 
 std::vector<std::pair<std::string, double>> memory_classes(const RankMemory& m) {
@@ -214,13 +225,13 @@ std::vector<RankMemory> plan_memory(const TrainPlan& p, const std::vector<StageR
   std::vector<RankMemory> ranks(static_cast<size_t>(p.mesh.pp));
   for (int r = 0; r < p.mesh.pp; ++r) {
     RankMemory& m = ranks[static_cast<size_t>(r)];
-    bool has_head = false;
+    double logits = 0.0;  // of the stages with a head
     double local = 0.0;
     for (int direction = 0; direction < schedule.num_directions(); ++direction)
       for (int s = 0; s < schedule.num_stages; ++s) {
         if (schedule.rank_of(direction, s) != r) continue;
         const StageParams& n = params[static_cast<size_t>(s)];
-        has_head |= stages[static_cast<size_t>(s)].has_head;
+        logits = std::max(logits, logit_bytes(p, stages[static_cast<size_t>(s)]));
         const double shards =
             (n.matrices + n.plain) / replica_group(p) + n.experts / expert_group(p);
         m.weights += (n.matrices + n.experts) * weight_bytes(p.recipe, false) +
@@ -232,13 +243,7 @@ std::vector<RankMemory> plan_memory(const TrainPlan& p, const std::vector<StageR
       }
     m.host = 4.0 * local;
     activations_of(schedule.steps[static_cast<size_t>(r)], saved, deferred, m);
-    m.workspace = std::max(dense.workspace, moe.workspace);
-    if (has_head) {
-      const double chunk =
-          std::min(T, static_cast<double>(loss_chunk_tokens(p.model, device_of(p.recipe))));
-      m.workspace = std::max(
-          m.workspace, 2.0 * chunk * static_cast<double>(p.model.vocab_size) * 4.0 / p.mesh.tp);
-    }
+    m.workspace = std::max({dense.workspace, moe.workspace, logits});
     const double message = T * static_cast<double>(p.model.hidden_size) * act / p.mesh.tp;
     if (p.mesh.pp > 1) m.communication += 4.0 * message;
     if (p.mesh.ep > 1)  // rows out and back, of one exchange each way
