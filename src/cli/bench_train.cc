@@ -29,16 +29,18 @@ namespace {
 
 using nlohmann::json;
 
+constexpr int64_t kWarmUp = 2;  // steps, at least
+
 struct Options {
   std::string config = "configs/small.json", timeline;
   std::vector<std::string> assignments;
-  int64_t samples = 10, warm_up = 2;
+  int64_t samples = 10, warm_up = kWarmUp;
   double pace = 0.0;  // GB/s of a link; 0: transfers are what they are
   std::string command() const {
     std::string text = "hadal bench train --config " + config;
     for (const std::string& a : assignments) text += " --set " + a;
     if (pace > 0.0) text += fmt::format(" --pace {}", pace);
-    if (warm_up != 2) text += fmt::format(" --warm-up {}", warm_up);
+    if (warm_up != kWarmUp) text += fmt::format(" --warm-up {}", warm_up);
     return text + fmt::format(" --samples {}", samples);
   }
 };
@@ -194,7 +196,7 @@ class Bench {
                 {"tokens_per_step", tokens},
                 {"gflop_per_token", flops / 1e9}});
     if (world_ == nullptr && ctx_.device.kind == DeviceKind::kCpu) {
-      for (int64_t i = 2; i < options_.warm_up; ++i) step();  // sample() warms up too
+      for (int64_t i = kWarmUp; i < options_.warm_up; ++i) step();  // sample() warms up too
       const Sampled s = sample(ctx_, options_.samples, [&] { step(); });
       row["tokens_per_s"] = tokens / quantile(s.wall, 0.5);
       row.update(s.to_json({.flops = tokens * flops, .bytes = 0.0}));
@@ -330,8 +332,8 @@ class Bench {
 void run(const Options& o) {
   HADAL_CHECK(o.samples >= 1 && o.samples <= 10000, "--samples is ", o.samples,
               "; allowed: 1 to 10000");
-  HADAL_CHECK(o.warm_up >= 2 && o.warm_up <= 10000, "--warm-up is ", o.warm_up,
-              "; allowed: 2 to 10000");
+  HADAL_CHECK(o.warm_up >= kWarmUp && o.warm_up <= 10000, "--warm-up is ", o.warm_up,
+              "; allowed: ", kWarmUp, " to 10000");
   const train::RunConfig run = train::read_run_config(o.config, o.assignments);
   HADAL_CHECK(
       o.timeline.empty() || run.parallel.mesh.pp > 1,

@@ -311,7 +311,6 @@ std::optional<int> World::failed_rank() const {
   return std::nullopt;
 }
 
-// The first rank that failed, as a sentence; else nothing.
 std::string World::failure_of(int rank) const {
   return concat("rank ", rank, " failed at ", place_of(rank), ": ", error_of(rank));
 }
