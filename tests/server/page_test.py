@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,8 @@ class Browser:
             ["bash", "-c", script, "chromium", program, "--headless=new", "--no-sandbox",
              "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe", "--hide-scrollbars",
              "--no-first-run", f"--user-data-dir={profile}", "about:blank"],
-            pass_fds=(read_commands, write_answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            pass_fds=(read_commands, write_answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True)
         os.close(read_commands)
         os.close(write_answers)
         self.held, self.last_id, self.session = b"", 0, None
@@ -90,6 +92,13 @@ class Browser:
     def close(self):
         self.process.terminate()
         self.process.wait()
+        # Its helpers write to the profile, which is about to be removed, for a moment longer.
+        try:
+            while True:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                time.sleep(0.05)
+        except ProcessLookupError:
+            pass
 
 
 def check(condition, what):
