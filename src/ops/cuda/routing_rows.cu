@@ -78,31 +78,45 @@ __global__ void choices_here_kernel(Choices from, int32_t first, int32_t count, 
   }
 }
 
-// Gives the choices of expert blockIdx.x their row numbers in token order, and block 0 those that
-// are left out theirs: a running count over pieces of kNumberEach choices a thread, and within a
-// piece the matches of earlier threads.
+// Gives the choices of expert blockIdx.x their row numbers in token order, and those that are left
+// out, of which each block has some, theirs: a running count over pieces of kNumberEach choices a
+// thread, and within a piece the matches of earlier threads.
 __global__ void __launch_bounds__(kNumberThreads)
     row_numbers_kernel(Choices choices, const int32_t* page_begin, Array<int32_t> row_of_choice) {
-  constexpr int kNumberEach = 4, kWarps = kNumberThreads / kWarp;
+  constexpr int kNumberEach = 16, kWarps = kNumberThreads / kWarp;
   __shared__ int in_warp[2][kWarps];
   const int64_t expert = blockIdx.x, n = choices.count();
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const bool is_dense = choices.rows.stride == choices.K;
+  const bool in_fours = choices.rows.stride == choices.K && n % 4 == 0 &&
+                        reinterpret_cast<uintptr_t>(choices.rows.data) % sizeof(int4) == 0;
+  const bool is_dense = row_of_choice.stride == choices.K;
+  const auto put = [&](int64_t at, int32_t row) {
+    if (is_dense)
+      row_of_choice.data[at] = row;
+    else
+      row_of_choice.row(at / choices.K)[at % choices.K] = row;
+  };
+  const bool has_left_out = threadIdx.x % gridDim.x == blockIdx.x;
   int64_t next = page_begin[expert] * kPageRows;
   int turn = 0;
   for (int64_t begin = 0; begin < n; begin += int64_t{kNumberThreads} * kNumberEach, turn ^= 1) {
     const int64_t i = begin + threadIdx.x * kNumberEach;
-    bool match[kNumberEach];
+    alignas(int4) int32_t chosen[kNumberEach];
+#pragma unroll
+    for (int j = 0; j < kNumberEach; j += 4)
+      if (in_fours && i + j < n) {
+        *reinterpret_cast<int4*>(chosen + j) =
+            *reinterpret_cast<const int4*>(choices.rows.data + i + j);
+      } else {
+#pragma unroll
+        for (int k = j; k < j + 4; ++k) chosen[k] = i + k < n ? choices[i + k] : kLeftOut;
+      }
     int mine = 0;
 #pragma unroll
     for (int j = 0; j < kNumberEach; ++j) {
-      const int64_t at = i + j;
-      const int32_t choice = at < n ? (is_dense ? choices.rows.data[at] : choices[at]) : kLeftOut;
-      match[j] = choice == expert;
-      mine += match[j] ? 1 : 0;
-      if (expert == 0 && at < n && choice == kLeftOut)
-        row_of_choice.row(at / choices.K)[at % choices.K] = kLeftOut;
+      mine += chosen[j] == expert ? 1 : 0;
+      if (has_left_out && i + j < n && chosen[j] == kLeftOut) put(i + j, kLeftOut);
     }
     int before = mine;  // of the warp, this thread's included
 #pragma unroll
@@ -115,11 +129,9 @@ __global__ void __launch_bounds__(kNumberThreads)
     before -= mine;
     const WarpCounts counted = add_warp_counts(in_warp[turn], warp, lane);
     before += counted.before;
-    for (int j = 0; mine > 0 && j < kNumberEach; ++j) {
-      if (!match[j]) continue;
-      const int64_t at = i + j;
-      row_of_choice.row(at / choices.K)[at % choices.K] = static_cast<int32_t>(next + before++);
-    }
+#pragma unroll
+    for (int j = 0; j < kNumberEach; ++j)
+      if (chosen[j] == expert) put(i + j, static_cast<int32_t>(next + before++));
     next += counted.all;
   }
 }

@@ -41,6 +41,8 @@ template <class D>
 __global__ void __launch_bounds__(256) mla_backward_stats_kernel(const MlaBackwardArgs args) {
   using C = MlaAttentionConfig;
   constexpr int kLanes = D::kValue / 8;  // 16 bytes each
+  if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x < C::kNumCounters)
+    args.call.counters[threadIdx.x] = 0;  // of the kernels after this one
   const int slot = static_cast<int>(blockIdx.x);
   int seq = 0, end = args.call.num_seqs;  // the last sequence that starts at or before the slot
   while (end - seq > 1) {
