@@ -15,43 +15,45 @@
 
 namespace hadal::mlp {
 
-Saved up_forward(Context& ctx, const Weights& w, In x, const Precision& precision,
-                 const ops::TileRows& x_tiles, Hidden* hidden) {
+Saved first_forward(Context& ctx, const Weights& w, In x, const Precision& precision,
+                    const ops::TileRows& x_tiles, Half* half) {
   const int64_t T = x.dim(0), F = w.w1.data.dim(0);
   const DType act = x.dtype();
-  const bool fp8 = linear::is_fp8(w.w1);
   Saved s;
   s.memory = ctx.memory.take(saved_bytes(F, T, act, precision));
-  Tensor gate_up;
-  Block gate_up_memory;
-  if (precision.e4m3_swiglu)
-    gate_up_memory = ctx.memory.take_tensor(act, {T, 2 * F}, &gate_up);
-  else
-    s.gate_up = gate_up = s.memory.tensor(act, {T, 2 * F});
-  linear::forward_both(ctx, linear::Rows::of(ctx, x, fp8, x_tiles), w.w1, w.w3, gate_up.cols(0, F),
-                       gate_up.cols(F, F));  // [T, F] each
-  if (precision.e4m3_swiglu) s.gate_up_e4m3 = linear::tile_rows(s.memory, T, 2 * F);
-  if (fp8) {
-    hidden->memory = ctx.memory.take(ByteCount().add_tile_rows(T, F).total());
-    hidden->in_fp8 = linear::tile_rows(hidden->memory, T, F);
-    ops::swiglu_forward_tiles(ctx, gate_up, s.gate_up_e4m3, hidden->in_fp8);  // [T, F]
+  if (precision.e4m3_swiglu) {
+    half->memory = ctx.memory.take_tensor(act, {T, 2 * F}, &half->gate_up);
+    s.gate_up_e4m3 = linear::tile_rows(s.memory, T, 2 * F);
   } else {
-    hidden->memory = ctx.memory.take_tensor(act, {T, F}, &hidden->plain);
-    ops::swiglu_forward(ctx, gate_up, hidden->plain);  // [T, F]
+    s.gate_up = half->gate_up = s.memory.tensor(act, {T, 2 * F});
   }
+  linear::forward_both(ctx, linear::Rows::of(ctx, x, linear::is_fp8(w.w1), x_tiles), w.w1, w.w3,
+                       half->gate_up.cols(0, F), half->gate_up.cols(F, F));  // [T, F] each
   return s;
 }
 
-void down_forward(Context& ctx, const Weights& w, const Hidden& hidden, Out y) {
-  linear::forward(ctx, linear::Rows::of(ctx, hidden.plain, linear::is_fp8(w.w2), hidden.in_fp8),
-                  w.w2, y);  // [T, D]
+void second_forward(Context& ctx, const Weights& w, Saved& s, Half&& first, Out y) {
+  const Half half = std::move(first);
+  const int64_t T = y.dim(0), F = half.gate_up.dim(1) / 2;
+  Block memory;
+  if (linear::is_fp8(w.w2)) {
+    memory = ctx.memory.take(ByteCount().add_tile_rows(T, F).total());
+    const ops::TileRows hidden = linear::tile_rows(memory, T, F);
+    ops::swiglu_forward_tiles(ctx, half.gate_up, s.gate_up_e4m3, hidden);  // [T, F]
+    linear::forward(ctx, linear::Rows(hidden), w.w2, y);                   // [T, D]
+  } else {
+    Tensor hidden;
+    memory = ctx.memory.take_tensor(y.dtype(), {T, F}, &hidden);
+    ops::swiglu_forward(ctx, half.gate_up, hidden);                   // [T, F]
+    linear::forward(ctx, linear::Rows(ctx, hidden, false), w.w2, y);  // [T, D]
+  }
 }
 
 Saved forward(Context& ctx, const Weights& w, In x, Out y, const Precision& precision,
               const ops::TileRows& x_tiles) {
-  Hidden hidden;
-  Saved s = up_forward(ctx, w, x, precision, x_tiles, &hidden);  // [T, F]
-  down_forward(ctx, w, hidden, y);                               // [T, D]
+  Half half;
+  Saved s = first_forward(ctx, w, x, precision, x_tiles, &half);
+  second_forward(ctx, w, s, std::move(half), y);  // [T, D]
   return s;
 }
 

@@ -21,10 +21,9 @@ struct [[nodiscard]] Saved {
   Tensor gate_up;              // [T, 2F]
   ops::TileRows gate_up_e4m3;  // the same, where it is kept so
 };
-struct [[nodiscard]] Hidden {  // between the two halves of forward
+struct Half {  // between the two halves of forward
   Block memory;
-  Tensor plain;          // [T, F]
-  ops::TileRows in_fp8;  // [T, F]   in its place, for products in FP8
+  Tensor gate_up;  // [T, 2F]
 };
 struct [[nodiscard]] Deferred {
   Block memory;
@@ -39,10 +38,10 @@ using Grads = Params<Tensor>;
 // x_tiles: x for products in FP8, where who made it made them too.
 Saved forward(Context& ctx, const Weights& w, In x, Out y, const Precision& precision = {},
               const ops::TileRows& x_tiles = {});
-// forward() in two halves: hidden = silu(w1 x) * w3 x, and y = w2 hidden.
-Saved up_forward(Context& ctx, const Weights& w, In x, const Precision& precision,
-                 const ops::TileRows& x_tiles, Hidden* hidden);
-void down_forward(Context& ctx, const Weights& w, const Hidden& hidden, Out y);
+// forward() in two halves: w1 x and w3 x, then what is left.
+Saved first_forward(Context& ctx, const Weights& w, In x, const Precision& precision,
+                    const ops::TileRows& x_tiles, Half* half);
+void second_forward(Context& ctx, const Weights& w, Saved& saved, Half&& half, Out y);
 // y [T, D] += ... over the group, of whose hidden width each rank has a part; nothing kept.
 void decode(Context& ctx, const Weights& w, const DecodeGroup& group, In x, Acc y);
 Deferred backward_input(Context& ctx, const Weights& w, Saved&& saved, In x, In dy, Out dx,

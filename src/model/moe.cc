@@ -36,7 +36,7 @@ void mlp_forward(Context& ctx, const Config& c, const Weights& w, Exchange& exch
   const Shape rows_shape{s.ticket.num_pages, ops::kPageRows, x.dim(1)};
   s.memory = ctx.memory.take_tensor(x.dtype(), rows_shape, &s.y_rows.slab);
   if (c.n_shared_experts > 0)
-    s.shared = mlp::up_forward(ctx, w.shared, x, c.precision, x_tiles, &s.hidden);  // [T, F]
+    s.shared = mlp::first_forward(ctx, w.shared, x, c.precision, x_tiles, &s.half);
   exchange.dispatch_finish(ctx, s.ticket, &s.experts.rows);
   experts::forward(ctx, c, w.experts, rows_of(s.ticket), s.experts, s.y_rows);  // [rows, D]
   exchange.combine_start(ctx, s.ticket, s.y_rows);
@@ -48,8 +48,7 @@ void combine_forward(Context& ctx, const Config& c, const Weights& w, Exchange& 
   Block memory;
   if (c.n_shared_experts > 0) {
     memory = ctx.memory.take_tensor(y.dtype(), y.shape(), &y_shared);
-    mlp::down_forward(ctx, w.shared, s.hidden, y_shared);  // [T, D]
-    s.hidden = {};
+    mlp::second_forward(ctx, w.shared, s.shared, std::move(s.half), y_shared);  // [T, D]
   }
   exchange.combine_finish(ctx, s.ticket, s.y_rows, y);         // [T, D]
   if (!y_shared.empty()) ops::add_acc(ctx, y_shared, Acc(y));  // [T, D]

@@ -27,7 +27,7 @@ struct [[nodiscard]] Saved {
   mlp::Saved shared;      // empty where there is no shared expert
   Block memory;           // between mlp_forward and combine_forward, as are
   ops::PagedRows y_rows;  // [P, kPageRows, D]
-  mlp::Hidden hidden;     // [T, F] of the shared expert
+  mlp::Half half;         // of the shared expert
 };
 struct [[nodiscard]] Deferred {
   Ticket ticket;
