@@ -33,7 +33,7 @@ void peer_route(Context& ctx, const PeerView& view, int64_t ids_offset, int64_t 
   HADAL_CHECK_SHAPE(weights, T, K);
   HADAL_CHECK_SHAPE(place_of_rank, T, std::min(K, G));
   HADAL_CHECK_SHAPE(place_of_choice, T, K);
-  HADAL_CHECK_SHAPE(sent, G);
+  HADAL_CHECK_SHAPE(sent, G + 1);
   HADAL_CHECK(weights.dtype() == DType::kF32 || weights.dtype() == DType::kF64,
               "weights must be f32 or f64, are ", weights.str());
   check_dtype(ids, DType::kI32, "ids");
@@ -89,6 +89,13 @@ void peer_post(Context& ctx, const PeerView& view, int64_t offset) {
 void peer_await(Context& ctx, const PeerView& view, int64_t offset, const int* stop) {
   check_view(view, offset, "peer_await");
   HADAL_DISPATCH(ctx, peer_await, view, offset, stop);
+}
+
+void peer_posts(Context& ctx, const PeerView& view, int64_t offset, Out posts) {
+  check_view(view, offset, "peer_posts");
+  HADAL_CHECK_SHAPE(posts, 1);
+  check_dtype(posts, DType::kI64, "posts");
+  HADAL_DISPATCH(ctx, peer_posts, view, offset, posts);
 }
 
 int64_t peer_sum_lines(const Tensor& x) {

@@ -42,7 +42,7 @@ enum class PeerSlots : uint8_t {
 //   ids [T, K] i32, weights [T, K] ->
 //   place_of_rank [T, min(K, G)] i32   place for each of a token's ranks, ascending; -1
 //   place_of_choice [T, K] i32         place that carries a choice; -1
-//   sent [G] i64                       += tokens to each rank
+//   sent [G + 1] i64                   += tokens to each rank; last T
 HADAL_OP(peer_route, Context& ctx, const PeerView& view, int64_t ids_offset, int64_t weights_offset,
          int64_t slots, PeerSlots order, int64_t experts_of_rank, In ids, In weights,
          Out place_of_rank, Out place_of_choice, Acc sent)
@@ -63,6 +63,8 @@ HADAL_OP(peer_post, Context& ctx, const PeerView& view, int64_t offset)
 // Waits until every rank has posted as often as this one; or until *stop, which the host may set at
 // any time, is not 0 (null: never): what is read after that is of no use.
 HADAL_OP(peer_await, Context& ctx, const PeerView& view, int64_t offset, const int* stop)
+// posts [1] i64 = how often this rank has posted.
+HADAL_OP(peer_posts, Context& ctx, const PeerView& view, int64_t offset, Out posts)
 
 // ---- sums over the ranks -----------------------------------------------------------------------
 //

@@ -59,11 +59,12 @@ class Team {
   SideStream* side() const {
     return gpus_ != nullptr && parallel_.overlap ? &gpus_->side() : nullptr;
   }
-  // Whether a rank needs no other one for its micro-batches and goes through them one by one: a GPU
-  // can record them.
+  // Whether a rank goes through its micro-batches one by one, and what it needs of others for them
+  // takes no host: a GPU can record them.
   bool goes_one_by_one() const {
     const Mesh& m = parallel_.mesh;
-    return m.pp == 1 && m.ep == 1 && m.tp == 1 && parallel_.schedule != ScheduleKind::kDualPipeV;
+    const bool alone = m.ep == 1 || parallel_.exchange == ExchangeKind::kWindows;
+    return m.pp == 1 && alone && m.tp == 1 && parallel_.schedule != ScheduleKind::kDualPipeV;
   }
   // Where sums of gradients run beside the work; null: in its stream, as where it is recorded. They
   // may take so many SMs.

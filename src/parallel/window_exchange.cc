@@ -10,7 +10,6 @@
 #include <utility>
 #include <vector>
 
-#include "core/stream_state.h"
 #include "core/transfer.h"
 #include "model/bytes.h"
 #include "ops/copy.h"
@@ -74,10 +73,16 @@ WindowExchange::WindowExchange(Context& ctx, const Group& group, const WindowLay
       num_places_(group.view.size * layout.slots) {
   HADAL_CHECK(experts_of_rank_ * group.view.size == group.num_experts, "ep = ", group.view.size,
               " does not divide ", group.num_experts, " experts");
-  memory_ = ctx.memory.take(
-      ByteCount().add(DType::kI32, {num_places_, 1}).add(DType::kI64, {group.view.size}).total());
+  memory_ = ctx.memory.take(ByteCount()
+                                .add(DType::kI32, {num_places_, 1})
+                                .add(DType::kI64, {group.view.size + 1})
+                                .add(DType::kI64, {2})
+                                .add(DType::kI64, {2})
+                                .total());
   everywhere_ = memory_.tensor(DType::kI32, {num_places_, 1});
-  sent_ = memory_.tensor(DType::kI64, {group.view.size});
+  sent_ = memory_.tensor(DType::kI64, {group.view.size + 1});
+  posted_ = memory_.tensor(DType::kI64, {2});
+  now_ = memory_.tensor(DType::kI64, {2});
   std::vector<int32_t> places(static_cast<size_t>(num_places_));
   std::iota(places.begin(), places.end(), 0);
   upload(ctx, places, everywhere_);
@@ -115,12 +120,17 @@ void WindowExchange::copy_tokens(Context& ctx, const WindowLayout::Lane& lane, I
 }
 
 template <class Sum>
-void WindowExchange::for_each_origin(const Ticket& t, int64_t part, In leaving,
-                                     const Sum& sum) const {
-  const int64_t R = layout_.slots, me = group_.view.place;
-  const Tensor own = here(part, leaving.dtype(), {num_places_, leaving.dim(1)}).rows(me * R, R);
+void WindowExchange::for_each_peer(const Ticket& t, In leaving, const Sum& sum) const {
+  const int64_t R = layout_.slots;
   for (int64_t g = 0; g < group_.view.size; ++g)
-    sum(t.row_of_choice.rows(g * R, R), g == me ? own : Tensor(leaving.rows(g * R, R)));
+    if (g != group_.view.place) sum(t.row_of_choice.rows(g * R, R), Tensor(leaving.rows(g * R, R)));
+}
+
+template <class Sum>
+void WindowExchange::for_own(const Ticket& t, int64_t part, In leaving, const Sum& sum) const {
+  const int64_t R = layout_.slots, me = group_.view.place;
+  const Tensor all = here(part, leaving.dtype(), {num_places_, leaving.dim(1)});
+  sum(t.row_of_choice.rows(me * R, R), Tensor(all.rows(me * R, R)));
 }
 
 void WindowExchange::meet(Context& side, const WindowLayout::Lane& lane, Ticket& t) const {
@@ -145,8 +155,6 @@ ops::PagedRows WindowExchange::sums(const WindowLayout::Lane& lane, DType act,
 }
 
 Ticket WindowExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight) {
-  HADAL_CHECK(group_.side == nullptr || !device::is_recording(ctx.device, ctx.stream),
-              "internal error: transfers beside the work are not recorded");
   const auto [T, K] = HADAL_SHAPE(topk_idx, 2);
   const int64_t G = group_.view.size, E = experts_of_rank_, N = num_places_;
   const int64_t C = std::min<int64_t>(K, G);
@@ -178,11 +186,8 @@ Ticket WindowExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_w
     if (group_.side != nullptr) t.ready = group_.side->mark();
   }
   t.route = std::move(trip);
-  tokens_ += T;
-  ++dispatches_;
   sum_bytes_ = x.dim(1) * size_of(x.dtype());
-  extra_bytes_ +=
-      (G - 1) * layout_.slots * K * (size_of(DType::kI32) + size_of(topk_weight.dtype()));
+  choice_bytes_ = K * (size_of(DType::kI32) + size_of(topk_weight.dtype()));
   return t;
 }
 
@@ -202,13 +207,15 @@ void WindowExchange::combine_start(Context& ctx, Ticket& t, const ops::PagedRows
   Tensor sum;  // [N, D]
   if (copies()) {
     trip.leaving = ctx.memory.take_tensor(act, {num_places_, rows.slab.dim(2)}, &sum);
-    for_each_origin(t, layout_.combine.rows, sum, [&](In row_of_choice, const Tensor& of_tokens) {
+    const auto add = [&](In row_of_choice, const Tensor& of_tokens) {
       ops::combine_rows(ctx, rows, row_of_choice, Tensor(of_tokens));
-    });
+    };
+    for_each_peer(t, sum, add);
     Context side = fork(ctx);
     ops::peer_copy(side, group_.view, layout_.combine.rows, layout_.slots, layout_.slots,
                    layout_.slots, sum);
-    return meet(side, layout_.combine, t);
+    meet(side, layout_.combine, t);
+    return for_own(t, layout_.combine.rows, sum, add);
   }
   Context side = fork(ctx);
   const Block memory = side.memory.take_tensor(act, {num_places_, rows.slab.dim(2)}, &sum);
@@ -229,7 +236,6 @@ void WindowExchange::combine_backward_start(Context& ctx, Ticket& t, In dy,
                                             const ops::PagedRows& drows) {
   const WindowLayout::Lane& lane = layout_.combine_backward;
   const bool fp8 = !drows.scale.empty();
-  ++backwards_;
   if (copies()) return copy_tokens(ctx, lane, dy, fp8, t);
   Context side = fork(ctx);
   put_tokens(side, lane, dy, static_cast<Trip&>(*t.route).place_of_rank, fp8);
@@ -255,17 +261,21 @@ void WindowExchange::dispatch_backward_start(Context& ctx, Ticket& t, const ops:
     trip.leaving = ctx.memory.take(ByteCount().add(act, {N, D}).add(stat, {N, K}).total());
     sum = trip.leaving.tensor(act, {N, D});
     weights = trip.leaving.tensor(stat, {N, K});
-    for_each_origin(t, lane.rows, sum, [&](In row_of_choice, const Tensor& of_tokens) {
+    const auto add = [&](In row_of_choice, const Tensor& of_tokens) {
       ops::combine_rows(ctx, drows, row_of_choice, Tensor(of_tokens));
-    });
-    for_each_origin(t, lane.weights, weights, [&](In row_of_choice, const Tensor& of_tokens) {
+    };
+    const auto pick = [&](In row_of_choice, const Tensor& of_tokens) {
       ops::gather_choices(ctx, drow_weight, row_of_choice, Tensor(of_tokens));
-    });
+    };
+    for_each_peer(t, sum, add);
+    for_each_peer(t, weights, pick);
     Context side = fork(ctx);
     const int64_t R = layout_.slots;
     ops::peer_copy(side, group_.view, lane.rows, R, R, R, sum);
     ops::peer_copy(side, group_.view, lane.weights, R, R, R, weights);
-    return meet(side, lane, t);
+    meet(side, lane, t);
+    for_own(t, lane.rows, sum, add);
+    return for_own(t, lane.weights, weights, pick);
   }
   Context side = fork(ctx);
   const Block sum_memory = side.memory.take_tensor(drows.slab.dtype(), {N, D}, &sum);
@@ -290,26 +300,37 @@ void WindowExchange::dispatch_backward_finish(Context& ctx, Ticket& t, const ops
                   trip.place_of_choice, dtopk_weight);  // [T, K]
 }
 
+// Each dispatch has a post of its own, and so has each backward pass.
+void WindowExchange::read_posts(Context& ctx, const Tensor& posts) const {
+  ops::peer_posts(ctx, group_.view, layout_.dispatch.marks, Tensor(posts.rows(0, 1)));
+  ops::peer_posts(ctx, group_.view, layout_.combine_backward.marks, Tensor(posts.rows(1, 1)));
+}
+
 // A row that goes to another rank comes back as a sum; backward mirrors it.
 ExchangeCounters WindowExchange::counters(Context& ctx) {
+  read_posts(ctx, now_);
+  const std::vector<int64_t> before = download<int64_t>(ctx, posted_);
+  const std::vector<int64_t> now = download<int64_t>(ctx, now_);
   const std::vector<int64_t> sent = download<int64_t>(ctx, sent_);
-  const int64_t all = std::accumulate(sent.begin(), sent.end(), int64_t{0});
+  const int64_t dispatches = now[0] - before[0], backwards = now[1] - before[1];
+  const int64_t tokens = sent.back();
+  const int64_t all = std::accumulate(sent.begin(), sent.end() - 1, int64_t{0});
   const int64_t others = group_.view.size - 1;
   const int64_t there =
-      copies() ? tokens_ * others : all - sent[static_cast<size_t>(group_.view.place)];
-  const int64_t back = copies() ? dispatches_ * layout_.slots * others : there;
+      copies() ? tokens * others : all - sent[static_cast<size_t>(group_.view.place)];
+  const int64_t back = copies() ? dispatches * layout_.slots * others : there;
   const int64_t once = there * layout_.row_bytes + back * sum_bytes_;
-  return {
-      .tokens = tokens_,
-      .rank_visits = all,
-      .node_visits = tokens_,
-      .most_nodes = std::min<int64_t>(tokens_, 1),
-      .node_bytes = once + extra_bytes_ + (dispatches_ > 0 ? once / dispatches_ * backwards_ : 0)};
+  return {.tokens = tokens,
+          .rank_visits = all,
+          .node_visits = tokens,
+          .most_nodes = std::min<int64_t>(tokens, 1),
+          .node_bytes = once + dispatches * others * layout_.slots * choice_bytes_ +
+                        (dispatches > 0 ? once / dispatches * backwards : 0)};
 }
 
 void WindowExchange::reset_counters(Context& ctx) {
   ops::fill(ctx, 0.0, sent_);
-  tokens_ = dispatches_ = backwards_ = extra_bytes_ = 0;
+  read_posts(ctx, posted_);
 }
 
 }  // namespace hadal

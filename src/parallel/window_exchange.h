@@ -18,8 +18,8 @@
 // after reading: dispatch of a layer follows the combine of the one before, for which all ranks
 // posted after they had read what was dispatched; likewise the others.
 //
-// Rows, sums and their bits are those of ExpertExchange. Work without a side stream may be
-// recorded; counters then count what is recorded, not its launches.
+// Rows, sums and their bits are those of ExpertExchange. Work may be recorded, and is counted on
+// the device, so whenever it is launched.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -85,11 +85,15 @@ class WindowExchange final : public CountedExchange {
   void put_tokens(Context& side, const WindowLayout::Lane& lane, In x, In place, bool fp8) const;
   void copy_tokens(Context& ctx, const WindowLayout::Lane& lane, In x, bool fp8,
                    Ticket& ticket) const;
-  // Of who came from rank g: this rank's own are where they are read, the others' in `leaving`.
+  // Of who came from each other rank, into what leaves for it.
   template <class Sum>  // sum(row_of_choice of them, Out)
-  void for_each_origin(const Ticket& ticket, int64_t part, In leaving, const Sum& sum) const;
+  void for_each_peer(const Ticket& ticket, In leaving, const Sum& sum) const;
+  // Of this rank's own, to where they are read.
+  template <class Sum>
+  void for_own(const Ticket& ticket, int64_t part, In leaving, const Sum& sum) const;
   // Tells the others, and waits for them.
   void meet(Context& side, const WindowLayout::Lane& lane, Ticket& ticket) const;
+  void read_posts(Context& ctx, const Tensor& posts) const;          // [2]
   Tensor here(int64_t part, DType dtype, const Shape& shape) const;  // of this rank's window
   Tensor came(const WindowLayout::Lane& lane, DType act, int64_t width, bool fp8) const;  // [N, D]
   ops::PagedRows sums(const WindowLayout::Lane& lane, DType act, int64_t width) const;
@@ -99,10 +103,10 @@ class WindowExchange final : public CountedExchange {
   RowPool& pool_;
   int64_t experts_of_rank_, num_places_;
   Block memory_;
-  Tensor everywhere_;  // [N, 1] i32   each place
-  Tensor sent_;        // [G] i64      rows to each rank
-  int64_t tokens_ = 0, dispatches_ = 0, backwards_ = 0, extra_bytes_ = 0;
-  int64_t sum_bytes_ = 0;
+  Tensor everywhere_;    // [N, 1] i32   each place
+  Tensor sent_;          // [G + 1] i64  rows to each rank, and tokens
+  Tensor posted_, now_;  // [2] i64      dispatches and backward passes: at the last reset, and now
+  int64_t sum_bytes_ = 0, choice_bytes_ = 0;  // of a token
 };
 
 }  // namespace hadal

@@ -427,6 +427,7 @@ Learner::Evaluation Learner::evaluate(const std::vector<std::vector<Sequence>>& 
         ctx_, 1, [&](int) { return batch(me < left ? rounds * dp + me : 0); },
         me < left ? meter : unused);
   }
+  scope.reset();
   if (rows_were_missing()) return evaluate(halved(micro_batches));
   reduce_meter(meter);
   const Totals totals = count_totals(micro_batches, depths);

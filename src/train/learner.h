@@ -128,6 +128,8 @@ class Learner {
     std::vector<std::vector<int64_t>> counts;  // [M][E]
   };
   Evaluation evaluate(const std::vector<std::vector<Sequence>>& micro_batches);
+  // Micro-batches that were recorded before (on a GPU).
+  int64_t num_recorded_launches() const { return recorded_ ? recorded_->num_launched() : 0; }
 
  private:
   void make_stages(int64_t max_tokens, const LearnerOptions& options);

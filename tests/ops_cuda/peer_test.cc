@@ -48,6 +48,9 @@ TEST(OpsCuda, PeerRowsAndMarks) {
           ops::peer_post(s.ctx, view_of(all, me), kMarks);
         }
       for (int me = 0; me < kRanks; ++me) ops::peer_await(s.ctx, view_of(all, me), kMarks, nullptr);
+      const Tensor posts = s.out(DType::kI64, {1});
+      ops::peer_posts(s.ctx, view_of(all, 1), kMarks, Tensor(posts));
+      all.push_back(posts);
       return all;
     });
 }
@@ -94,7 +97,7 @@ TEST(OpsCuda, PeerRoutesAndArrivals) {
                 const Tensor weights = s.random("weights", stat, {T, K});
                 const Tensor of_rank = s.out(DType::kI32, {T, std::min(K, kRanks)}),
                              of_choice = s.out(DType::kI32, {T, K});
-                const Tensor sent = s.make(DType::kI64, {kRanks},
+                const Tensor sent = s.make(DType::kI64, {kRanks + 1},
                                            [](int64_t i) { return static_cast<double>(5 * i); });
                 ops::peer_route(s.ctx, view_of(all, 1), kIds, weights_at, kSlots, order, E, ids,
                                 weights, Tensor(of_rank), Tensor(of_choice), Tensor(sent));

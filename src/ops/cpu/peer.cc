@@ -71,6 +71,7 @@ void route(const PeerView& view, int64_t ids_offset, int64_t weights_offset, int
   }
   for (int64_t g = 0; g < G; ++g)
     sent.data<int64_t>()[g * sent.stride(0)] += used[static_cast<size_t>(g)];
+  sent.data<int64_t>()[G * sent.stride(0)] += T;
 }
 
 }  // namespace
@@ -133,6 +134,10 @@ void peer_await(Context&, const PeerView& view, int64_t offset, const int* stop)
       if (is_stopped(stop)) return;
       std::this_thread::yield();
     }
+}
+
+void peer_posts(Context&, const PeerView& view, int64_t offset, Out posts) {
+  posts.data<int64_t>()[0] = static_cast<int64_t>(marks(view, view.place, offset)[kMaxPeers]);
 }
 
 void peer_sum(Context&, const PeerSums& sums, Acc x) {

@@ -121,7 +121,9 @@ __global__ void __launch_bounds__(kRouteThreads)
       id = -1;
       weight = R(0);
     });
-  if (threadIdx.x == 0) sent[g * sent_stride] += next;
+  if (threadIdx.x != 0) return;
+  sent[g * sent_stride] += next;
+  if (g == 0) sent[G * sent_stride] += T;
 }
 
 // The same where token t has slot t everywhere. A choice a thread; then the ranks of a token.
@@ -163,6 +165,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     for (; ranks < C; ++ranks) place_of_rank[t * C + ranks] = -1;
   }
+  if (first == 0) sent[G * sent_stride] += T;
   __syncthreads();
   if (static_cast<int>(threadIdx.x) < G && visits[threadIdx.x] > 0)
     atomicAdd(reinterpret_cast<unsigned long long*>(sent + threadIdx.x * sent_stride),
@@ -317,6 +320,10 @@ __global__ void await_kernel(int me, int G, Windows windows, const volatile int*
   __threadfence_system();
 }
 
+__global__ void posts_kernel(const uint64_t* mine, int64_t* posts) {
+  *posts = static_cast<int64_t>(mine[kMaxPeers]);
+}
+
 // ---- sums --------------------------------------------------------------------------------------
 
 using hadal::cuda::PeerSumArgs;
@@ -435,6 +442,13 @@ void peer_await(Context& ctx, const PeerView& view, int64_t offset, const int* s
   await_kernel<<<1, kWarp, 0, stream_of(ctx)>>>(view.place, view.size, windows_at(view, offset),
                                                 stop);
   check_launch(ctx, "peer_await", Tensor());
+}
+
+void peer_posts(Context& ctx, const PeerView& view, int64_t offset, Out posts) {
+  posts_kernel<<<1, 1, 0, stream_of(ctx)>>>(
+      reinterpret_cast<const uint64_t*>(windows_at(view, offset).of[view.place]),
+      posts.data<int64_t>());
+  check_launch(ctx, "peer_posts", posts);
 }
 
 }  // namespace hadal::ops::cuda
