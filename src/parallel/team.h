@@ -72,6 +72,11 @@ class Team {
     const bool beside = gpus_ != nullptr && parallel_.overlap && !goes_one_by_one();
     return beside ? &gpus_->sums_side() : nullptr;
   }
+  // Where sums and masters travel beside the end of a step: its norm and its update. Null: in the
+  // stream of these.
+  SideStream* end_side() const {
+    return gpus_ != nullptr && parallel_.overlap ? &gpus_->sums_side() : nullptr;
+  }
   int num_sums_sms() const { return gpus_ == nullptr ? 0 : gpus_->options().beside_ctas; }
   // Collective over `pipeline`: where its messages travel beside the work; null: in its stream.
   std::unique_ptr<PipelineLinks> make_links();

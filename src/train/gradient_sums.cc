@@ -37,24 +37,24 @@ void GradientSums::reduce(Context& ctx, const LayerRun& run) {
                          grads_.slice(runs_.own(run)));
 }
 
-void GradientSums::join() {
-  if (SideStream* const side = team_.sums_side(); side != nullptr) {
-    Event mark = side->mark();
-    side->join(ctx_, mark);
-  }
-}
-
 void GradientSums::give_up() {
-  join();
+  if (SideStream* const side = team_.end_side(); side != nullptr) side->mark(ready_);
+  finish();
   started_.clear();
 }
 
-void GradientSums::finish() {
-  join();
-  if (team_.embed() != nullptr) team_.embed()->all_reduce(ctx_, grads_.tree.embed);
+void GradientSums::start_rest() {
+  SideStream* const side = team_.end_side();
+  Context beside = side != nullptr ? side->fork(ctx_) : ctx_;
+  if (team_.embed() != nullptr) team_.embed()->all_reduce(beside, grads_.tree.embed);
   if (env::sabotage() == "expert_group")
-    team_.expert().all_reduce(ctx_, grads_.slice(grads_.region(ParamStore::Region::kExperts)));
-  for (const LayerRun& run : runs_.without(std::exchange(started_, {}))) reduce(ctx_, run);
+    team_.expert().all_reduce(beside, grads_.slice(grads_.region(ParamStore::Region::kExperts)));
+  for (const LayerRun& run : runs_.without(std::exchange(started_, {}))) reduce(beside, run);
+  if (side != nullptr) side->mark(ready_);
+}
+
+void GradientSums::finish() {
+  if (SideStream* const side = team_.end_side(); side != nullptr) side->join(ctx_, ready_);
 }
 
 }  // namespace hadal::train

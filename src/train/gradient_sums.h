@@ -30,15 +30,16 @@ class GradientSums {
   // The gradients of a layer (MTP module k: num_hidden_layers + k) are whole on this rank. Ranks of
   // a group tell of their layers in the same order.
   void start(int64_t layer);
-  // All the rest, and the stream of the context goes on behind them. Every rank's shares are whole
-  // then, and the next step may begin.
+  // All the rest, on GPUs beside what follows; groups of one rank have nothing to sum.
+  void start_rest();
+  // The stream of the context goes on behind them: every rank's shares are whole then, and the next
+  // step may begin.
   void finish();
   // The step is done again: only waits for what was started.
   void give_up();
 
  private:
   void reduce(Context& ctx, const LayerRun& run);
-  void join();
 
   Context& ctx_;
   Team& team_;
@@ -46,6 +47,7 @@ class GradientSums {
   LayerRuns runs_;
   bool starts_layers_;
   std::vector<LayerRun> started_;
+  Event ready_;  // all that was started
 };
 
 }  // namespace hadal::train

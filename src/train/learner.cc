@@ -247,10 +247,11 @@ StepResult Learner::compute_gradients(const std::vector<std::vector<Sequence>>& 
     ++again.splits;
     return again;
   }
-  reduce_meter(meter_);
-  sums_.finish();
-
   StepResult result;
+  reduce_meter(meter_);
+  if (team_->mesh().ep > 1) result.exchange = reduce_counters();
+  sums_.start_rest();
+
   result.num_targets = totals.targets[0];
   result.main = share(download<double>(ctx_, meter_.main)[0], totals.targets[0]);
   const std::vector<double> mtp = download<double>(ctx_, meter_.mtp);
@@ -263,7 +264,6 @@ StepResult Learner::compute_gradients(const std::vector<std::vector<Sequence>>& 
         share(balance[static_cast<size_t>(m)],
               totals.sequences[static_cast<size_t>(std::max<int64_t>(0, m - main_moe + 1))]);
   result.counts = read_counts(ctx_, meter_.counts);
-  if (team_->mesh().ep > 1) result.exchange = reduce_counters();
   result.grad_norm = gradient_norm();
   return result;
 }
@@ -323,13 +323,15 @@ ExchangeCounters Learner::reduce_counters() {
           .link_bytes = all[4]};
 }
 
-// Over all ranks, every element once.
+// Over all ranks, every element once. What no other rank has part in, as experts often, comes first
+// and need not await the sums.
 double Learner::gradient_norm() {
   Tensor norm;
   const Block memory = ctx_.memory.take_tensor(DType::kF64, {1}, &norm);
   ops::fill(ctx_, 0.0, norm);
   const FlatRange copy = team_->embed_is_copy() ? grads_.range_of("embed") : FlatRange{};
   for (const ParamStore::Region region : ParamStore::kRegions) {
+    if (region != ParamStore::Region::kExperts || team_->summing(region).size() > 1) sums_.finish();
     const FlatRange mine = grads_.share(region), out = intersect(mine, copy);
     const FlatRange parts[] = {
         {.begin = mine.begin, .count = out.count > 0 ? out.begin - mine.begin : mine.count},
@@ -341,12 +343,14 @@ double Learner::gradient_norm() {
   return std::sqrt(download<double>(ctx_, norm)[0]);
 }
 
-// AdamW on this rank's shares.
+// AdamW on this rank's shares. Experts come last: their update is most of the work, and beside it
+// the masters of the others travel.
 void Learner::apply(const ops::AdamW& rule) {
   const FlatRange decayed = masters_.decayed_range();
   ops::AdamW undecayed = rule;
   undecayed.weight_decay = 0.0;
-  for (const ParamStore::Region region : ParamStore::kRegions) {
+  using Region = ParamStore::Region;
+  for (const Region region : {Region::kDense, Region::kSplit, Region::kExperts}) {
     const FlatRange mine = masters_.share(region), with = intersect(mine, decayed);
     const FlatRange without{.begin = with.count > 0 ? with.end() : mine.begin,
                             .count = mine.count - with.count};
@@ -357,6 +361,7 @@ void Learner::apply(const ops::AdamW& rule) {
     };
     update_range(rule, with);
     update_range(undecayed, without);
+    gather_.updated(region);
   }
 }
 

@@ -24,12 +24,22 @@ MasterGather::MasterGather(Context& ctx, const Config& config, Team& team, const
       stores_(stores),
       runs_(config, stores.masters),
       rest_(runs_.without(all_runs(runs_))),
-      by_layers_(team.parallel().overlap && team.dense().size() > 1),
+      by_layers_(team.parallel().overlap && team.dense().size() > 1 && !team.goes_one_by_one()),
       ready_(static_cast<size_t>(runs_.num_layers())) {}
+
+void MasterGather::updated(ParamStore::Region region) {
+  if (by_layers_) return;
+  SideStream* const side = team_.end_side();
+  Context beside = side != nullptr ? side->fork(ctx_) : ctx_;
+  for (const LayerRun& run : runs_.without({}))
+    if (run.region == region) gather(beside, run);
+  if (side != nullptr) side->mark(regions_ready_);
+}
 
 void MasterGather::start() {
   if (!by_layers_) {
-    for (const LayerRun& run : runs_.without({})) gather(ctx_, run);
+    if (SideStream* const side = team_.end_side(); side != nullptr)
+      side->join(ctx_, regions_ready_);
     return make_copies();
   }
   SideStream* const side = team_.sums_side();

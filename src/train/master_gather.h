@@ -1,8 +1,10 @@
 // MasterGather: after an update each rank's shares of the masters go to the ranks that hold them
 // too, and what modules read is made of them: bf16 copies of matrices, FP8 copies.
 //
-// With `overlap` layer by layer, on GPUs in a stream of their own beside what follows: who reads a
-// layer awaits it, and who reads anything else finishes. The bits do not depend on it.
+// With `overlap` beside other work, on GPUs in a stream of their own: layer by layer beside what
+// follows, where who reads a layer awaits it, and who reads anything else finishes; or, where
+// micro-batches are recorded and so await nothing, a region beside the update of the next one. The
+// bits do not depend on it.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -26,8 +28,9 @@ class MasterGather {
   // REQUIRES: ctx, team and the stores outlive it.
   MasterGather(Context& ctx, const Config& config, Team& team, const Stores& stores);
 
-  // This rank's shares have been updated, in the stream of the context.
-  void start();
+  // This rank's share of a region has been updated, in the stream of the context.
+  void updated(ParamStore::Region region);
+  void start();  // REQUIRES: all regions have been
   // The stream of the context goes on when a layer can be read, and what is of no layer (MTP module
   // k: num_hidden_layers + k).
   void await(int64_t layer);
@@ -47,6 +50,7 @@ class MasterGather {
   LayerRuns runs_;
   std::vector<LayerRun> rest_;  // of no layer
   bool by_layers_;
+  Event regions_ready_;
   bool is_under_way_ = false;
   std::vector<Event> ready_;  // of each layer
   Event rest_ready_;

@@ -54,6 +54,7 @@ void check(const ParallelConfig& parallel) {
     for (int step = 0; step < 2; ++step) {
       fill(grads.flat(), rank);
       for (const int64_t layer : {3, 2, 1, 0}) sums.start(layer);
+      sums.start_rest();
       sums.finish();
       expect_shares_of_regions(ctx, team, grads, config, rank);
     }
@@ -61,6 +62,7 @@ void check(const ParallelConfig& parallel) {
     for (const bool one : {true, false}) {
       fill(grads.flat(), rank);
       if (one) sums.start(1);
+      sums.start_rest();
       sums.finish();
       expect_shares_of_regions(ctx, team, grads, config, rank);
     }

@@ -61,8 +61,10 @@ void check(const ParallelConfig& parallel) {
     for (int step = 0; step < 2; ++step) {
       update(got.masters, rank + 10 * step);
       update(want.masters, rank + 10 * step);
+      for (const ParamStore::Region region : ParamStore::kRegions) gather.updated(region);
       gather.start();
-      HADAL_CHECK(gather.is_under_way() == parallel.overlap, "by layers, or not");
+      HADAL_CHECK(gather.is_under_way() == (parallel.overlap && !team.goes_one_by_one()),
+                  "by layers, or not");
       gather.await_rest();
       for (const int64_t layer : {0, 1, 2, 3}) gather.await(layer);
       gather.finish();
@@ -88,12 +90,19 @@ void check(const ParallelConfig& parallel) {
 }
 
 TEST(MasterGather, LayersHaveTheBitsOfRegions) {
-  check({.mesh = {.dp = 2}});
-  check({.mesh = {.dp = 3}});
+  check({.mesh = {.dp = 2, .ep = 2}});
   check({.mesh = {.dp = 4, .ep = 2}});
+  check({.mesh = {.dp = 2, .tp = 2}});
 }
 
-TEST(MasterGather, WithoutOverlapRegionsGoAtOnce) { check({.mesh = {.dp = 2}, .overlap = false}); }
+TEST(MasterGather, WhereStepsAreRecordedRegionsGoBesideTheUpdate) {
+  check({.mesh = {.dp = 2}});
+  check({.mesh = {.dp = 3}});
+}
+
+TEST(MasterGather, WithoutOverlapRegionsGoAtOnce) {
+  check({.mesh = {.dp = 2, .ep = 2}, .overlap = false});
+}
 
 }  // namespace
 }  // namespace hadal::train
