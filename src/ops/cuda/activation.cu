@@ -1,4 +1,4 @@
-// SwiGLU on CUDA: a thread block a row for bf16, else 16 threads a row.
+// SwiGLU on CUDA: a warp or a thread block a row for bf16, else 16 threads a row.
 //
 //   T rows   F hidden width
 // SPDX-License-Identifier: Apache-2.0
@@ -131,6 +131,12 @@ __global__ void __launch_bounds__(kRowThreads)
   if (threadIdx.x % kGroup == 0) drow_weight[row] = sum;
 }
 
+// What rows of a forward may take a warp: no bits depend on that.
+int64_t narrow_of(int64_t rows) {
+  constexpr int64_t kMany = 16384;
+  return rows >= kMany ? kNarrowOfMany : kNarrow;
+}
+
 unsigned row_blocks(int64_t rows) { return static_cast<unsigned>(ceil_div(rows, kRowsPerBlock)); }
 
 // Row numbers that the tensors have room for.
@@ -146,7 +152,7 @@ void swiglu_forward(Context& ctx, In gate_up, Out y) {
   if (T == 0) return;
   const DenseRows rows{T, gate_up.stride(0), 0, 0, y.stride(0)};
   if (has_bf16_rows(gate_up) && has_bf16_rows(y)) {
-    with_group(T, F, [&]<class G>(G, unsigned blocks) {
+    with_group(T, F, narrow_of(T), [&]<class G>(G, unsigned blocks) {
       forward_bf16_kernel<G::value>
           <<<blocks, kRowThreads, 0, stream_of(ctx)>>>(rows, F, View(gate_up), nullptr, View(y));
     });
@@ -164,7 +170,7 @@ void swiglu_backward(Context& ctx, In gate_up, In dy, Out dgate_up, Out y) {
   if (T == 0) return;
   const DenseRows rows{T, gate_up.stride(0), dy.stride(0), dgate_up.stride(0), y.stride(0)};
   if (has_bf16_rows(gate_up) && has_bf16_rows(dy) && has_bf16_rows(dgate_up) && has_bf16_rows(y)) {
-    with_group(T, F, [&]<class G>(G, unsigned blocks) {
+    with_group(T, F, kNarrowOfMany, [&]<class G>(G, unsigned blocks) {
       backward_bf16_kernel<G::value><<<blocks, kRowThreads, 0, stream_of(ctx)>>>(
           rows, F, View(gate_up), nullptr, View(dy), View(dgate_up), View(y), nullptr);
     });
@@ -185,7 +191,7 @@ void grouped_swiglu_forward(Context& ctx, const ExpertLayout& layout, const Page
   const LayoutRows rows{LayoutView(layout), PagedView(gate_up), PagedView(y), PagedView(gate_up),
                         PagedView(y)};
   if (has_bf16_pages(gate_up) && has_bf16_pages(y)) {
-    with_group(count, F, [&]<class G>(G, unsigned blocks) {
+    with_group(count, F, narrow_of(count), [&]<class G>(G, unsigned blocks) {
       forward_bf16_kernel<G::value><<<blocks, kRowThreads, 0, stream_of(ctx)>>>(
           rows, F, View(gate_up.slab), row_weight.data<float>(), View(y.slab));
     });
@@ -209,7 +215,7 @@ void grouped_swiglu_backward(Context& ctx, const ExpertLayout& layout, const Pag
                         PagedView(y)};
   if (has_bf16_pages(gate_up) && has_bf16_pages(dy) && has_bf16_pages(dgate_up) &&
       has_bf16_pages(y)) {
-    with_group(count, F, [&]<class G>(G, unsigned blocks) {
+    with_group(count, F, kNarrowOfMany, [&]<class G>(G, unsigned blocks) {
       backward_bf16_kernel<G::value><<<blocks, kRowThreads, 0, stream_of(ctx)>>>(
           rows, F, View(gate_up.slab), row_weight.data<float>(), View(dy.slab), View(dgate_up.slab),
           View(y.slab), drow_weight.data<float>());

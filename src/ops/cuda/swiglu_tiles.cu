@@ -2,8 +2,7 @@
 //
 //   T rows   F hidden width   P pages
 //
-// A warp a row, or a whole block for wide rows, eight neighbouring elements a thread: 16 threads
-// hold a tile.
+// A warp a row, whatever its width, eight neighbouring elements a thread: 16 threads hold a tile.
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/cuda/detail/launch.cuh"
 #include "ops/cuda/detail/math.cuh"
@@ -13,6 +12,14 @@
 
 namespace hadal::ops::cuda {
 namespace {
+
+constexpr int kWarp = 32;
+constexpr int kBlocksOfSm = 8;  // of 64 registers a thread; left to itself one kernel takes 66
+
+unsigned blocks_for_rows(int64_t rows) {
+  constexpr int64_t kRowsOfBlock = kRowThreads / kWarp;
+  return static_cast<unsigned>((rows + kRowsOfBlock - 1) / kRowsOfBlock);
+}
 
 // Which rows are in use: of a matrix, or of a layout.
 struct DenseRows {
@@ -90,19 +97,19 @@ __device__ bf16* row_to(const PagedView& rows, int64_t row) {
   return const_cast<bf16*>(row_of(rows, row));
 }
 
-template <int kGroup, class Rows>
-__global__ void __launch_bounds__(kRowThreads)
+template <class Rows>
+__global__ void __launch_bounds__(kRowThreads, kBlocksOfSm)
     forward_kernel(Rows rows, int64_t F, PagedView gate_up, const float* row_weight, TilesView kept,
                    TilesView y, FaultSite fault) {
-  const int64_t row = row_of_group<kGroup>();
+  const int64_t row = row_of_group<kWarp>();
   if (!rows.in_use(row)) return;
   const bf16* const from = row_of(gate_up, row);
   const TileRow kept_row(kept, row), to(y, row);
   if (from == nullptr || !kept_row.exists || !to.exists) return;
   const float weight = row_weight != nullptr ? row_weight[row] : 1.0f;
-  // Every thread of a warp takes part in the scales.
-  for (int64_t first = 0; first < F; first += kGroup * 8) {
-    const int64_t i = first + threadIdx.x % kGroup * 8;
+  // Every thread of the warp takes part in the scales.
+  for (int64_t first = 0; first < F; first += kWarp * 8) {
+    const int64_t i = first + threadIdx.x % kWarp * 8;
     const bool active = i < F;
     PackedEight packed_gate{}, packed_up{};
     if (active) {
@@ -122,13 +129,12 @@ __global__ void __launch_bounds__(kRowThreads)
   }
 }
 
-template <int kGroup, class Rows>
-__global__ void __launch_bounds__(kRowThreads)
+template <class Rows>
+__global__ void __launch_bounds__(kRowThreads, kBlocksOfSm)
     backward_kernel(Rows rows, int64_t F, PagedView plain, TilesView tiled, const float* row_weight,
                     PagedView dy, ScaleFormat format, PagedView dgate_up, TilesView dgate,
                     TilesView dup, PagedView y, float* drow_weight, FaultSite fault) {
-  __shared__ float shared[kRowThreads / 32];
-  const int64_t row = row_of_group<kGroup>();
+  const int64_t row = row_of_group<kWarp>();
   if (!rows.in_use(row)) return;
   const TileRow tiles(tiled, row), dgate_row(dgate, row), dup_row(dup, row);
   const bf16* const from = tiles.data == nullptr ? row_of(plain, row) : nullptr;
@@ -139,8 +145,8 @@ __global__ void __launch_bounds__(kRowThreads)
     return;
   const float weight = row_weight != nullptr ? row_weight[row] : 1.0f;
   float part = 0.0f;
-  for (int64_t first = 0; first < F; first += kGroup * 8) {
-    const int64_t i = first + threadIdx.x % kGroup * 8;
+  for (int64_t first = 0; first < F; first += kWarp * 8) {
+    const int64_t i = first + threadIdx.x % kWarp * 8;
     const bool active = i < F;
     Eight gate{}, up{}, d{};
     if (active) {
@@ -168,14 +174,9 @@ __global__ void __launch_bounds__(kRowThreads)
     dup_row.put(i, packed_up, format, active, fault);
   }
   if (drow_weight == nullptr) return;
-  float sum = part;
-  if constexpr (kGroup == 32) {
 #pragma unroll
-    for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(kWholeWarp, sum, d);
-  } else {
-    sum = sum_of_row(part, shared);
-  }
-  if (threadIdx.x % kGroup == 0) drow_weight[row] = sum;
+  for (int d = kWarp / 2; d > 0; d /= 2) part += __shfl_xor_sync(kWholeWarp, part, d);
+  if (threadIdx.x % kWarp == 0) drow_weight[row] = part;
 }
 
 // Plain rows of gate and up, or those in tiles.
@@ -201,11 +202,9 @@ void swiglu_forward_tiles(Context& ctx, In gate_up, const TileRows& kept, const 
   if (T == 0) return;
   if (!has_bf16_rows(gate_up) || !takes_width(F) || !has_eights(kept.data) || !has_eights(y.data))
     return in_steps::swiglu_forward_tiles(ctx, gate_up, kept, y);
-  with_group(T, F, [&]<class G>(G, unsigned blocks) {
-    forward_kernel<G::value><<<blocks, kRowThreads, 0, stream_of(ctx)>>>(
-        DenseRows{T}, F, PagedView(gate_up), nullptr, TilesView(kept), TilesView(y),
-        FaultSite(ctx, kNotFinite));
-  });
+  forward_kernel<<<blocks_for_rows(T), kRowThreads, 0, stream_of(ctx)>>>(
+      DenseRows{T}, F, PagedView(gate_up), nullptr, TilesView(kept), TilesView(y),
+      FaultSite(ctx, kNotFinite));
   check_launch(ctx, "swiglu_forward_tiles", y.data);
 }
 
@@ -217,13 +216,11 @@ void swiglu_backward_tiles(Context& ctx, const TileRows& gate_up, In dy, TileRul
       !has_bf16_rows(dy) || !has_bf16_rows(dgate_up) || !has_bf16_rows(y) ||
       !has_eights(dgate.data) || !has_eights(dup.data))
     return in_steps::swiglu_backward_tiles(ctx, gate_up, dy, rule, dgate_up, dgate, dup, y);
-  with_group(T, F, [&]<class G>(G, unsigned blocks) {
-    backward_kernel<G::value><<<blocks, kRowThreads, 0, stream_of(ctx)>>>(
-        DenseRows{T}, F, PagedView(gate_up.data),
-        TilesView(gate_up.scale.empty() ? TileRows{} : gate_up), nullptr, PagedView(dy),
-        rule.format, PagedView(dgate_up), TilesView(dgate), TilesView(dup), PagedView(y), nullptr,
-        FaultSite(ctx, kNotFinite));
-  });
+  backward_kernel<<<blocks_for_rows(T), kRowThreads, 0, stream_of(ctx)>>>(
+      DenseRows{T}, F, PagedView(gate_up.data),
+      TilesView(gate_up.scale.empty() ? TileRows{} : gate_up), nullptr, PagedView(dy), rule.format,
+      PagedView(dgate_up), TilesView(dgate), TilesView(dup), PagedView(y), nullptr,
+      FaultSite(ctx, kNotFinite));
   check_launch(ctx, "swiglu_backward_tiles", dy);
 }
 
@@ -234,11 +231,9 @@ void grouped_swiglu_forward_tiles(Context& ctx, const ExpertLayout& layout,
   if (count == 0) return;
   if (!has_bf16_pages(gate_up) || !takes_width(F) || !has_eights(kept.slab) || !has_eights(y.slab))
     return in_steps::grouped_swiglu_forward_tiles(ctx, layout, gate_up, row_weight, kept, y);
-  with_group(count, F, [&]<class G>(G, unsigned blocks) {
-    forward_kernel<G::value><<<blocks, kRowThreads, 0, stream_of(ctx)>>>(
-        LayoutRows{LayoutView(layout)}, F, PagedView(gate_up), row_weight.data<float>(),
-        TilesView(kept), TilesView(y), FaultSite(ctx, kNotFinite));
-  });
+  forward_kernel<<<blocks_for_rows(count), kRowThreads, 0, stream_of(ctx)>>>(
+      LayoutRows{LayoutView(layout)}, F, PagedView(gate_up), row_weight.data<float>(),
+      TilesView(kept), TilesView(y), FaultSite(ctx, kNotFinite));
   check_launch(ctx, "grouped_swiglu_forward_tiles", y.slab);
 }
 
@@ -255,13 +250,11 @@ void grouped_swiglu_backward_tiles(Context& ctx, const ExpertLayout& layout,
       !has_eights(dgate.slab) || !has_eights(dup.slab))
     return in_steps::grouped_swiglu_backward_tiles(ctx, layout, gate_up, row_weight, dy, rule,
                                                    dgate_up, dgate, dup, y, drow_weight);
-  with_group(count, F, [&]<class G>(G, unsigned blocks) {
-    backward_kernel<G::value><<<blocks, kRowThreads, 0, stream_of(ctx)>>>(
-        LayoutRows{LayoutView(layout)}, F, PagedView(gate_up),
-        TilesView(gate_up.scale.empty() ? PagedRows{} : gate_up), row_weight.data<float>(),
-        PagedView(dy), rule.format, PagedView(dgate_up), TilesView(dgate), TilesView(dup),
-        PagedView(y), drow_weight.data<float>(), FaultSite(ctx, kNotFinite));
-  });
+  backward_kernel<<<blocks_for_rows(count), kRowThreads, 0, stream_of(ctx)>>>(
+      LayoutRows{LayoutView(layout)}, F, PagedView(gate_up),
+      TilesView(gate_up.scale.empty() ? PagedRows{} : gate_up), row_weight.data<float>(),
+      PagedView(dy), rule.format, PagedView(dgate_up), TilesView(dgate), TilesView(dup),
+      PagedView(y), drow_weight.data<float>(), FaultSite(ctx, kNotFinite));
   check_launch(ctx, "grouped_swiglu_backward_tiles", dy.slab);
 }
 

@@ -1,7 +1,8 @@
-// Rows of bf16 read 16 bytes at a time, a thread block a row.
+// Rows of bf16 read 16 bytes at a time, by a group of threads: a warp, or a thread block.
 //
-// The order of a row's sum is fixed by its width: a thread's eight elements in turn, every
-// kRowThreads * 8 elements, then its warp's threads in a tree, then the warps in order.
+// The order of a row's sum is fixed by its group, and that by its width: a thread's eight elements
+// in turn, every eight times the group's threads, then a warp's threads in a tree, then the warps
+// in order.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -54,13 +55,15 @@ __device__ inline Eight load_eight(const void* p, DType dtype, int64_t i) {
   return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
 }
 
-// A row of up to kNarrow elements takes a warp, a longer one a whole block: calls fn(group, blocks)
-// with the threads of a row as a constant, and the blocks for `rows` rows.
-inline constexpr int64_t kNarrow = 1024;
+// A row of up to `narrow` elements takes a warp, a longer one a whole block: calls fn(group,
+// blocks) with the threads of a row as a constant, and the blocks for `rows` rows. A block is done
+// sooner with one row, but its last warps have nothing of the rest of a row and wait for the
+// others.
+inline constexpr int64_t kNarrow = 1024, kNarrowOfMany = 4096;
 template <class Fn>
-void with_group(int64_t rows, int64_t width, const Fn& fn) {
+void with_group(int64_t rows, int64_t width, int64_t narrow, const Fn& fn) {
   constexpr int64_t kWarps = kRowThreads / 32;
-  if (width <= kNarrow)
+  if (width <= narrow)
     fn(std::integral_constant<int, 32>{}, static_cast<unsigned>((rows + kWarps - 1) / kWarps));
   else
     fn(std::integral_constant<int, kRowThreads>{}, static_cast<unsigned>(rows));
