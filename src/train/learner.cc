@@ -122,7 +122,7 @@ Learner::Learner(Context& ctx, const Config& config, DType compute, int64_t max_
               "FP8 products add in f32: train in bf16 or f32, not f64");
   drop_absent_experts(module_grads_);
   make_stages(max_tokens, options);
-  if (device::can_record(ctx.device) && team_->goes_one_by_one())
+  if (device::can_record(ctx.device) && team_->goes_one_by_one() && !options.wrap_exchange)
     recorded_ = std::make_unique<RecordedStep>(ctx, config_, compute);
 }
 

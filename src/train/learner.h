@@ -68,7 +68,8 @@ struct LearnerOptions {
   double ema_decay = 0.0;             // of a moving average of the weights; 0: none
   Team* team = nullptr;               // this rank among others; none: alone. Outlives the learner
   int64_t max_micro_batches = 1;      // most of a step on one data-parallel rank
-  // What experts' tokens go through, made of what they would go through: for benches.
+  // What experts' tokens go through, made of what they would go through: for benches. It is called
+  // for every micro-batch, so none is recorded.
   std::function<std::unique_ptr<Exchange>(std::unique_ptr<Exchange>)> wrap_exchange = {};
 };
 
