@@ -164,7 +164,7 @@ class Learner {
   MasterGather gather_;
   StepClock* clock_ = nullptr;
   stage::Meter meter_;                      // of the whole model
-  std::unique_ptr<RecordedStep> recorded_;  // on a GPU, with whole layers here
+  std::unique_ptr<RecordedStep> recorded_;  // on a GPU, where no host has part in a micro-batch
 };
 
 }  // namespace hadal::train
