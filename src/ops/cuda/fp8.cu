@@ -47,7 +47,7 @@ struct LayoutPages {
 
 // One tile column of one page.
 template <class Pages, bool kFast>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kFast ? 4 : 1)  // 73 registers a thread made it three
     quantise_rows_kernel(Pages pages, int64_t K, int tiles, Source<kFast> x, TileRule rule,
                          Elements<kFast> q, float* scale, int64_t scale_stride, FaultSite fault) {
   __shared__ float shared[kTilesPerBlock], scales[kPageRows];
