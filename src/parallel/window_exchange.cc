@@ -46,9 +46,11 @@ WindowLayout::WindowLayout(int64_t ranks, int64_t tokens, int64_t choices, int64
     : act(act),
       width(width),
       slots((tokens + ops::kPageRows - 1) / ops::kPageRows * ops::kPageRows),
-      row_bytes(fp8 ? ops::wire_bytes(width) : width * size_of(act)) {
-  const int64_t rows = ranks * slots, sum_bytes = width * size_of(act);
+      row_bytes(fp8 ? ops::wire_bytes(width) : width * size_of(act)),
+      sum_bytes(width * size_of(act)) {
+  const int64_t rows = ranks * slots;
   const int64_t ids = choices * size_of(DType::kI32), weights = choices * size_of(stat_dtype(act));
+  choice_bytes = ids + weights;
   dispatch = lane(rows, row_bytes, ids, weights);
   combine = lane(rows, sum_bytes, 0, 0);
   combine_backward = lane(rows, row_bytes, 0, 0);
@@ -75,14 +77,13 @@ WindowExchange::WindowExchange(Context& ctx, const Group& group, const WindowLay
               " does not divide ", group.num_experts, " experts");
   memory_ = ctx.memory.take(ByteCount()
                                 .add(DType::kI32, {num_places_, 1})
-                                .add(DType::kI64, {group.view.size + 1})
-                                .add(DType::kI64, {2})
-                                .add(DType::kI64, {2})
+                                .add(DType::kI64, {group.view.size + 5})
                                 .total());
   everywhere_ = memory_.tensor(DType::kI32, {num_places_, 1});
-  sent_ = memory_.tensor(DType::kI64, {group.view.size + 1});
-  posted_ = memory_.tensor(DType::kI64, {2});
-  now_ = memory_.tensor(DType::kI64, {2});
+  counts_ = memory_.tensor(DType::kI64, {group.view.size + 5});
+  sent_ = counts_.rows(0, group.view.size + 1);
+  posted_ = counts_.rows(group.view.size + 1, 2);
+  now_ = counts_.rows(group.view.size + 3, 2);
   std::vector<int32_t> places(static_cast<size_t>(num_places_));
   std::iota(places.begin(), places.end(), 0);
   upload(ctx, places, everywhere_);
@@ -186,8 +187,6 @@ Ticket WindowExchange::dispatch_start(Context& ctx, In x, In topk_idx, In topk_w
     if (group_.side != nullptr) t.ready = group_.side->mark();
   }
   t.route = std::move(trip);
-  sum_bytes_ = x.dim(1) * size_of(x.dtype());
-  choice_bytes_ = K * (size_of(DType::kI32) + size_of(topk_weight.dtype()));
   return t;
 }
 
@@ -309,22 +308,20 @@ void WindowExchange::read_posts(Context& ctx, const Tensor& posts) const {
 // A row that goes to another rank comes back as a sum; backward mirrors it.
 ExchangeCounters WindowExchange::counters(Context& ctx) {
   read_posts(ctx, now_);
-  const std::vector<int64_t> before = download<int64_t>(ctx, posted_);
-  const std::vector<int64_t> now = download<int64_t>(ctx, now_);
-  const std::vector<int64_t> sent = download<int64_t>(ctx, sent_);
-  const int64_t dispatches = now[0] - before[0], backwards = now[1] - before[1];
-  const int64_t tokens = sent.back();
-  const int64_t all = std::accumulate(sent.begin(), sent.end() - 1, int64_t{0});
+  const std::vector<int64_t> counts = download<int64_t>(ctx, counts_);
+  const auto sent = counts.begin(), tokens_at = sent + group_.view.size;
+  const auto posted = tokens_at + 1, now = posted + 2;
+  const int64_t dispatches = now[0] - posted[0], backwards = now[1] - posted[1];
+  const int64_t tokens = *tokens_at, all = std::accumulate(sent, tokens_at, int64_t{0});
   const int64_t others = group_.view.size - 1;
-  const int64_t there =
-      copies() ? tokens * others : all - sent[static_cast<size_t>(group_.view.place)];
+  const int64_t there = copies() ? tokens * others : all - sent[group_.view.place];
   const int64_t back = copies() ? dispatches * layout_.slots * others : there;
-  const int64_t once = there * layout_.row_bytes + back * sum_bytes_;
+  const int64_t once = there * layout_.row_bytes + back * layout_.sum_bytes;
   return {.tokens = tokens,
           .rank_visits = all,
           .node_visits = tokens,
           .most_nodes = std::min<int64_t>(tokens, 1),
-          .node_bytes = once + dispatches * others * layout_.slots * choice_bytes_ +
+          .node_bytes = once + dispatches * others * layout_.slots * layout_.choice_bytes +
                         (dispatches > 0 ? once / dispatches * backwards : 0)};
 }
 

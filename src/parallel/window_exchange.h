@@ -36,10 +36,11 @@ struct WindowLayout {
   };
   // tokens: the most of a rank in one micro-batch; fp8: tokens and their gradients travel in FP8.
   WindowLayout(int64_t ranks, int64_t tokens, int64_t choices, int64_t width, DType act, bool fp8);
-  DType act;                         // of the activations
-  int64_t width;                     // D
-  int64_t slots = 0;                 // R, a multiple of ops::kPageRows
-  int64_t row_bytes = 0, bytes = 0;  // of a token; of the window
+  DType act;                                               // of the activations
+  int64_t width;                                           // D
+  int64_t slots = 0;                                       // R, a multiple of ops::kPageRows
+  int64_t row_bytes = 0, sum_bytes = 0, choice_bytes = 0;  // of a token, there and back
+  int64_t bytes = 0;                                       // of the window
   Lane dispatch, combine, combine_backward, dispatch_backward;
 
  private:
@@ -104,9 +105,9 @@ class WindowExchange final : public CountedExchange {
   int64_t experts_of_rank_, num_places_;
   Block memory_;
   Tensor everywhere_;    // [N, 1] i32   each place
-  Tensor sent_;          // [G + 1] i64  rows to each rank, and tokens
-  Tensor posted_, now_;  // [2] i64      dispatches and backward passes: at the last reset, and now
-  int64_t sum_bytes_ = 0, choice_bytes_ = 0;  // of a token
+  Tensor counts_;        // [G + 5] i64  those after this one, read at once
+  Tensor sent_;          // [G + 1]      rows to each rank, and tokens
+  Tensor posted_, now_;  // [2]          dispatches and backward passes: at the last reset, and now
 };
 
 }  // namespace hadal
