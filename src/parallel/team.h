@@ -68,10 +68,7 @@ class Team {
   }
   // Where sums of gradients run beside the work; null: in its stream, as where it is recorded. They
   // may take so many SMs.
-  SideStream* sums_side() const {
-    const bool beside = gpus_ != nullptr && parallel_.overlap && !goes_one_by_one();
-    return beside ? &gpus_->sums_side() : nullptr;
-  }
+  SideStream* sums_side() const { return goes_one_by_one() ? nullptr : end_side(); }
   // Where sums and masters travel beside the end of a step: its norm and its update. Null: in the
   // stream of these.
   SideStream* end_side() const {

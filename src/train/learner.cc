@@ -202,8 +202,6 @@ StepResult Learner::compute_gradients(const std::vector<std::vector<Sequence>>& 
   std::fill(nothing.mtp_balance.begin(), nothing.mtp_balance.end(), 0.0);
   const bool drop_last = env::sabotage() == "microbatch";
 
-  // NOTE: recorded work awaits nothing from elsewhere.
-  if (recorded_) gather_.finish();
   gather_.await_rest();
   stage::reset(ctx_, meter_);
   ops::fill(ctx_, 0.0, grads_.flat());
