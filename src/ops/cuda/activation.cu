@@ -121,13 +121,11 @@ __global__ void __launch_bounds__(kRowThreads)
     out.store(to + i);
   }
   if (drow_weight == nullptr) return;
-  float sum = part;
-  if constexpr (kGroup == 32) {
-#pragma unroll
-    for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(kWholeWarp, sum, d);
-  } else {
+  float sum = 0.0f;
+  if constexpr (kGroup == 32)
+    sum = sum_of_warp(part);
+  else
     sum = sum_of_row(part, shared);
-  }
   if (threadIdx.x % kGroup == 0) drow_weight[row] = sum;
 }
 

@@ -17,8 +17,7 @@ constexpr int kWarp = 32;
 constexpr int kBlocksOfSm = 8;  // of 64 registers a thread; left to itself one kernel takes 66
 
 unsigned blocks_for_rows(int64_t rows) {
-  constexpr int64_t kRowsOfBlock = kRowThreads / kWarp;
-  return static_cast<unsigned>((rows + kRowsOfBlock - 1) / kRowsOfBlock);
+  return static_cast<unsigned>(ceil_div(rows, kRowThreads / kWarp));
 }
 
 // Which rows are in use: of a matrix, or of a layout.
@@ -174,9 +173,8 @@ __global__ void __launch_bounds__(kRowThreads, kBlocksOfSm)
     dup_row.put(i, packed_up, format, active, fault);
   }
   if (drow_weight == nullptr) return;
-#pragma unroll
-  for (int d = kWarp / 2; d > 0; d /= 2) part += __shfl_xor_sync(kWholeWarp, part, d);
-  if (threadIdx.x % kWarp == 0) drow_weight[row] = part;
+  const float sum = sum_of_warp(part);
+  if (threadIdx.x % kWarp == 0) drow_weight[row] = sum;
 }
 
 // Plain rows of gate and up, or those in tiles.

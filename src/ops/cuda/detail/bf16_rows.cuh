@@ -74,10 +74,15 @@ __device__ int64_t row_of_group() {
   return static_cast<int64_t>(blockIdx.x) * (kRowThreads / kGroup) + threadIdx.x / kGroup;
 }
 
-// Sum over the kRowThreads threads of the block. `shared` may be used again after the next barrier.
-__device__ inline float sum_of_row(float value, float (&shared)[kRowThreads / 32]) {
+// Sum over the threads of a warp.
+__device__ inline float sum_of_warp(float value) {
 #pragma unroll
   for (int d = 16; d > 0; d /= 2) value += __shfl_xor_sync(0xffffffffu, value, d);
+  return value;
+}
+// Sum over the kRowThreads threads of the block. `shared` may be used again after the next barrier.
+__device__ inline float sum_of_row(float value, float (&shared)[kRowThreads / 32]) {
+  value = sum_of_warp(value);
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
   __syncthreads();
   float total = 0.0f;
