@@ -93,8 +93,9 @@ class Browser:
         self.process.terminate()
         self.process.wait()
         # Its helpers write to the profile, which is about to be removed, for a moment longer.
+        limit = time.monotonic() + 10
         try:
-            while True:
+            while time.monotonic() < limit:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 time.sleep(0.05)
         except ProcessLookupError:
