@@ -120,6 +120,15 @@ bool is_recording(Device device, Stream stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
+namespace {
+std::mutex begins_recording;
+}  // namespace
+
+void look_unless_recording(Device device, Stream stream, const std::function<void()>& look) {
+  const std::lock_guard<std::mutex> lock(begins_recording);
+  if (!is_recording(device, stream)) look();
+}
+
 void* allocate_pinned(Device device, size_t bytes) {
   if (is_cpu(device)) return std::malloc(bytes);
   use(device);
@@ -198,6 +207,11 @@ void await(Device device, Stream stream, Event event) {
   if (!is_cpu(device)) CHECK_CALL(cudaStreamWaitEvent(native(stream), native(event), 0));
 }
 
+void await_outside(Device device, Stream stream, Event event) {
+  if (!is_recording(device, stream)) return await(device, stream, event);
+  CHECK_CALL(cudaStreamWaitEvent(native(stream), native(event), cudaEventWaitExternal));
+}
+
 void destroy(Device device, Event event) {
   if (!is_cpu(device) && event.handle != nullptr) cudaEventDestroy(native(event));
 }
@@ -235,6 +249,7 @@ bool can_record(Device device) {
 
 void begin_recording(Device device, Stream stream) {
   HADAL_CHECK(can_record(device), "this device cannot record work");
+  const std::lock_guard<std::mutex> lock(begins_recording);
   // NOTE: relaxed, so that a pool may ask the driver for memory meanwhile.
   CHECK_CALL(cudaStreamBeginCapture(native(stream), cudaStreamCaptureModeRelaxed));
 }

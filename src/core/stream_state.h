@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <functional>
+
 #include "core/device.h"
 
 namespace hadal::device {
@@ -10,6 +12,10 @@ namespace hadal::device {
 bool is_idle(Device device, Stream stream);
 // Whether what comes into the stream is recorded (begin_recording) and not done.
 bool is_recording(Device device, Stream stream);
+
+// Looks at streams that are recorded when this one is, from another thread: not while it is, and it
+// does not begin to be meanwhile.
+void look_unless_recording(Device device, Stream stream, const std::function<void()>& look);
 
 // A stream whose kernels start before those of others that wait for room.
 Stream make_urgent_stream(Device device);
@@ -20,5 +26,8 @@ Stream make_message_stream(Device device);
 Event make_mark(Device device);
 // What comes into the stream from here on begins after what the event was last recorded behind.
 void await(Device device, Stream stream, Event event);
+// The same in a stream that may be recorded, for an event that is not recorded with it: whenever
+// the graph is launched it awaits what the event was last recorded behind.
+void await_outside(Device device, Stream stream, Event event);
 
 }  // namespace hadal::device

@@ -291,7 +291,10 @@ NcclWorld::NcclWorld(World& world, Context& ctx, const NcclOptions& options)
   world.watch({.is_waiting =
                    [this] {
                      if (in_call_.load()) return true;
-                     return !device::is_recording(ctx_.device, ctx_.stream) && !is_idle();
+                     bool idle = true;
+                     device::look_unless_recording(ctx_.device, ctx_.stream,
+                                                   [&] { idle = is_idle(); });
+                     return !idle;
                    },
                .on_failure =
                    [this] {

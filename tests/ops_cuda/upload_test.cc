@@ -1,7 +1,9 @@
 // BulkUpload and recorded work on a GPU.
 // SPDX-License-Identifier: Apache-2.0
 #include "core/bulk_upload.h"
+#include "core/stream_state.h"
 #include "ops/copy.h"
+#include "ops/paced_copy.h"
 #include "tests/ops_cuda/twin.h"
 
 namespace hadal::test {
@@ -39,6 +41,39 @@ TEST(OpsCuda, RecordedWorkIsDoneAtEachLaunch) {
   for (int i = 0; i < 3; ++i) device::launch(s.ctx.device, s.ctx.stream, graph);
   EXPECT_EQ(download<float>(s.ctx, sum)[3], 3.0f);
   device::destroy(s.ctx.device, graph);
+}
+
+// Of what is put into another stream before it, each time, and takes 20 ms.
+TEST(OpsCuda, ALaunchAwaitsWhatAnEventMarksThen) {
+  if (!has_gpu()) GTEST_SKIP() << "no GPU: " << device::why_no_cuda();
+  Side s({DeviceKind::kCuda, 0});
+  const Device device = s.ctx.device;
+  if (!device::can_record(device)) GTEST_SKIP() << "work is not recorded in this build";
+  constexpr int64_t kCount = 1 << 18;
+  Tensor sum = s.make(DType::kF32, {kCount}, [](int64_t) { return 0.0; });
+  Tensor next = s.make(DType::kF32, {kCount}, [](int64_t) { return 100.0; });
+  const Tensor one = s.make(DType::kF32, {kCount}, [](int64_t) { return 1.0; });
+  const Tensor two = s.make(DType::kF32, {kCount}, [](int64_t) { return 2.0; });
+  const Event event = device::make_mark(device);
+  Context beside = s.ctx;
+  beside.stream = device::make_urgent_stream(device);
+  device::synchronize(device, s.ctx.stream);
+
+  device::begin_recording(device, s.ctx.stream);
+  device::await_outside(device, s.ctx.stream, event);
+  ops::add_acc(s.ctx, next, sum);
+  const Graph graph = device::end_recording(device, s.ctx.stream);
+  double want = 0.0;
+  for (const Tensor& from : {one, two, one}) {
+    ops::paced_copy(beside, 4.0 * kCount / 20e-3, 1, from, Out(Tensor(next)));
+    device::record(device, beside.stream, event);
+    device::launch(device, s.ctx.stream, graph);
+    want += from.raw() == two.raw() ? 2.0 : 1.0;
+    EXPECT_EQ(download<float>(s.ctx, sum)[kCount - 1], want);
+  }
+  device::destroy(device, graph);
+  device::destroy(device, event);
+  device::destroy(device, beside.stream);
 }
 
 }  // namespace
