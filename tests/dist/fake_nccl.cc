@@ -75,6 +75,7 @@ struct StreamGroup {
   std::vector<Op> ops;
   char* memory = nullptr;
   size_t bytes = 0;
+  uint32_t* is_through = nullptr;  // of a recorded one: each launch sets it, and takes it back
 };
 
 namespace {
@@ -156,7 +157,7 @@ void hand_over(void* group) {
   g->comm->came.notify_one();
 }
 void work(ncclComm& c) {
-  for (uint32_t through = 1;; ++through) {
+  for (uint32_t through = 0;;) {
     StreamGroup* group = nullptr;
     {
       std::unique_lock<std::mutex> lock(c.mutex);
@@ -165,40 +166,50 @@ void work(ncclComm& c) {
       group = c.turns.front();
       c.turns.pop_front();
     }
+    uint32_t* const is_through = group->is_through;
     run_group(group);
-    std::atomic_ref<uint32_t>(*c.num_through).store(through);
+    if (is_through != nullptr)
+      std::atomic_ref<uint32_t>(*is_through).store(1);
+    else
+      std::atomic_ref<uint32_t>(*c.num_through).store(++through);
   }
 }
 
-// Whether the stream will wait for the group's messages. A recorded one cannot: with every launch
-// the number would be there from the launch before. Its call of the host does.
-bool put_messages(ncclComm& c, StreamGroup* group, bool recorded) {
-  if (recorded) return stage.call(c.stream, run_group, group);
+// Whether the stream will wait for the group's messages.
+bool put_messages(ncclComm& c, StreamGroup* group) {
   if (!c.worker.joinable()) {
     c.num_through = reinterpret_cast<uint32_t*>(stage.take(sizeof(uint32_t), false));
     if (c.num_through == nullptr) return false;
     *c.num_through = 0;
     c.worker = std::thread([&c] { work(c); });
   }
+  if (group->is_through != nullptr)
+    return stage.call(c.stream, hand_over, group) &&
+           stage.await_number(c.stream, group->is_through, 1) &&
+           stage.write_number(c.stream, group->is_through, 0);
   return stage.call(c.stream, hand_over, group) &&
          stage.await_number(c.stream, c.num_through, ++c.num_groups);
 }
 
 int put_into_stream(ncclComm& c, std::vector<Op> ops) {
   const bool recorded = stage.is_capturing(c.stream);
-  size_t bytes = 0;
+  size_t bytes = recorded ? 256 : 0;
   for (const Op& op : ops) bytes += (op.bytes + 255) / 256 * 256;
   char* at = stage.take(bytes, !recorded);
   if (at == nullptr) return kSystemError;
   auto* group = new StreamGroup{.comm = &c, .ops = std::move(ops), .memory = at, .bytes = bytes};
-  // NOTE: recorded groups are all in one stream.
+  if (recorded) {
+    group->is_through = reinterpret_cast<uint32_t*>(std::exchange(at, at + 256));
+    *group->is_through = 0;
+  }
+  // NOTE: recorded groups of a communicator are all in one stream.
   bool good = recorded || stage.begin_group(c.stream, c.order);
   for (Op& op : group->ops) {
     op.gpu = std::exchange(op.data, at);
     at += (op.bytes + 255) / 256 * 256;
     if (op.send) good = good && stage.to_host(op.data, op.gpu, op.bytes, c.stream);
   }
-  good = good && put_messages(c, group, recorded);
+  good = good && put_messages(c, group);
   for (const Op& op : group->ops)
     if (!op.send) good = good && stage.to_gpu(op.gpu, op.data, op.bytes, c.stream);
   // A recorded group runs again with every launch, and keeps its memory.

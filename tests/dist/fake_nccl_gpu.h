@@ -31,6 +31,7 @@ class GpuStage {
                   find("cuMemcpyDtoHAsync_v2", to_host_) && find("cuMemcpyHtoDAsync_v2", to_gpu_) &&
                   find("cuLaunchHostFunc", call_) && find("cuStreamIsCapturing", is_capturing_) &&
                   find("cuStreamWaitValue32_v2", await_number_) &&
+                  find("cuStreamWriteValue32_v2", write_number_) &&
                   find("cuEventCreate", create_event_) && find("cuEventRecord", record_) &&
                   find("cuStreamWaitEvent", await_);
   }
@@ -64,6 +65,9 @@ class GpuStage {
   // Goes on when the number, in memory of take(), is this one or a later one.
   bool await_number(Stream stream, const uint32_t* at, uint32_t number) const {
     return await_number_(stream, reinterpret_cast<uint64_t>(at), number, kAtLeast) == 0;
+  }
+  bool write_number(Stream stream, const uint32_t* at, uint32_t number) const {
+    return write_number_(stream, reinterpret_cast<uint64_t>(at), number, 0) == 0;
   }
   // Waits for room; null where nothing under way will make some.
   char* take(size_t bytes, bool may_wait) {
@@ -120,6 +124,7 @@ class GpuStage {
   int (*record_)(void* event, Stream stream) = nullptr;
   int (*await_)(Stream stream, void* event, unsigned flags) = nullptr;
   int (*await_number_)(Stream stream, uint64_t at, uint32_t number, unsigned flags) = nullptr;
+  int (*write_number_)(Stream stream, uint64_t at, uint32_t number, unsigned flags) = nullptr;
   int (*is_capturing_)(Stream stream, int* status) = nullptr;
   std::mutex mutex_;
   char* base_ = nullptr;
