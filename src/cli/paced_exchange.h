@@ -30,8 +30,8 @@ class PacedExchange final : public CountedExchange {
   static int64_t buffer_bytes(const Config& c, int64_t tokens);
   // What dispatch and combine of one layer send, forward and backward.
   int64_t bytes_of_layer() const { return 2 * (row_bytes_ + sum_bytes_); }
-  void send_layer(Context& ctx);  // all of it, in the stream of the work
-  int64_t bytes_sent() const { return bytes_sent_; }
+  void send_layer(Context& ctx);                      // all of it, in the stream of the work
+  int64_t bytes_sent() const { return bytes_sent_; }  // by calls; a recorded step makes none
 
   Ticket dispatch_start(Context& ctx, In x, In topk_idx, In topk_weight) override;
   void dispatch_finish(Context& ctx, Ticket& t, RowLease* rows) override;

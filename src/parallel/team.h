@@ -59,16 +59,21 @@ class Team {
   SideStream* side() const {
     return gpus_ != nullptr && parallel_.overlap ? &gpus_->side() : nullptr;
   }
-  // Whether a rank goes through its micro-batches one by one, and what it needs of others for them
-  // takes no host: a GPU can record them.
-  bool goes_one_by_one() const {
+  // What a GPU can record, as nothing that a rank needs of others for it takes a host: a
+  // micro-batch where they come one by one, else all of a step's.
+  enum class Recordable : uint8_t { kNothing, kMicroBatch, kStep };
+  Recordable recordable() const {
     const Mesh& m = parallel_.mesh;
-    const bool alone = m.ep == 1 || parallel_.exchange == ExchangeKind::kWindows;
-    return m.pp == 1 && alone && m.tp == 1 && parallel_.schedule != ScheduleKind::kDualPipeV;
+    const bool no_host = m.ep == 1 || parallel_.exchange == ExchangeKind::kWindows;
+    if (!no_host || (m.pp > 1 && parallel_.link_sms > 0)) return Recordable::kNothing;
+    const bool one_by_one = m.pp == 1 && parallel_.schedule != ScheduleKind::kDualPipeV;
+    return one_by_one ? Recordable::kMicroBatch : Recordable::kStep;
   }
-  // Where sums of gradients run beside the work; null: in its stream, as where it is recorded. They
-  // may take so many SMs.
-  SideStream* sums_side() const { return goes_one_by_one() ? nullptr : end_side(); }
+  // Where sums of gradients run beside the work; null: in its stream, as where micro-batches are
+  // recorded one by one. They may take so many SMs.
+  SideStream* sums_side() const {
+    return recordable() == Recordable::kMicroBatch ? nullptr : end_side();
+  }
   // Where sums and masters travel beside the end of a step: its norm and its update. Null: in the
   // stream of these.
   SideStream* end_side() const {

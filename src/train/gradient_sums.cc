@@ -2,8 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/gradient_sums.h"
 
-#include <utility>
-
 #include "core/env.h"
 
 namespace hadal::train {
@@ -14,6 +12,7 @@ GradientSums::GradientSums(Context& ctx, const Config& config, Team& team, Param
       team_(team),
       grads_(grads),
       runs_(config, grads),
+      rest_(runs_.rest()),
       starts_layers_(team.parallel().overlap && team.dense().size() > 1 &&
                      env::sabotage() != "expert_group") {}
 
@@ -25,10 +24,12 @@ void GradientSums::start(int64_t layer) {
   if (!starts_layers_) return;
   SideStream* const side = team_.sums_side();
   Context beside = side != nullptr ? side->fork(ctx_) : ctx_;
-  for (const LayerRun& run : runs_.of(layer)) {
-    reduce(beside, run);
-    started_.push_back(run);
-  }
+  for (const LayerRun& run : runs_.of(layer)) reduce(beside, run);
+}
+
+void GradientSums::finish_layers() {
+  if (SideStream* const side = team_.sums_side(); side != nullptr) side->mark(ready_);
+  finish();
 }
 
 void GradientSums::reduce(Context& ctx, const LayerRun& run) {
@@ -37,19 +38,13 @@ void GradientSums::reduce(Context& ctx, const LayerRun& run) {
                          grads_.slice(runs_.own(run)));
 }
 
-void GradientSums::give_up() {
-  if (SideStream* const side = team_.end_side(); side != nullptr) side->mark(ready_);
-  finish();
-  started_.clear();
-}
-
-void GradientSums::start_rest() {
+void GradientSums::start_rest(Layers layers) {
   SideStream* const side = team_.end_side();
   Context beside = side != nullptr ? side->fork(ctx_) : ctx_;
   if (team_.embed() != nullptr) team_.embed()->all_reduce(beside, grads_.tree.embed);
   if (env::sabotage() == "expert_group")
     team_.expert().all_reduce(beside, grads_.slice(grads_.region(ParamStore::Region::kExperts)));
-  for (const LayerRun& run : runs_.without(std::exchange(started_, {}))) reduce(beside, run);
+  for (const LayerRun& run : layers == Layers::kDone ? rest_ : runs_.regions()) reduce(beside, run);
   if (side != nullptr) side->mark(ready_);
 }
 

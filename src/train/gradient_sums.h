@@ -28,15 +28,17 @@ class GradientSums {
   // SMs of a GPU that the sums of a layer may take.
   int num_sms() const;
   // The gradients of a layer (MTP module k: num_hidden_layers + k) are whole on this rank. Ranks of
-  // a group tell of their layers in the same order.
+  // a group tell of their layers in the same order, of all of them or of none.
   void start(int64_t layer);
+  // All layers were told of: the stream of the context goes on behind their sums, so that work that
+  // tells of layers can be recorded, or done again.
+  void finish_layers();
   // All the rest, on GPUs beside what follows; groups of one rank have nothing to sum.
-  void start_rest();
+  enum class Layers : uint8_t { kDone, kLeft };
+  void start_rest(Layers layers);
   // The stream of the context goes on behind them: every rank's shares are whole then, and the next
   // step may begin.
   void finish();
-  // The step is done again: only waits for what was started.
-  void give_up();
 
  private:
   void reduce(Context& ctx, const LayerRun& run);
@@ -45,8 +47,8 @@ class GradientSums {
   Team& team_;
   ParamStore& grads_;
   LayerRuns runs_;
+  std::vector<LayerRun> rest_;  // of no layer
   bool starts_layers_;
-  std::vector<LayerRun> started_;
   Event ready_;  // all that was started
 };
 

@@ -22,24 +22,35 @@ LayerRuns::LayerRuns(const Config& config, const ParamStore& store) : store_(sto
     }
 }
 
-std::vector<LayerRun> LayerRuns::without(std::vector<LayerRun> runs) const {
-  std::sort(runs.begin(), runs.end(),
+std::vector<LayerRun> LayerRuns::rest() const {
+  std::vector<LayerRun> layers;
+  for (const std::vector<LayerRun>& runs : of_layer_)
+    layers.insert(layers.end(), runs.begin(), runs.end());
+  std::sort(layers.begin(), layers.end(),
             [](const LayerRun& a, const LayerRun& b) { return a.range.begin < b.range.begin; });
   std::vector<LayerRun> left;
-  for (const Region region : ParamStore::kRegions) {
-    const FlatRange all = store_.region(region);
-    int64_t at = all.begin;
+  for (const LayerRun& region : regions()) {
+    int64_t at = region.range.begin;
     const auto add_until = [&](int64_t end) {
-      if (end > at) left.push_back({.region = region, .range = {.begin = at, .count = end - at}});
+      if (end > at)
+        left.push_back({.region = region.region, .range = {.begin = at, .count = end - at}});
     };
-    for (const LayerRun& run : runs) {
-      if (run.region != region) continue;
+    for (const LayerRun& run : layers) {
+      if (run.region != region.region) continue;
       add_until(run.range.begin);
       at = run.range.end();
     }
-    add_until(all.end());
+    add_until(region.range.end());
   }
   return left;
+}
+
+std::vector<LayerRun> LayerRuns::regions() const {
+  std::vector<LayerRun> all;
+  for (const Region region : ParamStore::kRegions)
+    if (const FlatRange range = store_.region(region); range.count > 0)
+      all.push_back({.region = region, .range = range});
+  return all;
 }
 
 std::vector<int64_t> LayerRuns::counts(const LayerRun& run, int group_size) const {

@@ -26,8 +26,9 @@ class LayerRuns {
   const std::vector<LayerRun>& of(int64_t layer) const {
     return of_layer_[static_cast<size_t>(layer)];
   }
-  // What is left of all regions without these: embedding, head, gates, norms, padding.
-  std::vector<LayerRun> without(std::vector<LayerRun> runs) const;
+  // What is left without those of layers: embedding, head, gates, norms, padding.
+  std::vector<LayerRun> rest() const;
+  std::vector<LayerRun> regions() const;  // whole
   // [G]   elements of a run that each of the group's ranks has.
   std::vector<int64_t> counts(const LayerRun& run, int group_size) const;
   FlatRange own(const LayerRun& run) const;  // this rank's part

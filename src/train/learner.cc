@@ -122,7 +122,7 @@ Learner::Learner(Context& ctx, const Config& config, DType compute, int64_t max_
               "FP8 products add in f32: train in bf16 or f32, not f64");
   drop_absent_experts(module_grads_);
   make_stages(max_tokens, options);
-  if (device::can_record(ctx.device) && team_->goes_one_by_one() && !options.wrap_exchange)
+  if (device::can_record(ctx.device) && team_->recordable() != Team::Recordable::kNothing)
     recorded_ = std::make_unique<RecordedStep>(ctx, config_, compute);
 }
 
@@ -202,45 +202,18 @@ StepResult Learner::compute_gradients(const std::vector<std::vector<Sequence>>& 
   std::fill(nothing.mtp_balance.begin(), nothing.mtp_balance.end(), 0.0);
   const bool drop_last = env::sabotage() == "microbatch";
 
-  gather_.await_rest();
+  gather_.begin_step();
   stage::reset(ctx_, meter_);
   ops::fill(ctx_, 0.0, grads_.flat());
   if (auto* counted = dynamic_cast<CountedExchange*>(exchange_.get()))
     counted->reset_counters(ctx_);
-  const auto first = static_cast<size_t>(team_->data_rank() * count);
-  const auto sequences = [&](int i) -> const std::vector<Sequence>& {
-    return micro_batches[first + static_cast<size_t>(i)];
-  };
-  const auto scale_of = [&](int i) -> const stage::LossScale& {
-    return drop_last && i + 1 == count ? nothing : scale;
-  };
-  if (recorded_) {
-    const auto one = [&](const Batch& batch, const stage::LossScale& its_scale) {
-      pipeline_->run(ctx_, {.num_microbatches = 1,
-                            .batch = [&](int) { return batch.views(); },
-                            .scale = [&](int) -> const stage::LossScale& { return its_scale; },
-                            .meter = meter_,
-                            .grads = module_grads_});
-    };
-    for (int i = 0; i < count; ++i) recorded_->run(sequences(i), depths, scale_of(i), one);
-  } else {
-    std::function<void(int64_t)> layer_done;
-    if (sums_.starts_layers()) layer_done = [this](int64_t layer) { sums_.start(layer); };
-    pipeline_->run(
-        ctx_,
-        {.num_microbatches = count,
-         .batch = [&](int i) { return make_batch(ctx_, config_, sequences(i), depths, compute_); },
-         .scale = scale_of,
-         .meter = meter_,
-         .grads = module_grads_,
-         .clock = clock_,
-         .layer_done = layer_done,
-         .layer_done_sms = sums_.num_sms(),
-         .first_sms = gather_.is_under_way() ? sums_.num_sms() : 0});
-  }
+  std::vector<RecordedStep::MicroBatch> mine;
+  for (int i = 0; i < count; ++i)
+    mine.push_back({.sequences = micro_batches[static_cast<size_t>(team_->data_rank() * count + i)],
+                    .scale = drop_last && i + 1 == count ? nothing : scale});
+  run_micro_batches(mine);
   team_->maybe_die("die_in_step");
   if (rows_were_missing()) {
-    sums_.give_up();
     StepResult again = compute_gradients(halved(micro_batches), recipe);
     ++again.splits;
     return again;
@@ -248,7 +221,7 @@ StepResult Learner::compute_gradients(const std::vector<std::vector<Sequence>>& 
   StepResult result;
   reduce_meter(meter_);
   if (team_->mesh().ep > 1) result.exchange = reduce_counters();
-  sums_.start_rest();
+  sums_.start_rest(tells_of_layers() ? GradientSums::Layers::kDone : GradientSums::Layers::kLeft);
 
   result.num_targets = totals.targets[0];
   result.main = share(download<double>(ctx_, meter_.main)[0], totals.targets[0]);
@@ -264,6 +237,48 @@ StepResult Learner::compute_gradients(const std::vector<std::vector<Sequence>>& 
   result.counts = read_counts(ctx_, meter_.counts);
   result.grad_norm = gradient_norm();
   return result;
+}
+
+bool Learner::records_one_by_one() const {
+  return recorded_ && team_->recordable() == Team::Recordable::kMicroBatch;
+}
+
+bool Learner::tells_of_layers() const { return sums_.starts_layers() && !records_one_by_one(); }
+
+void Learner::run_micro_batches(std::span<const RecordedStep::MicroBatch> micro_batches) {
+  std::function<void(int64_t)> layer_done;
+  if (tells_of_layers()) layer_done = [this](int64_t layer) { sums_.start(layer); };
+  const auto run = [&](std::span<const RecordedStep::MicroBatch> some,
+                       const std::function<Batch(int)>& batch) {
+    pipeline_->run(ctx_, {.num_microbatches = static_cast<int>(some.size()),
+                          .batch = batch,
+                          .scale = [&](int i) -> const stage::LossScale& {
+                            return some[static_cast<size_t>(i)].scale;
+                          },
+                          .meter = meter_,
+                          .grads = module_grads_,
+                          .clock = clock_,
+                          .layer_done = layer_done,
+                          .layer_done_sms = sums_.num_sms(),
+                          .first_sms = gather_.goes_by_layers() ? sums_.num_sms() : 0});
+    if (layer_done) sums_.finish_layers();
+  };
+  const int64_t depths = config_.num_nextn_predict_layers;
+  if (!recorded_ || clock_ != nullptr) {
+    std::optional<GraphMemory::Scope> scope;
+    if (recorded_) scope.emplace(recorded_->temporaries());
+    return run(micro_batches, [&](int i) {
+      return make_batch(ctx_, config_, micro_batches[static_cast<size_t>(i)].sequences, depths,
+                        compute_);
+    });
+  }
+  const size_t at_once = records_one_by_one() ? 1 : micro_batches.size();
+  for (size_t i = 0; i < micro_batches.size(); i += at_once) {
+    const auto some = micro_batches.subspan(i, at_once);
+    recorded_->run(some, depths, [&](std::span<const Batch> batches) {
+      run(some, [&](int k) { return batches[static_cast<size_t>(k)].views(); });
+    });
+  }
 }
 
 // On any rank, since it was last asked.

@@ -68,8 +68,8 @@ struct LearnerOptions {
   double ema_decay = 0.0;             // of a moving average of the weights; 0: none
   Team* team = nullptr;               // this rank among others; none: alone. Outlives the learner
   int64_t max_micro_batches = 1;      // most of a step on one data-parallel rank
-  // What experts' tokens go through, made of what they would go through: for benches. It is called
-  // for every micro-batch, so none is recorded.
+  // What experts' tokens go through, made of what they would go through: for benches. What it does
+  // in streams is recorded with a micro-batch, so it is not called for those that are launched.
   std::function<std::unique_ptr<Exchange>(std::unique_ptr<Exchange>)> wrap_exchange = {};
 };
 
@@ -99,8 +99,8 @@ class Learner {
     return weights_;
   }
   Team& team() { return *team_; }
-  // Times the steps of the pipeline's program from now on; null: no more. A rank that is alone in
-  // its pipeline has none worth timing.
+  // Times the steps of the pipeline's program from now on, call by call; null: no more. A rank that
+  // is alone in its pipeline has none worth timing.
   void time_steps(StepClock* clock) { clock_ = clock; }
 
   // After the masters were changed from outside (loaded, initialised): refreshes the bf16 copy.
@@ -129,11 +129,16 @@ class Learner {
     std::vector<std::vector<int64_t>> counts;  // [M][E]
   };
   Evaluation evaluate(const std::vector<std::vector<Sequence>>& micro_batches);
-  // Micro-batches that were recorded before (on a GPU).
+  // Micro-batches, or steps of a pipeline, that were recorded before (on a GPU).
   int64_t num_recorded_launches() const { return recorded_ ? recorded_->num_launched() : 0; }
 
  private:
   void make_stages(int64_t max_tokens, const LearnerOptions& options);
+  // Whether a micro-batch is recorded by itself, and whether all of them together tell of layers
+  // whose gradients are whole.
+  bool records_one_by_one() const;
+  bool tells_of_layers() const;
+  void run_micro_batches(std::span<const RecordedStep::MicroBatch> micro_batches);
   bool rows_were_missing();
   std::vector<std::vector<Sequence>> halved(
       const std::vector<std::vector<Sequence>>& micro_batches) const;

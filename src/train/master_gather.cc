@@ -7,31 +7,32 @@
 #include "ops/copy.h"
 
 namespace hadal::train {
-namespace {
-
-std::vector<LayerRun> all_runs(const LayerRuns& runs) {
-  std::vector<LayerRun> all;
-  for (int64_t layer = 0; layer < runs.num_layers(); ++layer)
-    all.insert(all.end(), runs.of(layer).begin(), runs.of(layer).end());
-  return all;
-}
-
-}  // namespace
 
 MasterGather::MasterGather(Context& ctx, const Config& config, Team& team, const Stores& stores)
     : ctx_(ctx),
       team_(team),
       stores_(stores),
       runs_(config, stores.masters),
-      rest_(runs_.without(all_runs(runs_))),
-      by_layers_(team.parallel().overlap && team.dense().size() > 1 && !team.goes_one_by_one()),
-      ready_(static_cast<size_t>(runs_.num_layers())) {}
+      rest_(runs_.rest()),
+      by_layers_(team.parallel().overlap && team.dense().size() > 1 &&
+                 team.recordable() != Team::Recordable::kMicroBatch) {
+  if (!by_layers_ || team.sums_side() == nullptr) return;
+  for (int64_t layer = 0; layer < runs_.num_layers(); ++layer)
+    ready_.push_back(runs_.of(layer).empty() ? Event() : device::make_mark(ctx.device));
+  rest_ready_ = device::make_mark(ctx.device);
+  awaited_.assign(ready_.size(), false);
+}
+
+MasterGather::~MasterGather() {
+  for (const Event event : ready_) device::destroy(ctx_.device, event);
+  device::destroy(ctx_.device, rest_ready_);
+}
 
 void MasterGather::updated(ParamStore::Region region) {
   if (by_layers_) return;
   SideStream* const side = team_.end_side();
   Context beside = side != nullptr ? side->fork(ctx_) : ctx_;
-  for (const LayerRun& run : runs_.without({}))
+  for (const LayerRun& run : runs_.regions())
     if (run.region == region) gather(beside, run);
   if (side != nullptr) side->mark(regions_ready_);
 }
@@ -44,32 +45,40 @@ void MasterGather::start() {
   }
   SideStream* const side = team_.sums_side();
   Context beside = side != nullptr ? side->fork(ctx_) : ctx_;
-  const auto mark = [&] { return side != nullptr ? side->mark() : Event(); };
+  const auto mark = [&](const Event& ready) {
+    if (side != nullptr) device::record(beside.device, beside.stream, ready);
+  };
   is_under_way_ = true;
   for (const LayerRun& run : rest_) gather(beside, run);
   for (const LayerRun& run : rest_) copy(beside, run);
-  rest_ready_ = mark();
+  mark(rest_ready_);
   for (int64_t layer = 0; layer < runs_.num_layers(); ++layer) {
     if (runs_.of(layer).empty()) continue;
     for (const LayerRun& run : runs_.of(layer)) gather(beside, run);
     for (const LayerRun& run : runs_.of(layer)) copy(beside, run);
     if (stores_.fp8 != nullptr) stores_.fp8->quantise_layer(beside, stores_.masters.tree, layer);
-    ready_[static_cast<size_t>(layer)] = mark();
+    mark(ready_[static_cast<size_t>(layer)]);
   }
 }
 
-void MasterGather::await(int64_t layer) {
-  if (SideStream* const side = team_.sums_side(); side != nullptr)
-    side->join(ctx_, ready_[static_cast<size_t>(layer)]);
+void MasterGather::begin_step() {
+  if (ready_.empty()) return;
+  device::await_outside(ctx_.device, ctx_.stream, rest_ready_);
+  awaited_.assign(ready_.size(), false);
 }
 
-void MasterGather::await_rest() {
-  if (SideStream* const side = team_.sums_side(); side != nullptr) side->join(ctx_, rest_ready_);
+// NOTE: also where nothing is under way. The step may be recorded, and be launched when something
+// is.
+void MasterGather::await(int64_t layer) {
+  const auto l = static_cast<size_t>(layer);
+  if (ready_.empty() || awaited_[l]) return;
+  awaited_[l] = true;
+  if (ready_[l].handle != nullptr) device::await_outside(ctx_.device, ctx_.stream, ready_[l]);
 }
 
 void MasterGather::finish() {
   if (!std::exchange(is_under_way_, false)) return;
-  await_rest();
+  begin_step();
   for (int64_t layer = 0; layer < runs_.num_layers(); ++layer) await(layer);
 }
 

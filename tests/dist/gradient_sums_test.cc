@@ -47,22 +47,21 @@ void check(const ParallelConfig& parallel) {
     GradientSums sums(ctx, config, team, grads);
     HADAL_CHECK(sums.starts_layers() == parallel.overlap, "layers start, or do not");
     HADAL_CHECK(sums.num_sms() == 0, "a CPU has no SMs");
-    // A step that is done again, with layers in another order (MTP modules last).
-    fill(grads.flat(), rank + 100);
-    sums.start(1);
-    sums.give_up();
-    for (int step = 0; step < 2; ++step) {
-      fill(grads.flat(), rank);
+    using Layers = GradientSums::Layers;
+    const auto start_layers = [&] {  // MTP modules last
       for (const int64_t layer : {3, 2, 1, 0}) sums.start(layer);
-      sums.start_rest();
-      sums.finish();
-      expect_shares_of_regions(ctx, team, grads, config, rank);
+      sums.finish_layers();
+    };
+    // A step that is done again, and one whose layers nobody told of.
+    if (sums.starts_layers()) {
+      fill(grads.flat(), rank + 100);
+      start_layers();
     }
-    // Some layers alone, and none.
-    for (const bool one : {true, false}) {
+    for (const Layers layers : {Layers::kDone, Layers::kDone, Layers::kLeft}) {
       fill(grads.flat(), rank);
-      if (one) sums.start(1);
-      sums.start_rest();
+      const bool done = layers == Layers::kDone && sums.starts_layers();
+      if (done) start_layers();
+      sums.start_rest(done ? Layers::kDone : Layers::kLeft);
       sums.finish();
       expect_shares_of_regions(ctx, team, grads, config, rank);
     }

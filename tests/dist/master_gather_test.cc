@@ -63,9 +63,10 @@ void check(const ParallelConfig& parallel) {
       update(want.masters, rank + 10 * step);
       for (const ParamStore::Region region : ParamStore::kRegions) gather.updated(region);
       gather.start();
-      HADAL_CHECK(gather.is_under_way() == (parallel.overlap && !team.goes_one_by_one()),
+      HADAL_CHECK(gather.is_under_way() ==
+                      (parallel.overlap && team.recordable() != Team::Recordable::kMicroBatch),
                   "by layers, or not");
-      gather.await_rest();
+      gather.begin_step();
       for (const int64_t layer : {0, 1, 2, 3}) gather.await(layer);
       gather.finish();
       HADAL_CHECK(!gather.is_under_way(), "it is finished");
