@@ -15,12 +15,14 @@ MasterGather::MasterGather(Context& ctx, const Config& config, Team& team, const
       runs_(config, stores.masters),
       rest_(runs_.rest()),
       by_layers_(team.parallel().overlap && team.dense().size() > 1 &&
-                 team.recordable() != Team::Recordable::kMicroBatch) {
+                 team.recordable() != Team::Recordable::kMicroBatch),
+      ready_(static_cast<size_t>(runs_.num_layers())),
+      awaited_(ready_.size()) {
   if (!by_layers_ || team.sums_side() == nullptr) return;
   for (int64_t layer = 0; layer < runs_.num_layers(); ++layer)
-    ready_.push_back(runs_.of(layer).empty() ? Event() : device::make_mark(ctx.device));
+    if (!runs_.of(layer).empty())
+      ready_[static_cast<size_t>(layer)] = device::make_mark(ctx.device);
   rest_ready_ = device::make_mark(ctx.device);
-  awaited_.assign(ready_.size(), false);
 }
 
 MasterGather::~MasterGather() {
@@ -62,8 +64,7 @@ void MasterGather::start() {
 }
 
 void MasterGather::begin_step() {
-  if (ready_.empty()) return;
-  device::await_outside(ctx_.device, ctx_.stream, rest_ready_);
+  if (rest_ready_.handle != nullptr) device::await_outside(ctx_.device, ctx_.stream, rest_ready_);
   awaited_.assign(ready_.size(), false);
 }
 
@@ -71,9 +72,9 @@ void MasterGather::begin_step() {
 // is.
 void MasterGather::await(int64_t layer) {
   const auto l = static_cast<size_t>(layer);
-  if (ready_.empty() || awaited_[l]) return;
+  if (awaited_[l] || ready_[l].handle == nullptr) return;
   awaited_[l] = true;
-  if (ready_[l].handle != nullptr) device::await_outside(ctx_.device, ctx_.stream, ready_[l]);
+  device::await_outside(ctx_.device, ctx_.stream, ready_[l]);
 }
 
 void MasterGather::finish() {
