@@ -143,9 +143,9 @@ void bench_collectives(Bench& bench, NcclWorld* gpus, int64_t bytes) {
 
 // Sums of bf16 rows as ranks that share a model make them in decode: by NCCL, and by kernels of our
 // own through windows.
-void bench_sums(Bench& bench, NcclWorld& gpus, const std::vector<int>& all) {
+void bench_sums(Bench& bench, World& world, NcclWorld& gpus) {
   Context& ctx = bench.ctx();
-  const std::unique_ptr<Comm> windows = gpus.make_comm_with_sums(all, "model");
+  const std::unique_ptr<Comm> windows = gpus.make_comm_with_sums(world.all_ranks(), "model");
   if (windows->peer_sums() == nullptr) return;
   for (const int64_t bytes :
        {int64_t{1} << 12, int64_t{1} << 14, int64_t{1} << 18, int64_t{1} << 20}) {
@@ -268,9 +268,8 @@ void bench_exchange(Bench& bench, const Config& c, int64_t T, World& world, Nccl
   if (gpus == nullptr || world.hosts().size() > 1 || comm.size() > ops::kMaxPeers) return;
   const WindowLayout layout(comm.size(), T, c.num_experts_per_tok, c.hidden_size, DType::kBF16,
                             c.precision.fp8);
-  std::vector<int> all(static_cast<size_t>(world.size()));
-  std::iota(all.begin(), all.end(), 0);
-  const PeerWindows windows(world, all, gpus->device(), static_cast<size_t>(layout.bytes));
+  const PeerWindows windows(world, world.all_ranks(), gpus->device(),
+                            static_cast<size_t>(layout.bytes));
   for (const int sms : {20, 8, 0}) {
     WindowExchange exchange(bench.ctx(),
                             {.view = windows.view(),
@@ -291,10 +290,8 @@ void run_rank(World& world, const Options& o, const std::string& command) {
   Context ctx = machine.context();
   std::unique_ptr<NcclWorld> gpus;
   if (on_gpus) gpus = std::make_unique<NcclWorld>(world, ctx);
-  std::vector<int> all(static_cast<size_t>(world.size()));
-  std::iota(all.begin(), all.end(), 0);
-  const std::unique_ptr<Comm> comm =
-      gpus ? gpus->make_comm(all, "world") : make_comm_host(world, all, "world");
+  const std::unique_ptr<Comm> comm = gpus ? gpus->make_comm(world.all_ranks(), "world")
+                                          : make_comm_host(world, world.all_ranks(), "world");
   json row = machine_row(ctx, command);
   row.update({{"bench", "comm"},
               {"ranks", world.size()},
@@ -303,7 +300,7 @@ void run_rank(World& world, const Options& o, const std::string& command) {
               {"nccl", gpus ? gpus->api().version() : ""}});
   Bench bench(ctx, *comm, o, row);
   for (const int64_t bytes : o.bytes) bench_collectives(bench, gpus.get(), bytes);
-  if (gpus) bench_sums(bench, *gpus, all);
+  if (gpus) bench_sums(bench, world, *gpus);
   Config config = read_model_config(o.config);
   for (const Precision& precision : {Precision{}, kFp8Recipe}) {
     config.precision = precision;

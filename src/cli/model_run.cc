@@ -5,7 +5,6 @@
 #include <fmt/core.h>
 
 #include <csignal>
-#include <numeric>
 
 #include "parallel/comm_host.h"
 #include "parallel/comm_nccl.h"
@@ -19,10 +18,8 @@ namespace {
 
 // Among all ranks; over their GPUs where they have some.
 std::unique_ptr<Comm> make_comm(World& world, NcclWorld* gpus) {
-  std::vector<int> all(static_cast<size_t>(world.size()));
-  std::iota(all.begin(), all.end(), 0);
-  if (gpus != nullptr) return gpus->make_comm_with_sums(std::move(all), "model");
-  return make_comm_host(world, std::move(all), "model");
+  if (gpus != nullptr) return gpus->make_comm_with_sums(world.all_ranks(), "model");
+  return make_comm_host(world, world.all_ranks(), "model");
 }
 
 // Says how far this rank is, by what it does next.

@@ -15,7 +15,6 @@
 #include <chrono>
 #include <exception>
 #include <functional>
-#include <numeric>
 #include <optional>
 #include <utility>
 
@@ -39,12 +38,6 @@ constexpr int64_t kRowBytes = 16;                      // parts begin at multipl
 constexpr auto kAbortAfter = std::chrono::seconds(2);  // of waiting for a call of NCCL to return
 
 int64_t size_of(const Tensor& t) { return static_cast<int64_t>(dtype_size(t.dtype())); }
-
-std::vector<int> all_ranks(const World& world) {
-  std::vector<int> all(static_cast<size_t>(world.size()));
-  std::iota(all.begin(), all.end(), 0);
-  return all;
-}
 
 // `count` elements of a dense tensor as a vector.
 Tensor part_of(const Tensor& t, int64_t begin, int64_t count) {
@@ -306,7 +299,7 @@ NcclWorld::NcclWorld(World& world, Context& ctx, const NcclOptions& options)
       const Calling calling(*this);
       api_.check(api_.init(&comm_, world.size(), id, world.rank()), "ncclCommInitRank");
     }
-    connect(all_ranks(world), Channel::kWork);
+    connect(world.all_ranks(), Channel::kWork);
   } catch (...) {
     end_watch();
     throw;
@@ -323,7 +316,7 @@ NcclWorld::~NcclWorld() {
       side_.synchronize();
       sums_side_.synchronize();
       for (const Line& line : lines_) device::synchronize(ctx_.device, line.stream);
-      make_comm_host(world_, all_ranks(world_), "NCCL")->barrier();
+      make_comm_host(world_, world_.all_ranks(), "NCCL")->barrier();
       // From here on nobody waits for another one: a rank that is already gone has not failed, and
       // this one's last call, which takes a while, is not watched.
       end_watch();
@@ -479,7 +472,7 @@ NcclId NcclWorld::tell_id(const std::optional<Ends>& two) {
   if (me == first) api_.check(api_.get_unique_id(&id), "ncclGetUniqueId");
   world_.at("start", "NCCL");
   std::vector<Parcel> parcels;
-  for (const int r : two ? std::vector<int>{two->from, two->to} : all_ranks(world_))
+  for (const int r : two ? std::vector<int>{two->from, two->to} : world_.all_ranks())
     if (r != me && (r == first || me == first))
       parcels.push_back(
           {.send = me == first, .peer = r, .data = &id, .bytes = sizeof(id), .tag = 0x4e434cu});

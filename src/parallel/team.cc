@@ -3,7 +3,6 @@
 #include "parallel/team.h"
 
 #include <algorithm>
-#include <numeric>
 #include <utility>
 
 #include "core/check.h"
@@ -39,9 +38,7 @@ Team::Team(const ParallelConfig& parallel, const Config& model, World* world, Nc
       }
     return ranks;
   };
-  std::vector<int> all(static_cast<size_t>(m.num_ranks()));
-  std::iota(all.begin(), all.end(), 0);
-  world_ = make(std::move(all), "world");
+  world_ = make(world == nullptr ? std::vector<int>{0} : world->all_ranks(), "world");
   pipeline_ = make(group_of(m, rank_, MeshAxis::kPipeline), "pipeline");
   expert_ = make(group_of(m, rank_, MeshAxis::kExpert), "expert");
   const int per_node = parallel_.ranks_per_node > 0 ? parallel_.ranks_per_node : m.num_ranks();

@@ -16,6 +16,7 @@
 #include <cstdio>
 #include <cstring>
 #include <new>
+#include <numeric>
 #include <utility>
 
 #include "core/env.h"
@@ -92,6 +93,12 @@ World::World(const WorldOptions& options, Meeting meeting)
         if (!status(rank).has_ended()) mark_dead(rank, "its process is gone");
       });
   meet_local_ranks(seconds);
+}
+
+std::vector<int> World::all_ranks() const {
+  std::vector<int> all(static_cast<size_t>(size()));
+  std::iota(all.begin(), all.end(), 0);
+  return all;
 }
 
 // Until all ranks of this host have mapped the memory and watch each other's processes: one that

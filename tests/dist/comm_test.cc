@@ -27,9 +27,7 @@ void on_ranks(int N, const Body& body, WorldOptions options = {}) {
   launch(world,
          [&](int) {
            Machine machine;
-           std::vector<int> all(static_cast<size_t>(N));
-           std::iota(all.begin(), all.end(), 0);
-           const auto comm = make_comm_host(world, all, "world");
+           const auto comm = make_comm_host(world, world.all_ranks(), "world");
            body(machine.ctx, *comm, world);
          },
          {.grace_seconds = 1.0});

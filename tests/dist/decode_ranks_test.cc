@@ -146,9 +146,7 @@ void on_ranks(int N, const Model& model, const Body& body, WorldOptions options 
   launch(world, [&](int rank) {
     Machine machine;
     const Loaded loaded(machine.ctx, model, {.ways = N, .index = rank});
-    std::vector<int> all(static_cast<size_t>(N));
-    std::iota(all.begin(), all.end(), 0);
-    const auto comm = make_comm_host(world, all, "model");
+    const auto comm = make_comm_host(world, world.all_ranks(), "model");
     body(machine.ctx, loaded, TensorGroup(*comm), world);
   });
 }

@@ -12,7 +12,6 @@
 #include <cstring>
 #include <fstream>
 #include <functional>
-#include <numeric>
 #include <thread>
 
 #include "core/transfer.h"
@@ -93,9 +92,7 @@ class Hosts : public ::testing::Test {
       World world(world_options, meet(o));
       take_part(world, [&](int) {
         Machine machine;
-        std::vector<int> all(static_cast<size_t>(o.num_ranks));
-        std::iota(all.begin(), all.end(), 0);
-        const auto comm = make_comm_host(world, all, "world");
+        const auto comm = make_comm_host(world, world.all_ranks(), "world");
         body(machine.ctx, *comm, world);
       });
     });

@@ -62,8 +62,7 @@ void on_ranks(Where where, int N, const Body& body, WorldOptions options = {},
            Machine machine(where == Where::kGpus ? gpu_of_rank(world) : Device{});
            Machine host_machine;
            NcclWorld gpus(world, machine.ctx, nccl_options);
-           std::vector<int> all(static_cast<size_t>(N));
-           std::iota(all.begin(), all.end(), 0);
+           const std::vector<int> all = world.all_ranks();
            const auto comm = gpus.make_comm(all, "world");
            const auto host = make_comm_host(world, all, "reference");
            body(Rank{machine.ctx, *comm, world, host_machine.ctx, *host});
@@ -308,8 +307,7 @@ void on_linked_ranks(Where where, int N, const Body& body, WorldOptions options 
            if (where == Where::kPipes) setenv("HADAL_NCCL", FAKE_NCCL, 1);
            Machine machine(where == Where::kGpus ? gpu_of_rank(world) : Device{});
            NcclWorld gpus(world, machine.ctx);
-           std::vector<int> all(static_cast<size_t>(N));
-           std::iota(all.begin(), all.end(), 0);
+           const std::vector<int> all = world.all_ranks();
            const auto links = make_links_nccl(gpus, all, all_links(N), "pipeline");
            // Asked for again: the same lines.
            const auto again = make_links_nccl(gpus, all, all_links(N), "pipeline");
