@@ -7,12 +7,12 @@
 // Each transfer is a copy of the bytes that a rank of 64 sends for its tokens, at the rate of a
 // link and on the SMs that a sending kernel takes: into the memory of the next rank's GPU where
 // there are several ranks, else within the device's own. Everything else is the trainer's:
-// stage::overlap over layers with a rank's share of the experts.
+// stage::overlap over layers with a rank's share of the experts, recorded on a GPU as its steps
+// are.
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <numeric>
 #include <optional>
 
 #include "cli/bench.h"
@@ -41,6 +41,7 @@ struct Options {
   std::vector<double> gbps = {50.0};  // of the link
   int64_t layers = 4, samples = 10;
   int comm_sms = 20, ranks = 1;
+  bool calls = false;  // not recorded
 };
 
 // A middle stage, and two micro-batches on their way through it, one a chunk behind the other.
@@ -86,9 +87,23 @@ class Chunks {
     saved_ = std::move(next);
   }
   void end() { saved_ = {}; }
+  // A chunk's forward and so many pairs as one graph.
+  Graph record(int pairs, bool side_by_side) {
+    const GraphMemory::Scope scope(temporaries_);
+    const auto all = [&] {
+      begin();
+      for (int i = 0; i < pairs; ++i) pair(side_by_side);
+      end();
+    };
+    all();  // kernels are loaded, and there is memory
+    device::begin_recording(ctx_.device, ctx_.stream);
+    all();
+    return device::end_recording(ctx_.device, ctx_.stream);
+  }
 
  private:
   Context& ctx_;
+  GraphMemory temporaries_{ctx_.memory};
   RankLayers rank_;
   RowPool pool_;
   PacedExchange exchange_;
@@ -104,7 +119,6 @@ class Chunks {
 // What a rank has of the others.
 struct Others {
   World* world = nullptr;  // none: the rank is alone
-  std::vector<int> ranks = {};
   std::unique_ptr<Comm> comm;
   void meet() const {
     if (comm) comm->barrier();
@@ -119,13 +133,14 @@ void bench(Context& ctx, const Config& config, const Precision& precision, int64
   void* to = nullptr;
   if (others.world != nullptr) {
     windows = std::make_unique<PeerWindows>(
-        *others.world, others.ranks, ctx.device,
+        *others.world, others.world->all_ranks(), ctx.device,
         static_cast<size_t>(PacedExchange::buffer_bytes(config, tokens)));
     to = windows->view().window[static_cast<size_t>((others.world->rank() + 1) % o.ranks)];
   }
+  const bool recorded = device::can_record(ctx.device) && !o.calls;
   Chunks chunks(ctx, config, precision, o.layers, tokens, to);
   PacedExchange& exchange = chunks.exchange();
-  // Milliseconds of a layer pair, the median.
+  // Milliseconds a layer, the median.
   const auto timed = [&](const auto& fn) {
     std::vector<double> times;
     for (int64_t i = 0; i < o.samples + 2; ++i) {
@@ -142,6 +157,16 @@ void bench(Context& ctx, const Config& config, const Precision& precision, int64
   const auto run = [&](std::optional<PacedExchange::Link> link, int spare_sms, bool side_by_side) {
     exchange.link = link;
     chunks.leave_sms(spare_sms);
+    if (recorded) {
+      constexpr int kFew = 1, kMore = 3;  // what more pairs take longer: of the chunk none
+      const auto time_of = [&](int pairs) {
+        const Graph graph = chunks.record(pairs, side_by_side);
+        const double ms = timed([&] { device::launch(ctx.device, ctx.stream, graph); });
+        device::destroy(ctx.device, graph);
+        return ms;
+      };
+      return (time_of(kMore) - time_of(kFew)) / (kMore - kFew);
+    }
     chunks.begin();
     const double ms = timed([&] { chunks.pair(side_by_side); });
     chunks.end();
@@ -165,6 +190,7 @@ void bench(Context& ctx, const Config& config, const Precision& precision, int64
                 {"local_experts", kLocalExperts},
                 {"link_GBps", gbps},
                 {"comm_sms", o.comm_sms},
+                {"recorded", recorded},
                 {"sent_MB", 1e-6 * static_cast<double>(exchange.bytes_of_layer())},
                 {"compute_all_sms_ms", all_sms},
                 {"compute_ms", compute},
@@ -182,6 +208,7 @@ void bench_all(Context& ctx, const Options& o, const Others& others) {
   std::string command =
       fmt::format("hadal bench overlap --config {} --samples {} --layers {} --comm-sms {}",
                   o.config, o.samples, o.layers, o.comm_sms);
+  if (o.calls) command += " --calls";
   if (o.ranks > 1) command += fmt::format(" --ranks {}", o.ranks);
   json row = machine_row(ctx, command);
   row.update({{"config", o.config}, {"device", device::name(ctx.device)}});
@@ -217,9 +244,7 @@ void run(const Options& o) {
   launch(world, [&](int) {
     const auto machine = o.machine.make(gpu_of_rank(world), o.ranks);
     Context ctx = machine->context();
-    std::vector<int> all(static_cast<size_t>(o.ranks));
-    std::iota(all.begin(), all.end(), 0);
-    bench_all(ctx, o, {.world = &world, .ranks = all, .comm = make_comm_host(world, all, "world")});
+    bench_all(ctx, o, {.world = &world, .comm = make_comm_host(world, world.all_ranks(), "world")});
   });
 }
 
@@ -242,6 +267,7 @@ void add_bench_overlap_command(CLI::App& bench) {
   command->add_option("--gbps", o->gbps, "GB/s of the link")->delimiter(',');
   command->add_option("--ranks", o->ranks, "processes with a GPU each, that send to each other")
       ->capture_default_str();
+  command->add_flag("--calls", o->calls, "call by call, and not recorded, on a GPU");
   o->machine.add_to(*command);
   command->footer(
       "Example: hadal bench overlap --tokens 4096 --format fp8 --device cuda --ranks 2");
