@@ -175,7 +175,7 @@ class Bench {
                  run.train.micro_batch_sequences * run.train.sequence_length,
                  {.moments = run.train.moments,
                   .ema_decay = run.train.ema_decay,
-                  .team = rank_.team(),
+                  .team = &rank_.team(),
                   .max_micro_batches = train::most_micro_batches(run),
                   .wrap_exchange = paced()}),
         team_(learner_.team()),
@@ -240,7 +240,7 @@ class Bench {
           t.micro_batch_sequences * t.sequence_length / run_.parallel.mesh.tp);
       paced->link = {.bytes_per_second = 1e9 * options_.pace,
                      .sms = run_.parallel.comm_sms,
-                     .side = rank_.team()->side()};
+                     .side = rank_.team().side()};
       paced_ = paced.get();
       return paced;
     };

@@ -50,10 +50,10 @@ bool run_rank(const Options& o, const train::RunConfig& config, bool resume, Wor
   const train::TrainReport report =
       train::run_training(rank.context(), config,
                           {.resume = resume,
-                           .team = rank.team(),
+                           .team = &rank.team(),
                            .should_stop = [] { return stop_requested.load(); },
                            .should_report = [] { return report_requested.exchange(false); }});
-  if (rank.team() != nullptr && !rank.team()->is_first()) return report.finished;
+  if (!rank.team().is_first()) return report.finished;
   if (!report.finished) {
     fmt::print("stopped after step {}; go on with: {}\n", report.steps, resume_command(o));
     return false;

@@ -11,6 +11,12 @@ bool on_gpus(const train::RunConfig& run, const World* world) {
   return world != nullptr && run.train.device == "cuda";
 }
 
+std::unique_ptr<NcclWorld> world_of_gpus(const train::RunConfig& run, World* world, Context& ctx) {
+  if (!on_gpus(run, world)) return nullptr;
+  return std::make_unique<NcclWorld>(*world, ctx,
+                                     NcclOptions{.line_ctas = std::max(1, run.parallel.link_sms)});
+}
+
 }  // namespace
 
 TrainRank::TrainRank(const train::RunConfig& run, World* world)
@@ -18,11 +24,8 @@ TrainRank::TrainRank(const train::RunConfig& run, World* world)
                                world == nullptr ? 1 : world->num_local()),
                on_gpus(run, world) ? gpu_of_rank(*world)
                                    : parse_device(run.train.device, "train.device")),
-      ctx_(machine_.context()) {
-  if (on_gpus(run, world))
-    gpus_ = std::make_unique<NcclWorld>(
-        *world, ctx_, NcclOptions{.line_ctas = std::max(1, run.parallel.link_sms)});
-  if (world != nullptr) team_ = std::make_unique<Team>(run.parallel, run.model, world, gpus_.get());
-}
+      ctx_(machine_.context()),
+      gpus_(world_of_gpus(run, world, ctx_)),
+      team_(run.parallel, run.model, world, gpus_.get()) {}
 
 }  // namespace hadal::cli

@@ -16,13 +16,13 @@ class TrainRank {
   TrainRank(const train::RunConfig& run, World* world);
 
   Context& context() { return ctx_; }
-  Team* team() { return team_.get(); }  // null where the rank is alone
+  Team& team() { return team_; }
 
  private:
   Machine machine_;
   Context ctx_;
   std::unique_ptr<NcclWorld> gpus_;  // where ranks have GPUs
-  std::unique_ptr<Team> team_;
+  Team team_;
 };
 
 }  // namespace hadal::cli

@@ -30,6 +30,9 @@ struct ParallelConfig {
   // Pairs of a schedule run side by side, with their transfers; gradients of a layer are summed,
   // and masters gathered, beside the work.
   bool overlap = true;
+  // GPUs record micro-batches, or all of a pipeline rank's step, and launch them (train/
+  // recorded_step.h).
+  bool record = true;
   // SMs of a GPU for the transfers of experts' tokens: left to them by the work of a pair, and what
   // puts rows into windows; 0 with windows: the copy engine, which takes none.
   int comm_sms = 20;

@@ -59,13 +59,14 @@ class Team {
   SideStream* side() const {
     return gpus_ != nullptr && parallel_.overlap ? &gpus_->side() : nullptr;
   }
-  // What a GPU can record, as nothing that a rank needs of others for it takes a host: a
-  // micro-batch where they come one by one, else all of a step's.
+  // What a GPU records, where nothing that a rank needs of others for it takes a host: a
+  // micro-batch if they come one by one, else all of a step's.
   enum class Recordable : uint8_t { kNothing, kMicroBatch, kStep };
   Recordable recordable() const {
     const Mesh& m = parallel_.mesh;
     const bool no_host = m.ep == 1 || parallel_.exchange == ExchangeKind::kWindows;
-    if (!no_host || (m.pp > 1 && parallel_.link_sms > 0)) return Recordable::kNothing;
+    const bool in_links = m.pp > 1 && parallel_.link_sms > 0;
+    if (!parallel_.record || !no_host || in_links) return Recordable::kNothing;
     const bool one_by_one = m.pp == 1 && parallel_.schedule != ScheduleKind::kDualPipeV;
     return one_by_one ? Recordable::kMicroBatch : Recordable::kStep;
   }

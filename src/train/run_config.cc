@@ -198,6 +198,7 @@ ParallelConfig read_parallel(const io::JsonObject& o) {
   p.ranks_per_node = static_cast<int>(o.integer("ranks_per_node", p.ranks_per_node));
   p.exchange = parse_exchange(o.string("exchange", exchange_name(p.exchange)));
   p.overlap = o.boolean("overlap", p.overlap);
+  p.record = o.boolean("record", p.record);
   if (p.exchange == ExchangeKind::kWindows) p.comm_sms = 0;
   p.comm_sms = static_cast<int>(o.integer("comm_sms", p.comm_sms));
   p.link_sms = static_cast<int>(o.integer("link_sms", p.link_sms));
@@ -316,6 +317,7 @@ io::Json to_json(const ParallelConfig& p) {
                    {"ranks_per_node", p.ranks_per_node},
                    {"exchange", exchange_name(p.exchange)},
                    {"overlap", p.overlap},
+                   {"record", p.record},
                    {"comm_sms", p.comm_sms},
                    {"link_sms", p.link_sms},
                    {"row_capacity", p.row_capacity},
@@ -367,8 +369,8 @@ io::Json to_json(const RunConfig& run) {
                       {"max_rollbacks", t.guard.max_rollbacks}};
   io::Json json = {{"model", io::hf_config_to_json(run.model, DType::kF32, {})},
                    {"data", to_json(run.data)},
-                   {"train", std::move(train)}};
-  if (run.parallel.mesh.num_ranks() > 1) json["parallel"] = to_json(run.parallel);
+                   {"train", std::move(train)},
+                   {"parallel", to_json(run.parallel)}};
   return json;
 }
 

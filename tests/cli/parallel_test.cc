@@ -141,6 +141,16 @@ TEST_F(Parallel, PairsSideBySideHaveTheBitsOfPairsInTurn) {
   }
 }
 
+TEST_F(Parallel, ARankAloneRunsItsSchedule) {
+  ASSERT_EQ(run(on("one", "dp=1")).status, 0);
+  for (const std::string schedule : {"dualpipev", "interleaved"}) {
+    const Result r = run(on(schedule, "dp=1 record=false schedule=" + schedule));
+    ASSERT_EQ(r.status, 0) << r.err;
+    EXPECT_NE(r.out.find("\"record\": false"), std::string::npos);
+    expect_same_losses(schedule, "one");
+  }
+}
+
 TEST_F(Parallel, SumsOfLayersHaveTheBitsOfSumsOfRegions) {
   for (const std::string mesh :
        {"dp=4", "dp=4 ep=2", "dp=2 tp=2", "pp=2 dp=2 schedule=zb1p", "pp=2 dp=2 schedule=1f1b"}) {
