@@ -245,6 +245,7 @@ bool Learner::records_one_by_one() const {
 
 bool Learner::tells_of_layers() const { return sums_.starts_layers() && !records_one_by_one(); }
 
+// One after the other or in the pipeline's order; on a GPU recorded, unless steps are timed.
 void Learner::run_micro_batches(std::span<const RecordedStep::MicroBatch> micro_batches) {
   std::function<void(int64_t)> layer_done;
   if (tells_of_layers()) layer_done = [this](int64_t layer) { sums_.start(layer); };
