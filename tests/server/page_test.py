@@ -134,10 +134,10 @@ def drive(browser, server, folder):
     check(browser.run("texts()") == first, "regenerating changed the text")
     if folder:
         browser.screenshot(folder / "page-chat-light.png")
-    # A long reply, which its model may not end by itself, stopped with Escape.
+    # A reply of ten seconds and more, which its model may not end by itself, stopped with Escape.
     browser.run("window.plain = fetch; window.fetch = (url, how) => plain(url, how?.body ? {...how, "
                 "body: JSON.stringify({...JSON.parse(how.body), ignore_eos: true})} : how)")
-    browser.run("$('max_tokens').value = 3000; $('input').focus()")
+    browser.run("$('max_tokens').value = 15000; $('input').focus()")
     browser.send("Input.insertText", text="go on")
     browser.key("Enter", "\r")
     browser.wait("texts().length === 2 && texts()[1].length > 5")
@@ -152,7 +152,7 @@ def drive(browser, server, folder):
     browser.run("$('tab-chat').focus()")
     browser.key("ArrowRight")
     check(browser.run("!$('engine').hidden && $('chat').hidden"), "the tab did not open")
-    load = [server.open_stream("/v1/completions", {"prompt": "x", "max_tokens": 3000, "ignore_eos": True})
+    load = [server.open_stream("/v1/completions", {"prompt": "x", "max_tokens": 15000, "ignore_eos": True})
             for _ in range(3)]
     browser.wait("graphs[0].lines[0].at(-1) === 3 && graphs[2].lines[0].at(-1) > 0")
     time.sleep(4)
@@ -176,7 +176,7 @@ def main():
     folder = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else None
     with tempfile.TemporaryDirectory() as work:
         Server.model = harness.make_model(work)
-        with Server("--context", "4096") as server:
+        with Server("--context", "16384") as server:
             browser = Browser(program, f"{work}/profile")
             try:
                 drive(browser, server, folder)

@@ -98,6 +98,15 @@ async function drafts() {
   return [m["spec_decode_num_draft_tokens_total"] || 0, m["spec_decode_num_accepted_tokens_total"] || 0];
 }
 
+// Lets the page do what waits for it, as keys: a fast stream has always something to read. Timers
+// would be slow in a tab that nobody looks at.
+const rest = () => new Promise((resolve) => {
+  const {port1, port2} = new MessageChannel();
+  port1.onmessage = resolve;
+  port2.postMessage(null);
+});
+const FRAME = 16;  // ms
+
 async function reply() {
   running = new AbortController();
   buttons();
@@ -105,7 +114,13 @@ async function reply() {
   const [path, body] = request();
   const before = await drafts();
   const start = performance.now();
-  let first = 0, content = "", note = "";
+  let first = 0, content = "", reasoning = "", note = "", due = 0, rested = start;
+  const render = () => {
+    due = 0;
+    out.reasoning.textContent = reasoning;
+    out.content.textContent = content;
+    out.box.scrollIntoView({block: "end"});
+  };
   $("status").textContent = "waiting ...";
   try {
     const response = await fetch(path, {method: "POST", headers: headers(), body: JSON.stringify(body), signal: running.signal});
@@ -116,11 +131,15 @@ async function reply() {
       for (const choice of event.choices) {
         const delta = choice.delta || {content: choice.text};
         if (!first && (delta.content || delta.reasoning_content)) first = performance.now();
-        if (delta.reasoning_content) out.reasoning.textContent += delta.reasoning_content;
-        if (delta.content) out.content.textContent = content += delta.content;
+        if (delta.reasoning_content) reasoning += delta.reasoning_content;
+        if (delta.content) content += delta.content;
       }
       if (first && !note) $("status").textContent = "writing ...";
-      out.box.scrollIntoView({block: "end"});
+      due ||= setTimeout(render, FRAME);
+      if (performance.now() - rested > FRAME) {
+        await rest();
+        rested = performance.now();
+      }
     }
     const after = await drafts();
     if (after[0] > before[0])
@@ -131,6 +150,8 @@ async function reply() {
     $("status").textContent = stopped ? "stopped" : error.message;
     if (!stopped) out.box.classList.add("error");
   }
+  clearTimeout(due);
+  render();
   history.push({role: "assistant", content});
   running = null;
   buttons();
