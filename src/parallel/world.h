@@ -69,7 +69,7 @@ class World {
 
   const WorldOptions& options() const { return options_; }
   int size() const { return options_.num_ranks; }
-  std::vector<int> all_ranks() const;  // 0, 1, ...
+  std::vector<int> all_ranks() const;
   int num_local() const { return static_cast<int>(local_.size()); }  // ranks of this host
   // Which host a rank is on; hosts are numbered by their first ranks.
   int host_of(int rank) const { return host_of_[static_cast<size_t>(rank)]; }
