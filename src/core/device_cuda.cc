@@ -254,18 +254,31 @@ void begin_recording(Device device, Stream stream) {
   CHECK_CALL(cudaStreamBeginCapture(native(stream), cudaStreamCaptureModeRelaxed));
 }
 
+namespace {
+
+// NOTE: a graph has 2 to 5 KB of memory for each kernel, outside of all pools.
+void check_graph(cudaError_t status, const char* call) {
+  HADAL_CHECK(status != cudaErrorMemoryAllocation,
+              "the GPU has no memory left for recorded work: use smaller batches or a smaller "
+              "model, or parallel.record=false in training");
+  check(status, call);
+}
+
+}  // namespace
+
 Graph end_recording(Device, Stream stream) {
   cudaGraph_t graph = nullptr;
   CHECK_CALL(cudaStreamEndCapture(native(stream), &graph));
   cudaGraphExec_t exec = nullptr;
   const cudaError_t status = cudaGraphInstantiate(&exec, graph, 0);
   cudaGraphDestroy(graph);
-  check(status, "cudaGraphInstantiate");
+  check_graph(status, "cudaGraphInstantiate");
   return {exec};
 }
 
 void launch(Device, Stream stream, Graph graph) {
-  CHECK_CALL(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph.handle), native(stream)));
+  check_graph(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph.handle), native(stream)),
+              "cudaGraphLaunch");
 }
 
 void destroy(Device device, Graph graph) {
