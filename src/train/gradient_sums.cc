@@ -12,7 +12,6 @@ GradientSums::GradientSums(Context& ctx, const Config& config, Team& team, Param
       team_(team),
       grads_(grads),
       runs_(config, grads),
-      rest_(runs_.rest()),
       starts_layers_(team.parallel().overlap && team.dense().size() > 1 &&
                      env::sabotage() != "expert_group") {}
 
@@ -21,7 +20,6 @@ int GradientSums::num_sms() const {
 }
 
 void GradientSums::start(int64_t layer) {
-  if (!starts_layers_) return;
   SideStream* const side = team_.sums_side();
   Context beside = side != nullptr ? side->fork(ctx_) : ctx_;
   for (const LayerRun& run : runs_.of(layer)) reduce(beside, run);
@@ -44,7 +42,8 @@ void GradientSums::start_rest(Layers layers) {
   if (team_.embed() != nullptr) team_.embed()->all_reduce(beside, grads_.tree.embed);
   if (env::sabotage() == "expert_group")
     team_.expert().all_reduce(beside, grads_.slice(grads_.region(ParamStore::Region::kExperts)));
-  for (const LayerRun& run : layers == Layers::kDone ? rest_ : runs_.regions()) reduce(beside, run);
+  for (const LayerRun& run : layers == Layers::kDone ? runs_.rest() : runs_.regions())
+    reduce(beside, run);
   if (side != nullptr) side->mark(ready_);
 }
 

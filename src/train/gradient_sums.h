@@ -28,7 +28,8 @@ class GradientSums {
   // SMs of a GPU that the sums of a layer may take.
   int num_sms() const;
   // The gradients of a layer (MTP module k: num_hidden_layers + k) are whole on this rank. Ranks of
-  // a group tell of their layers in the same order, of all of them or of none.
+  // a group tell of their layers in the same order, of all of them or of none. REQUIRES:
+  // starts_layers().
   void start(int64_t layer);
   // All layers were told of: the stream of the context goes on behind their sums, so that work that
   // tells of layers can be recorded, or done again.
@@ -47,7 +48,6 @@ class GradientSums {
   Team& team_;
   ParamStore& grads_;
   LayerRuns runs_;
-  std::vector<LayerRun> rest_;  // of no layer
   bool starts_layers_;
   Event ready_;  // all that was started
 };

@@ -20,9 +20,10 @@ LayerRuns::LayerRuns(const Config& config, const ParamStore& store) : store_(sto
       if (run.count > 0)
         of_layer_[static_cast<size_t>(layer)].push_back({.region = region, .range = run});
     }
+  rest_ = find_rest();
 }
 
-std::vector<LayerRun> LayerRuns::rest() const {
+std::vector<LayerRun> LayerRuns::find_rest() const {
   std::vector<LayerRun> layers;
   for (const std::vector<LayerRun>& runs : of_layer_)
     layers.insert(layers.end(), runs.begin(), runs.end());

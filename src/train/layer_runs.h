@@ -27,15 +27,18 @@ class LayerRuns {
     return of_layer_[static_cast<size_t>(layer)];
   }
   // What is left without those of layers: embedding, head, gates, norms, padding.
-  std::vector<LayerRun> rest() const;
+  const std::vector<LayerRun>& rest() const { return rest_; }
   std::vector<LayerRun> regions() const;  // whole
   // [G]   elements of a run that each of the group's ranks has.
   std::vector<int64_t> counts(const LayerRun& run, int group_size) const;
   FlatRange own(const LayerRun& run) const;  // this rank's part
 
  private:
+  std::vector<LayerRun> find_rest() const;
+
   const ParamStore& store_;
   std::vector<std::vector<LayerRun>> of_layer_;
+  std::vector<LayerRun> rest_;
 };
 
 }  // namespace hadal::train

@@ -13,7 +13,6 @@ MasterGather::MasterGather(Context& ctx, const Config& config, Team& team, const
       team_(team),
       stores_(stores),
       runs_(config, stores.masters),
-      rest_(runs_.rest()),
       by_layers_(team.parallel().overlap && team.dense().size() > 1 &&
                  team.recordable() != Team::Recordable::kMicroBatch),
       ready_(static_cast<size_t>(runs_.num_layers())),
@@ -51,8 +50,8 @@ void MasterGather::start() {
     if (side != nullptr) device::record(beside.device, beside.stream, ready);
   };
   is_under_way_ = true;
-  for (const LayerRun& run : rest_) gather(beside, run);
-  for (const LayerRun& run : rest_) copy(beside, run);
+  for (const LayerRun& run : runs_.rest()) gather(beside, run);
+  for (const LayerRun& run : runs_.rest()) copy(beside, run);
   mark(rest_ready_);
   for (int64_t layer = 0; layer < runs_.num_layers(); ++layer) {
     if (runs_.of(layer).empty()) continue;

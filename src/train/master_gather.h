@@ -53,7 +53,6 @@ class MasterGather {
   Team& team_;
   Stores stores_;
   LayerRuns runs_;
-  std::vector<LayerRun> rest_;  // of no layer
   bool by_layers_;
   Event regions_ready_;
   bool is_under_way_ = false;

@@ -367,11 +367,10 @@ io::Json to_json(const RunConfig& run) {
                       {"window", t.guard.window},
                       {"max_skips", t.guard.max_skips},
                       {"max_rollbacks", t.guard.max_rollbacks}};
-  io::Json json = {{"model", io::hf_config_to_json(run.model, DType::kF32, {})},
-                   {"data", to_json(run.data)},
-                   {"train", std::move(train)},
-                   {"parallel", to_json(run.parallel)}};
-  return json;
+  return {{"model", io::hf_config_to_json(run.model, DType::kF32, {})},
+          {"data", to_json(run.data)},
+          {"train", std::move(train)},
+          {"parallel", to_json(run.parallel)}};
 }
 
 }  // namespace hadal::train
